@@ -1,0 +1,47 @@
+"""The base of every model that crosses a boundary, and the one canonical JSON that hashes are made of."""
+
+import hashlib
+import json
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from docml_contract.errors import UnreadableDocument
+
+
+class Document(BaseModel):
+    """A frozen pydantic model without extra fields, with readable errors when parsed from bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON, indented, ending in a newline."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str) -> Self:
+        """Parse what `to_bytes` wrote. `source` names the object in the error (UnreadableDocument)."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise UnreadableDocument(
+                f"{source}: {where}: {first['msg']} (expected a {cls.__name__} written by docml; "
+                "if the file was edited by hand, restore it, otherwise report it)"
+            ) from error
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. NaN and infinities raise ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hex digits) of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def short(hexdigest: str) -> str:
+    """The 16 hex digits used in folder names: 64 bits, ample within one experiment."""
+    return hexdigest[:16]

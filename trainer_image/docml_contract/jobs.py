@@ -1,0 +1,157 @@
+"""Job specs: everything that decides what a job does, wherever it runs.
+
+A spec has two halves. The *task*, the channels and the hashes of the accompanying files say what is computed; `spec_hash`
+covers these, so that a job found under our name can be recognised as ours. `Compute` says on what; it may differ between
+attempts without changing the work.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from docml_contract.base import Document, digest
+from docml_contract.hyperparameters import SearchRange
+
+Kind = Literal["processing", "training", "tuning"]
+Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference"]
+
+
+class Channel(Document):
+    """Input files of a job: all below a key prefix, or the ones listed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="folder name inside the container")
+    prefix: str = Field(description="key prefix below the store's root, without a trailing slash")
+    files: tuple[str, ...] | None = Field(
+        None, description="paths relative to the prefix (SageMaker's ManifestFile); none: everything below it"
+    )
+
+
+class Compute(Document):
+    """On what a job runs. Not part of the spec hash."""
+
+    instance_type: str
+    instance_count: int = Field(1, ge=1)
+    volume_gb: int = Field(30, ge=1)
+    max_runtime_seconds: int = Field(86_400, ge=60)
+    use_spot: bool = False
+    max_wait_seconds: int | None = None
+    keep_alive_seconds: int | None = None
+    image: str | None = Field(None, description="image URI; none where the local twin runs the job")
+    max_cost_usd: float | None = Field(None, description="refuse the job if its worst case costs more")
+
+
+class PrepareTask(Document):
+    """Encode documents into train, valid and test splits."""
+
+    command: Literal["prepare"] = "prepare"
+    phase: Literal["whole", "shard", "merge"] = Field(
+        "whole", description="shard: encode this host's artifacts; merge: join the shards and assign splits"
+    )
+    model_names: tuple[str, ...]
+    own_hyperparameters: dict[str, Any] = Field(description="the experimenter's own, all that encode_data sees")
+    model_input_files: tuple[str, ...]
+    ignored_labels: tuple[str, ...] = ()
+    num_labels_threshold: int = 0
+    max_artifacts: int | None = None
+    near_duplicate_threshold: float = 0.9
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    split_seed: int = 13
+    split_by: str | None = None
+    max_failed_share: float = 0.0
+    processes: int | None = Field(None, description="encoding processes a host; none: one a core")
+
+
+class Tracking(Document):
+    """Where a training reports its curves."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "docml"
+    entity: str | None = None
+    group: str
+    name: str
+    job_type: Literal["training", "tuning", "comparison"]
+
+
+class TrainTask(Document):
+    """Train one model, keep its best epoch, export it. Hyperparameters travel beside the task (`JobSpec.hyperparameters`)."""
+
+    command: Literal["train"] = "train"
+    experiment: str
+    run: int
+    model_name: str
+    model_names: tuple[str, ...]
+    use_distributed: bool = False
+    cpu_processes: int = 1
+    objective_metric: str = "valid_f1"
+    objective_type: Literal["Maximize", "Minimize"] = "Maximize"
+    tracking: Tracking
+
+
+class ExportedModel(Document):
+    """A model that inference loads from the `models` channel."""
+
+    path: str = Field(description="folder relative to the channel")
+    torchscript_sha256: str
+    export_sha256: str
+
+
+class InferTask(Document):
+    """Predict the test split with every model of the run."""
+
+    command: Literal["infer"] = "infer"
+    model_names: tuple[str, ...]
+    models: dict[str, ExportedModel]
+    processes: int | None = Field(None, description="inference processes; none: chosen from cores and model count")
+
+
+Task = Annotated[PrepareTask | TrainTask | InferTask, Field(discriminator="command")]
+
+
+class Tuning(Document):
+    """The search around a training task."""
+
+    ranges: dict[str, SearchRange]
+    strategy: Literal["Bayesian", "Random", "Grid"] = "Bayesian"
+    objective_metric: str = "valid_f1"
+    objective_type: Literal["Maximize", "Minimize"] = "Maximize"
+    max_jobs: int = Field(10, ge=1)
+    max_parallel_jobs: int = Field(1, ge=1)
+    seed: int = 13
+
+
+class JobSpec(Document):
+    """One job, wherever it runs."""
+
+    kind: Kind
+    experiment: str
+    run: int = Field(ge=1)
+    step: Step
+    model: str | None = Field(None, description="for training and tuning")
+    task: Task
+    hyperparameters: dict[str, Any] = Field(default_factory=dict, description="training and tuning: constants")
+    channels: tuple[Channel, ...] = Field(description="besides the `spec` channel, which every job has")
+    files: dict[str, str] = Field(
+        default_factory=dict, description="files of the `spec` channel besides spec.json: name -> sha256"
+    )
+    tuning: Tuning | None = None
+    metric_definitions: tuple[tuple[str, str], ...] = Field((), description="(name, regex) read from the log")
+    inputs: dict[str, str] = Field(default_factory=dict, description="asset name -> data version that the job reads")
+    provenance: dict[str, str] = Field(
+        default_factory=dict, description="git revision and the like, for the model card; not part of the spec hash"
+    )
+    compute: Compute
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.kind == "tuning") != (self.tuning is not None):
+            raise ValueError("a tuning job, and no other, has a search space")
+        if (self.kind == "processing") == (self.model is not None):
+            raise ValueError("training and tuning jobs, and no others, belong to one model")
+        return self
+
+    @property
+    def spec_hash(self) -> str:
+        """sha256 of everything but `compute` and `provenance`: equal hashes mean the same work."""
+        content = self.model_dump(mode="json", exclude={"compute", "provenance"})
+        content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
+        return digest(content)

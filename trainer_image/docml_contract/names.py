@@ -1,0 +1,176 @@
+"""Names and places: what may be called what, and where everything lies in the store.
+
+All places are keys relative to the store's root (`DOCML_STORE`), with `/` as separator and no leading slash.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from docml_contract.errors import BadName
+
+EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+
+# Files of a finished folder
+MANIFEST = "MANIFEST.json"
+# Files of a job's output folder
+OUTPUT = "OUTPUT.json"
+# Files of the job's `spec` channel
+SPEC = "spec.json"
+USER_FUNCTIONS = "user_defined_funcs.py"
+ARTIFACTS_TABLE = "artifacts.parquet"
+PREVIOUS_SPLITS = "previous_splits.parquet"
+# Prepared data
+SPLITS = ("train", "valid", "test")
+LABEL2ID = "label2id.json"
+ID2LABEL = "id2label.json"
+SPLIT_METADATA = "split_metadata.json"
+SPLITS_TABLE = "splits.parquet"
+# A trained model
+TORCHSCRIPT = "model.pt"
+WEIGHTS = "model.safetensors"
+HISTORY = "history.json"
+STATISTICS = "statistics.json"
+CURVES = "curves.png"
+EXPORT = "export.json"
+TRIALS = "trials.json"
+# Inference
+PREDICTIONS = "predictions.parquet"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+# Reconciliation
+RECONCILED_TABLE = "reconciled_manifest.parquet"
+LABEL_ROWS = "label_rows.parquet"
+LABEL_COUNTS = "unique_labels_and_counts.json"
+
+
+def check_experiment_name(name: str) -> str:
+    """Return `name`, or raise BadName with the rule."""
+    if not EXPERIMENT_NAME.fullmatch(name):
+        raise BadName(
+            f"experiment name {name!r}: expected a letter or digit followed by at most 62 letters, digits, "
+            "'.', '_' or '-', for example EXP-3333-longformer"
+        )
+    return name
+
+
+def check_model_name(name: str) -> str:
+    """Return `name`, or raise BadName with the rule."""
+    if not MODEL_NAME.fullmatch(name):
+        raise BadName(
+            f"model name {name!r}: expected a letter or digit followed by at most 62 letters, digits, '.' or '-' "
+            "(no underscore: it ends the column prefix in a comparison)"
+        )
+    return name
+
+
+def column_prefix(model: str, models: tuple[str, ...] | list[str]) -> str:
+    """Prefix of `model`'s columns in the encoded data: `longformer_` in a comparison, nothing otherwise."""
+    return f"{model}_" if len(models) > 1 else ""
+
+
+@dataclass(frozen=True)
+class ExperimentPlace:
+    """Keys shared by all runs of an experiment."""
+
+    experiment: str
+
+    def __post_init__(self) -> None:
+        check_experiment_name(self.experiment)
+
+    @property
+    def reconciled_artifacts(self) -> str:
+        return f"{self.experiment}/data/reconciled_artifacts"
+
+    def prepared_data(self, encoded_data_dir: str) -> str:
+        return f"{self.experiment}/data/prepared_data/{encoded_data_dir}"
+
+    def run(self, number: int) -> "RunPlace":
+        return RunPlace(self.experiment, number)
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Keys of one run."""
+
+    experiment: str
+    number: int
+
+    def __post_init__(self) -> None:
+        check_experiment_name(self.experiment)
+        if self.number < 1:
+            raise BadName(f"run {self.number} of {self.experiment}: run numbers start at 1")
+
+    @property
+    def root(self) -> str:
+        return f"{self.experiment}/run_{self.number}"
+
+    @property
+    def shared(self) -> ExperimentPlace:
+        return ExperimentPlace(self.experiment)
+
+    @property
+    def snapshot(self) -> str:
+        return f"{self.root}/experiment"
+
+    @property
+    def claim(self) -> str:
+        return f"{self.snapshot}/CLAIM.json"
+
+    @property
+    def reconciliation(self) -> str:
+        return f"{self.root}/reconciliation"
+
+    @property
+    def labels(self) -> str:
+        return f"{self.root}/labels"
+
+    @property
+    def preparation(self) -> str:
+        return f"{self.root}/preparation"
+
+    def trained(self, model: str, *, tuned: bool) -> str:
+        """Where a trained (or, from a tuning, the best) model lies."""
+        return f"{self.root}/{'tuning' if tuned else 'training'}/{check_model_name(model)}"
+
+    def checkpoints(self, model: str, spec_hash: str) -> str:
+        """Keyed by spec, not by job: a second attempt finds the first one's checkpoints."""
+        return f"{self.root}/checkpoints/{check_model_name(model)}/{spec_hash[:16]}"
+
+    @property
+    def inference(self) -> str:
+        return f"{self.root}/inference"
+
+    @property
+    def jobs(self) -> str:
+        return f"{self.root}/jobs"
+
+    def job_record(self, name: str) -> str:
+        return f"{self.jobs}/{name}.json"
+
+    def job_lease(self, name: str) -> str:
+        return f"{self.jobs}/{name}.lease.json"
+
+    def job_folder(self, name: str) -> str:
+        """Where a job's `spec/` channel and staged `output/` lie until they are published."""
+        return f"{self.jobs}/{name}"
+
+
+# SageMaker's limits: 63 characters for training and processing jobs, 32 for tuning jobs.
+MAX_JOB_NAME = {"processing": 63, "training": 63, "tuning": 32}
+
+
+def job_name(kind: str, store: str, experiment: str, run: int, step: str, model: str | None, attempt: int) -> str:
+    """The one job name of (store, experiment, run, step, model, attempt).
+
+    Derived, so that whoever wants the same work finds the same job: names are SageMaker's only idempotency key.
+    A readable head and a 10-digit hash of everything, cut to the kind's limit; matches
+    `[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}`.
+    """
+    identity = "\0".join([store, experiment, str(run), step, model or "", str(attempt)])
+    tail = f"{hashlib.sha256(identity.encode()).hexdigest()[:10]}-{attempt}"
+    words = [experiment, f"r{run}", step, *([model] if model else [])]
+    head = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(words)).strip("-")
+    room = MAX_JOB_NAME[kind] - len(tail) - 1
+    return f"{head[:room].strip('-')}-{tail}"
