@@ -1,0 +1,12 @@
+"""What runs inside a job's container, or inside its local twin: prepare, train, infer.
+
+`python -m docml_trainer prepare|train|infer` reads folders (`folders`) and the user's functions (`functions`), and writes
+folders. It knows nothing of buckets, of Dagster or of SageMaker's API.
+
+Errors, all of which end the job with one clear reason instead of a traceback:
+
+    TrainerError             the job cannot be done as asked
+    ├── FolderError          the job's folder is not laid out as the contract says
+    ├── UserCodeError        a function in user_defined_funcs.py is missing, raised, or returned the wrong thing
+    └── DataError            the documents, tables or encoded rows are not what the job needs
+"""

@@ -1,0 +1,36 @@
+"""`python -m docml_trainer prepare|train|infer`: the entry point of every job.
+
+Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage.
+"""
+
+import importlib
+import sys
+import traceback
+
+from docml_contract.errors import ContractError
+from docml_trainer.errors import TrainerError
+from docml_trainer.folders import COMMANDS, Folders
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; each is the function `main(folders)` of the module of its name, imported only when asked for."""
+    if len(arguments) != 1 or arguments[0] not in COMMANDS:
+        print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    folders = Folders.from_environment(arguments[0])
+    try:
+        importlib.import_module(f"docml_trainer.{arguments[0]}").main(folders)
+    except (TrainerError, ContractError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        folders.fail(str(error))
+        return 1
+    except Exception as error:
+        detail = traceback.format_exc()
+        print(detail, file=sys.stderr, flush=True)
+        folders.fail(f"{type(error).__name__}: {error}", detail)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,17 @@
+"""The package's exceptions; the tree is drawn in `docml_trainer/__init__.py`."""
+
+
+class TrainerError(Exception):
+    """The job cannot be done as asked. The message is the job's reason; it needs no traceback."""
+
+
+class FolderError(TrainerError):
+    """The job's folder is not laid out as the contract says."""
+
+
+class UserCodeError(TrainerError):
+    """A function in user_defined_funcs.py is missing, raised, or returned the wrong thing."""
+
+
+class DataError(TrainerError):
+    """The documents, tables or encoded rows are not what the job needs."""

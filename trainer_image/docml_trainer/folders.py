@@ -1,0 +1,126 @@
+"""The job's folders below `/opt/ml`, or below `$SAGEMAKER_BASE_DIR` in the local twin. Drawn in docs/architecture.md.
+
+SageMaker lays Processing and Training jobs out differently; the command decides which of the two it is.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docml_contract import hyperparameters as encoding
+from docml_contract import names
+from docml_contract.jobs import JobSpec
+from docml_trainer.errors import FolderError
+
+BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
+DEFAULT_BASE = "/opt/ml"
+COMMANDS = ("prepare", "train", "infer")
+MAX_REASON = 1024  # SageMaker's limit for FailureReason and ExitMessage, in characters
+
+
+@dataclass(frozen=True)
+class ResourceConfig:
+    """The hosts of the job, as SageMaker names them (`algo-1`, `algo-2`, …)."""
+
+    current_host: str
+    hosts: tuple[str, ...]
+
+    @property
+    def index(self) -> int:
+        """This host's position among the sorted hosts; 0 leads."""
+        return sorted(self.hosts).index(self.current_host)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the running command finds its inputs and leaves its outputs."""
+
+    base: Path
+    command: str
+
+    def __post_init__(self) -> None:
+        if self.command not in COMMANDS:
+            raise FolderError(f"command {self.command!r}: expected one of {', '.join(COMMANDS)}")
+
+    @classmethod
+    def from_environment(cls, command: str) -> "Folders":
+        """The folders of this process: below `$SAGEMAKER_BASE_DIR`, by default `/opt/ml`."""
+        return cls(Path(os.environ.get(BASE_VARIABLE) or DEFAULT_BASE), command)
+
+    @property
+    def is_training(self) -> bool:
+        return self.command == "train"
+
+    def channel(self, name: str) -> Path:
+        """The folder of an input channel, which need not exist (an empty channel is not mounted)."""
+        return self.base / ("input/data" if self.is_training else "processing/input") / name
+
+    @property
+    def output(self) -> Path:
+        """Where the result goes. Created on first use; OUTPUT.json is written into it last."""
+        folder = self.base / ("model" if self.is_training else "processing/output/result")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        """Synced with the store while a training job runs; holds what an earlier attempt left."""
+        folder = self.base / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def user_functions(self) -> Path:
+        """The experimenter's code in the `spec` channel."""
+        return self.channel("spec") / names.USER_FUNCTIONS
+
+    def spec(self) -> JobSpec:
+        """The job's spec. FolderError if the channel lacks it, UnreadableDocument if it is not one."""
+        path = self.channel("spec") / names.SPEC
+        if not path.is_file():
+            raise FolderError(
+                f"{path}: no such file; expected the job's spec in the channel 'spec' "
+                f"(is {BASE_VARIABLE} set to the job's folder?)"
+            )
+        return JobSpec.from_bytes(path.read_bytes(), str(path))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What SageMaker passes to a training job, decoded; {} for processing jobs, which have none."""
+        path = self.base / "input/config/hyperparameters.json"
+        return encoding.decode(_read_json(path)) if self.is_training and path.is_file() else {}
+
+    def resource_config(self) -> ResourceConfig:
+        """The hosts of this job. A folder without the file is a single host's."""
+        path = self.base / ("input/config" if self.is_training else "config") / "resourceconfig.json"
+        if not path.is_file():
+            return ResourceConfig("algo-1", ("algo-1",))
+        content = _read_json(path)
+        current, hosts = str(content.get("current_host")), tuple(content.get("hosts") or ())
+        if current not in hosts:
+            raise FolderError(f"{path}: current_host {current!r} is not among hosts {list(hosts)}")
+        return ResourceConfig(current, hosts)
+
+    def fail(self, reason: str, detail: str = "") -> None:
+        """Leave the reason of a failure where SageMaker reads it (training: `failure`, processing: `message`).
+
+        The reason comes first; of the detail (a traceback) the end is kept, within 1024 characters altogether.
+        """
+        reason = reason[:MAX_REASON]
+        room = MAX_REASON - len(reason) - 2
+        text = f"{reason}\n\n{detail[-room:]}" if detail and room > 0 else reason
+        folder = self.base / "output"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("failure",) if self.is_training else ("failure", "message"):
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FolderError(f"{path}: not JSON ({error}); expected what SageMaker writes there") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path}: a {type(content).__name__}; expected a JSON object")
+    return content

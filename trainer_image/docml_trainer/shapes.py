@@ -1,0 +1,97 @@
+"""What a declared feature means for arrays: number of axes, which of them have a fixed length, and the value type.
+
+The declared features are the contract between the encoder, the saved data and the collator; only numbers can become
+tensors, so anything else is refused here, by name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from docml_trainer.errors import DataError
+
+LABELS = "labels"
+ARTIFACT_GUID = "artifact_guid"
+OWN_COLUMNS = (LABELS, ARTIFACT_GUID)  # what the platform adds to the encoder's features
+
+_NUMBERS = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One document's value of a feature: `axes` holds each axis' fixed length, or None where documents differ."""
+
+    axes: tuple[int | None, ...]
+    dtype: str
+
+    @property
+    def rank(self) -> int:
+        return len(self.axes)
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype.startswith(("int", "uint"))
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether documents differ in length, so that the collator pads."""
+        return None in self.axes
+
+    def __str__(self) -> str:
+        """`int32[*, 4]`: as error messages show it."""
+        axes = ", ".join("*" if length is None else str(length) for length in self.axes)
+        return f"{self.dtype}[{axes}]" if self.axes else self.dtype
+
+
+def shape_of(name: str, feature: Any) -> Shape:
+    """The shape of a declared feature. DataError for anything but numbers and (nested) lists of them."""
+    axes: list[int | None] = []
+    inner = feature
+    while isinstance(inner, datasets.List | datasets.LargeList):
+        length = getattr(inner, "length", -1)
+        axes.append(None if length == -1 else length)
+        inner = inner.feature
+    if isinstance(inner, datasets.Array2D | datasets.Array3D | datasets.Array4D | datasets.Array5D):
+        axes += inner.shape
+        return Shape(tuple(axes), _number(name, inner.dtype, feature))
+    if isinstance(inner, datasets.ClassLabel):
+        return Shape(tuple(axes), "int64")
+    if isinstance(inner, datasets.Value):
+        return Shape(tuple(axes), _number(name, inner.dtype, feature))
+    raise DataError(_refusal(name, feature))
+
+
+def model_shapes(features: datasets.Features, prefix: str) -> dict[str, Shape]:
+    """The shapes of one model's features, unprefixed, in their declared order; without labels and GUID.
+
+    Model names have no underscore, so a prefix belongs to one model only.
+    """
+    return {
+        name.removeprefix(prefix): shape_of(name, feature)
+        for name, feature in features.items()
+        if name not in OWN_COLUMNS and name.startswith(prefix)
+    }
+
+
+def main_feature(shapes: dict[str, Shape]) -> str | None:
+    """The feature that holds the tokens: `input_ids`, else the first integer sequence; None if there is none."""
+    sequences = [name for name, shape in shapes.items() if shape.is_integer and shape.rank]
+    return "input_ids" if "input_ids" in sequences else next(iter(sequences), None)
+
+
+def _number(name: str, dtype: str, feature: Any) -> str:
+    normalized = {"float": "float32", "double": "float64", "bool_": "bool"}.get(dtype, dtype)
+    if normalized not in _NUMBERS:
+        raise DataError(_refusal(name, feature))
+    return normalized
+
+
+def _refusal(name: str, feature: Any) -> str:
+    return (
+        f"feature {name!r} is declared as {feature}; expected a number or (nested) lists of numbers, "
+        "since every feature becomes a tensor (drop it from get_dataset_features, or encode it as numbers)"
+    )
