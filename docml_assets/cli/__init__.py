@@ -1,0 +1,85 @@
+"""docml: the command line over the same definitions that the Dagster UI shows.
+
+Every sub-command is one module of this package and its click command is called `command`. Modules are imported when their
+command is called, so that `docml --help` and `docml validate` do not pay for Dagster.
+
+Exit codes: 0 done; 1 the work failed or the input is wrong (one message, no traceback); 2 usage; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+COMMANDS = {
+    "new": "Scaffold an experiment folder that validates and runs as it is.",
+    "validate": "Find every mistake of an experiment that can be known before a job starts.",
+    "run": "Claim a run of an experiment and execute its steps in this process.",
+    "runs": "Show runs: status by step, scores, age, duration, jobs.",
+    "report": "Show the summary of a run's inference report and where its page lies.",
+    "compare": "Compare two runs on the test documents that they share.",
+    "image": "Build or push an experiment's image.",
+    "gc": "Remove data versions and checkpoints that nothing needs any more.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"docml_assets.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="docml")
+def cli() -> None:
+    """Turn labelled documents into a document classifier.
+
+    An experiment is a folder below experiments/ (DOCML_EXPERIMENTS) with settings.ini and user_defined_funcs.py. Its runs, data
+    and models lie in ./storage (DOCML_STORE), its history in ./.dagster_home (DAGSTER_HOME).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = cli.main(args=arguments, prog_name="docml", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        click.secho("Interrupted.", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        if not _is_explained(error):
+            raise
+        click.secho(f"docml: {error}", fg="red", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether the error's message says what was found, what was expected and the remedy: then it needs no traceback."""
+    from resources.errors import ResourceError
+
+    from docml_assets.errors import DocmlError
+    from docml_contract.errors import ContractError
+
+    return isinstance(error, DocmlError | ResourceError | ContractError)
