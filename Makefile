@@ -1,0 +1,74 @@
+# make demo | test | ui | bench [ONLY=name] | test-slow | clean
+#
+# PYTHON       the interpreter .venv is made from (python3.11, or a python3 that is 3.11)
+# TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
+#              make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+
+DEMO := EXP-1-state-of-the-union
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
+
+.PHONY: help demo test test-slow ui bench clean
+
+help:
+	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
+	@echo 'make ui     open the Dagster UI on the runs of this folder'
+	@echo 'make test   set everything up and run all tests'
+	@echo 'make test-slow   the tests that take minutes each'
+	@echo 'make bench [ONLY=name]   run the benchmarks, write bench/results.json'
+	@echo 'make clean  remove .venv, ./storage and ./.dagster_home'
+
+demo: $(VENV)/.demo
+	$(BIN)/docml run $(DEMO)
+	$(BIN)/docml report $(DEMO) 1
+
+ui: $(VENV)/.demo
+	$(BIN)/python -m docml_assets.cli.ui
+
+test: $(VENV)/.dev $(VENV)/.system
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-slow: $(VENV)/.dev $(VENV)/.system
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench $(ONLY)
+
+clean:
+	rm -rf $(VENV) storage .dagster_home test-output
+
+# Stamps: each says which extras .venv holds, made again when the requirements change.
+$(VENV)/.python:
+	@[ -n "$(PYTHON)" ] || { echo 'docml needs Python 3.11: found no python3.11 and no python3 (Debian: apt-get install python3 python3-venv)' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "docml needs Python 3.11: $(PYTHON) is $$($(PYTHON) --version 2>&1); name another with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo '$(PYTHON) could not make a virtual environment (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	@echo 'Installing docml and what the demo needs into $(VENV) (some minutes at the first time) …'
+	@$(INSTALL) --editable '.[$(if $(wildcard $(VENV)/.dev),dev,demo)]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
+	@echo 'Installing docml and what its tests need into $(VENV) (some minutes at the first time) …'
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# The browser tests drive Debian's Chromium.
+$(VENV)/.system: $(VENV)/.python
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && \
+	  echo 'Installing chromium with apt-get …' && $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
+	@if command -v chromium >/dev/null; then touch $@; else \
+	  printf '\n*** chromium is missing and could not be installed: THE BROWSER TESTS WILL FAIL. ***\n\n' >&2; fi
