@@ -1,0 +1,110 @@
+"""The INI dialect of settings.ini, with line numbers.
+
+`[section]`, then `key = value`; further lines that are indented continue the value, joined by newlines. Lines whose first
+character other than a space is `#` or `;` are comments; elsewhere these two, and `%`, are ordinary characters. A blank line ends a value.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from docml_assets.experiment.problems import Problem, nearest, shown
+
+_SECTION = re.compile(r"\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `key = value` and where it stands (1-based line of the key)."""
+
+    key: str
+    value: str
+    line: int
+
+
+@dataclass
+class Ini:
+    """What a file says: entries by section and key, the sections' lines, and the mistakes of form."""
+
+    path: str
+    entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    section_lines: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def section(self, name: str) -> dict[str, Entry]:
+        return self.entries.get(name, {})
+
+    def all_entries(self) -> Iterator[tuple[str, Entry]]:
+        for section, entries in self.entries.items():
+            for entry in entries.values():
+                yield section, entry
+
+    def line(self, section: str, key: str) -> int:
+        """Where a key stands; else where its section begins; else the first line."""
+        entry = self.section(section).get(key)
+        return entry.line if entry else self.section_lines.get(section, 1)
+
+    def complain(self, line: int, found: str, expected: str, remedy: str) -> None:
+        self.problems.append(Problem(self.path, line, found, expected, remedy))
+
+
+def parse_ini(text: str, path: str, sections: tuple[str, ...]) -> Ini:
+    """Read `text`; `path` names the file in problems, `sections` are the ones allowed. Raises nothing."""
+    ini = Ini(path)
+    current: dict[str, Entry] | None = None  # of the section that is being read
+    last: str | None = None  # the key whose value may go on
+    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        stripped = raw.strip()
+        if stripped.startswith(("#", ";")):
+            continue
+        if not stripped:
+            last = None
+        elif raw[0].isspace() and current is not None and last is not None:
+            entry = current[last]
+            current[last] = Entry(entry.key, f"{entry.value}\n{stripped}".strip(), entry.line)
+        elif stripped.startswith("[") and "=" not in stripped:
+            current, last = _open_section(ini, stripped, number, sections), None
+        else:
+            last = _read_entry(ini, current, stripped, number)
+    return ini
+
+
+def _open_section(ini: Ini, stripped: str, line: int, sections: tuple[str, ...]) -> dict[str, Entry]:
+    """The entries of a section that begins here; those of an unknown or repeated one are read and dropped."""
+    match = _SECTION.fullmatch(stripped)
+    known = ", ".join(f"[{name}]" for name in sections)
+    if match is None:
+        ini.complain(line, shown(stripped), f"a section such as {known}", "write its name between one pair of brackets")
+        return {}
+    name = match[1].strip()
+    if name not in sections:
+        guess = nearest(name, sections)
+        remedy = f"did you mean [{guess}]?" if guess else "remove the section"
+        ini.complain(line, f"the section [{shown(name)}]", known, remedy)
+        return {}
+    if name in ini.section_lines:
+        first = ini.section_lines[name]
+        ini.complain(line, f"[{name}] again (first on line {first})", "each section once", "join the two sections")
+        return ini.entries[name]
+    ini.section_lines[name] = line
+    return ini.entries.setdefault(name, {})
+
+
+def _read_entry(ini: Ini, current: dict[str, Entry] | None, stripped: str, line: int) -> str | None:
+    """Add an entry to the section; returns its key if the value may go on below."""
+    key, separator, value = stripped.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        ini.complain(
+            line, shown(stripped), "KEY = value", "write a key and '='; indent the line if it continues a value"
+        )
+        return None
+    if current is None:
+        ini.complain(line, f"{shown(key)} before any section", "a section first", "put [settings] above it")
+        return None
+    if key in current:
+        first = current[key].line
+        ini.complain(line, f"{shown(key)} again (first on line {first})", "each key once", "remove one of the two")
+        return None
+    current[key] = Entry(key, value.strip(), line)
+    return key

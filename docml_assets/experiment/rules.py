@@ -1,0 +1,216 @@
+"""Rules between settings. Each is a function from the settings to what is broken; those that read a wrong key are left out."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from docml_assets.experiment.keys import Keys
+from docml_assets.experiment.query import query_problems
+from docml_assets.experiment.search_space import combinations
+from docml_contract.hyperparameters import Interval, SearchRange
+
+# What the trainer prints and tuning can look at without METRIC_DEFINITIONS.
+TRAINER_METRICS = ("valid_f1", "valid_f1_epoch", "valid_accuracy", "valid_loss", "train_loss")
+MAX_METRIC_NAME = 255
+MAX_REGEX = 500
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A broken rule, at the key that is to be changed."""
+
+    key: str
+    found: str
+    expected: str
+    remedy: str
+    section: str = "settings"
+
+
+Ranges = Mapping[str, SearchRange]
+Rule = Callable[[Keys, Ranges], Iterator[Broken]]
+_RULES: list[tuple[frozenset[str], Rule]] = []
+
+
+def rule(*reads: str) -> Callable[[Rule], Rule]:
+    """Register a rule that reads these attributes."""
+
+    def register(function: Rule) -> Rule:
+        _RULES.append((frozenset(reads), function))
+        return function
+
+    return register
+
+
+def broken_rules(keys: Keys, ranges: Ranges, bad: Iterable[str]) -> list[Broken]:
+    """All broken rules among those that read none of the `bad` attributes."""
+    wrong = frozenset(bad)
+    return [broken for reads, check in _RULES if not reads & wrong for broken in check(keys, ranges)]
+
+
+@rule("run_training", "run_tuning")
+def _one_of_training_and_tuning(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.run_training and keys.run_tuning:
+        yield Broken(
+            "RUN_TUNING",
+            "RUN_TRAINING and RUN_TUNING both on",
+            "at most one of them: the best trial of a tuning is the run's model",
+            "write RUN_TRAINING = false or RUN_TUNING = false",
+        )
+
+
+@rule("files_from_prod", "files_on_research")
+def _research_holds_prod(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    missing = [name for name in keys.files_from_prod if name not in keys.files_on_research]
+    if missing:
+        yield Broken(
+            "FILES_ON_RESEARCH",
+            f"FILES_ON_RESEARCH without {', '.join(missing)}",
+            "all of FILES_FROM_PROD and what process_func creates",
+            f"add {', '.join(missing)}, or leave the key out if there is no process_func",
+        )
+
+
+@rule("files_on_research", "model_input_files", "files_from_prod")
+def _inputs_exist(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    missing = [name for name in keys.model_input_files if name not in keys.files_on_research]
+    if missing:
+        yield Broken(
+            "MODEL_INPUT_FILES",
+            f"{', '.join(missing)}, which no artifact needs to have",
+            f"files out of FILES_ON_RESEARCH ({', '.join(keys.files_on_research)})",
+            "add them to FILES_ON_RESEARCH (and to FILES_FROM_PROD, unless process_func creates them), or remove them here",
+        )
+
+
+@rule("split")
+def _shares(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if abs(sum(keys.split) - 1) > 1e-6 or min(keys.split) <= 0:
+        yield Broken(
+            "SPLIT",
+            f"SPLIT = {', '.join(f'{share:g}' for share in keys.split)} (sum {sum(keys.split):g})",
+            "three shares above 0 that sum to 1",
+            "write for example SPLIT = 0.8, 0.1, 0.1",
+        )
+
+
+@rule("labels_query", "split_by")
+def _query(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    for found, expected, remedy in query_problems(keys.labels_query, keys.split_by):
+        yield Broken("LABELS_QUERY", found, expected, remedy)
+
+
+@rule("split_by")
+def _split_by(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.split_by in ("artifact_guid", "label"):
+        yield Broken(
+            "SPLIT_BY",
+            f"SPLIT_BY = {keys.split_by}",
+            "a column whose values several documents share, across labels",
+            "name another column of LABELS_QUERY, or leave the key out",
+        )
+
+
+@rule("run_tuning", "tuning_strategy", "max_jobs", "max_parallel_jobs")
+def _search(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.run_tuning and not ranges:
+        yield Broken(
+            "RUN_TUNING",
+            "RUN_TUNING = true without anything in [tunable]",
+            "a search space",
+            "add for example learning_rate = 1e-6 -> 1e-4 log under [tunable], or turn RUN_TUNING off",
+        )
+    if keys.max_parallel_jobs > keys.max_jobs:
+        yield Broken(
+            "MAX_PARALLEL_JOBS",
+            f"MAX_PARALLEL_JOBS = {keys.max_parallel_jobs} with MAX_JOBS = {keys.max_jobs}",
+            "at most MAX_JOBS",
+            "lower it or raise MAX_JOBS",
+        )
+    if keys.tuning_strategy != "Grid":
+        return
+    for name, found in ranges.items():
+        if isinstance(found, Interval):
+            yield Broken(
+                name,
+                f"{name} = {found.low:g} -> {found.high:g} with TUNING_STRATEGY = Grid",
+                "choices: a grid cannot go through an interval",
+                f"write values between commas, or another TUNING_STRATEGY for {name}",
+                section="tunable",
+            )
+    trials = combinations(ranges)
+    if trials > keys.max_jobs and not any(isinstance(found, Interval) for found in ranges.values()):
+        yield Broken(
+            "MAX_JOBS",
+            f"MAX_JOBS = {keys.max_jobs} for a grid of {trials} trials",
+            "at least as many jobs as the grid has trials",
+            f"write MAX_JOBS = {trials}, or search fewer values",
+        )
+
+
+@rule("metric_definitions", "objective_metric_name")
+def _metrics(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    names = [name for name, _ in keys.metric_definitions]
+    for name, regex in keys.metric_definitions:
+        complaint = _regex_complaint(regex)
+        if complaint or not name or len(name) > MAX_METRIC_NAME or names.count(name) > 1:
+            yield Broken(
+                "METRIC_DEFINITIONS",
+                f"{name or 'an empty name'}: {complaint or 'a name that is empty, too long or repeated'}",
+                f"distinct names of at most {MAX_METRIC_NAME} characters, each with a regular expression of at most "
+                f"{MAX_REGEX} with one capture group",
+                r'write for example {"my_metric": "my_metric=([0-9.eE+-]+)"}',
+            )
+    if keys.objective_metric_name not in (*TRAINER_METRICS, *names):
+        yield Broken(
+            "OBJECTIVE_METRIC_NAME",
+            f"OBJECTIVE_METRIC_NAME = {keys.objective_metric_name}, which nothing reads from the log",
+            f"one of {', '.join(TRAINER_METRICS)}, or a name in METRIC_DEFINITIONS",
+            "correct the name or define the metric",
+        )
+
+
+def _regex_complaint(regex: str) -> str | None:
+    try:
+        groups = re.compile(regex).groups
+    except re.error as error:
+        return f"no regular expression ({error})"
+    if len(regex) > MAX_REGEX:
+        return f"{len(regex)} characters"
+    return None if groups == 1 else f"{groups} capture groups"
+
+
+@rule("training_use_spot", "training_max_wait_seconds", "training_max_runtime_seconds", "training_keep_alive_seconds")
+def _spot(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    wait, runtime = keys.training_max_wait_seconds, keys.training_max_runtime_seconds
+    if keys.training_use_spot and wait is not None and wait < runtime:
+        yield Broken(
+            "TRAINING_MAX_WAIT_SECONDS",
+            f"TRAINING_MAX_WAIT_SECONDS = {wait} with TRAINING_MAX_RUNTIME_SECONDS = {runtime}",
+            "at least TRAINING_MAX_RUNTIME_SECONDS: the wait includes the training",
+            f"write TRAINING_MAX_WAIT_SECONDS = {2 * runtime}, or lower the run time",
+        )
+    if not keys.training_use_spot and wait is not None:
+        yield Broken(
+            "TRAINING_MAX_WAIT_SECONDS",
+            "TRAINING_MAX_WAIT_SECONDS without spot",
+            "TRAINING_USE_SPOT = true, since only spot training waits",
+            "remove the key or turn spot on",
+        )
+    if keys.training_use_spot and keys.training_keep_alive_seconds:
+        yield Broken(
+            "TRAINING_KEEP_ALIVE_SECONDS",
+            f"TRAINING_KEEP_ALIVE_SECONDS = {keys.training_keep_alive_seconds} with spot",
+            "no warm pool with spot: SageMaker refuses both together",
+            "remove the key or turn spot off",
+        )
+
+
+@rule("use_distributed", "training_instance_count")
+def _machines(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.training_instance_count > 1 and not keys.use_distributed:
+        yield Broken(
+            "TRAINING_INSTANCE_COUNT",
+            f"{keys.training_instance_count} training machines with USE_DISTRIBUTED = false",
+            "one machine, as all but the first would idle at full price",
+            "write USE_DISTRIBUTED = true or TRAINING_INSTANCE_COUNT = 1",
+        )
