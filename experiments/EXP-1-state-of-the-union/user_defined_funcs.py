@@ -6,6 +6,7 @@ encoder. bag-of-words, trained from scratch, weighs hashed words and knows no li
 """
 
 import functools
+import itertools
 import json
 import re
 import zlib
@@ -14,6 +15,7 @@ PADDING = {"input_ids": 0, "words": 0}
 TRAINED_LAYERS = 2  # of minilm's six; those below stay as they were pretrained
 TRAIN_CHUNKS = 4  # chunks a document and training step, drawn anew each time; validation and inference read all
 BUCKETS = 2**15  # of bag-of-words; bucket 0 is the padding
+GAIN = 120  # so that a weight a word, learned at the head's learning rate, moves the mean over a thousand words
 
 
 def get_dataset_features(context):
@@ -60,7 +62,7 @@ def cut(ids, length, first, last):
     room = length - len(first) - len(last)
     count = max(1, -(-len(ids) // room))
     bounds = [round(index * len(ids) / count) for index in range(count + 1)]
-    return [[*first, *ids[start:end], *last] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [[*first, *ids[start:end], *last] for start, end in itertools.pairwise(bounds)]
 
 
 def chunk_encoder(num_labels):
@@ -115,8 +117,8 @@ def bag_of_words(num_labels):
             self.classifier = torch.nn.Embedding(BUCKETS, num_labels, padding_idx=0)
             torch.nn.init.zeros_(self.classifier.weight)
 
-        def forward(self, words):
-            """words: int64[documents, words] -> logits: float[documents, labels]."""
+        def forward(self, words, labels=None):
+            """words: int64[documents, words] -> logits: float[documents, labels]; the platform computes the loss."""
             count = (words != 0).sum(dim=1, keepdim=True).clamp(min=1)
             return {"logits": GAIN * self.classifier(words).sum(dim=1) / count}
 
