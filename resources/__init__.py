@@ -1,0 +1,18 @@
+"""Clients of the outside world: object stores, label databases, secrets, jobs. No Dagster definitions here.
+
+Nothing is read from the environment and no client is built at import: everything takes an `environment` mapping and opens
+its clients at first use.
+
+Errors:
+
+    ResourceError          something outside the process refused, failed or was set up wrongly
+    ├── StoreError         an object store refused or failed
+    │   ├── MissingKey     no object has this key
+    │   └── UnsafeKey      a key that no store is asked for ('..', empty segments, control characters)
+    ├── LabelError         the label source refused or failed
+    │   ├── RefusedQuery   the query is not one read-only SELECT; nothing was sent
+    │   └── TooManyRows    more rows than MAX_LABEL_ROWS
+    └── SettingError       a setting of the deployment is missing or wrong
+
+`resources.jobs` draws its own branch below ResourceError.
+"""

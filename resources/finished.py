@@ -1,0 +1,111 @@
+"""Finished folders: the ones with a MANIFEST.json, which is written last.
+
+A folder without a manifest does not exist for readers; one with a manifest is never changed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from docml_contract.errors import IncompleteArtifact
+from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
+from docml_contract.names import MANIFEST
+from resources.errors import MissingKey, StoreError
+from resources.store import PARALLEL_FILES, Store
+
+# Up to this size a file is also hashed when a finished folder is checked: it costs no more than asking for its size.
+SMALL_BYTES = 64 << 10
+
+
+def read_manifest(store: Store, folder: str) -> Manifest | None:
+    """The folder's manifest, or None: the folder is not finished. Raises UnreadableDocument."""
+    key = f"{folder}/{MANIFEST}"
+    try:
+        return Manifest.from_bytes(store.get(key), store.uri(key))
+    except MissingKey:
+        return None
+
+
+def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool = False) -> None:
+    """Check that every file of the manifest is there with its size, small ones (deep: all) with their sha256.
+
+    Raises IncompleteArtifact, naming every file that is missing or differs.
+    """
+    table = store.list_table(folder, etags=False)
+    sizes = dict(zip(table["key"].to_pylist(), table["size"].to_pylist(), strict=True))
+
+    def problem(entry: FileEntry) -> str | None:
+        key = f"{folder}/{entry.path}"
+        size = sizes.get(key)
+        if size is None:
+            return f"{entry.path}: missing"
+        if size != entry.size:
+            return f"{entry.path}: {size} bytes, expected {entry.size}"
+        if (deep or size <= SMALL_BYTES) and hashlib.sha256(store.get(key)).hexdigest() != entry.sha256:
+            return f"{entry.path}: content differs from its sha256 {entry.sha256[:12]}…"
+        return None
+
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        problems = [found for found in pool.map(problem, manifest.files) if found]
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise IncompleteArtifact(
+            f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. "
+            "Something outside docml changed a finished folder: restore it, or take a new run"
+        )
+
+
+def publish_bytes(store: Store, folder: str, files: Mapping[str, bytes], **manifest_fields: Any) -> Manifest:
+    """Write files and, last, the manifest. A finished folder is left as it is: its manifest is returned.
+
+    manifest_fields: asset, experiment, run, cache_key, data_version, inputs, code_version.
+    """
+    if finished := read_manifest(store, folder):
+        return finished
+    entries = tuple(
+        FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for path, data in sorted(files.items())
+    )
+    for path, data in sorted(files.items()):
+        key = f"{folder}/{path}"
+        if not store.put_if_absent(key, data) and store.get(key) != data:
+            # Left by an attempt that never finished, or just now by a rival that has.
+            if finished := read_manifest(store, folder):
+                return finished
+            store.put(key, data)
+    return _publish_manifest(store, folder, entries, manifest_fields)
+
+
+def publish_staged(store: Store, staged: str, folder: str, output: JobOutput, **manifest_fields: Any) -> Manifest:
+    """Copy a job's staged output within the store and, last, write the manifest. Raises IncompleteArtifact, StoreError.
+
+    A finished folder is left as it is: its manifest is returned.
+    """
+    if finished := read_manifest(store, folder):
+        return finished
+    pairs = [(f"{staged}/{entry.path}", f"{folder}/{entry.path}") for entry in output.files]
+    gone = store.copy_many(store, pairs)
+    if gone:
+        raise IncompleteArtifact(
+            f"{store.uri(staged)}: the job's OUTPUT.json names files that are not there: "
+            + ", ".join(missing.source.removeprefix(f"{staged}/") for missing in gone[:20])
+        )
+    table = store.list_table(folder, etags=False)
+    sizes = dict(zip(table["key"].to_pylist(), table["size"].to_pylist(), strict=True))
+    wrong = [entry.path for entry in output.files if sizes.get(f"{folder}/{entry.path}") != entry.size]
+    if wrong:
+        raise IncompleteArtifact(
+            f"{store.uri(staged)}: files do not have the sizes that the job's OUTPUT.json says: {', '.join(wrong[:20])}"
+        )
+    return _publish_manifest(store, folder, output.files, manifest_fields)
+
+
+def _publish_manifest(store: Store, folder: str, files: tuple[FileEntry, ...], fields: Mapping[str, Any]) -> Manifest:
+    manifest = Manifest(created_at=utc_now(), files=files, **fields)
+    if store.put_if_absent(f"{folder}/{MANIFEST}", manifest.to_bytes()):
+        return manifest
+    winner = read_manifest(store, folder)
+    if winner is None:
+        raise StoreError(f"{store.uri(folder)}: its manifest was written and removed while this run published it")
+    return winner

@@ -1,0 +1,87 @@
+"""What is a safe name and a safe key.
+
+GUIDs and file names come from databases and buckets that others fill: they are untrusted. `refusal` alone decides; everything
+else asks it.
+"""
+
+import re
+import unicodedata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from resources.errors import UnsafeKey
+
+# The shortest of the limits that a name meets on its way: file systems take 255 bytes.
+MAX_NAME_BYTES = 255
+# S3 takes keys of 1,024 bytes.
+MAX_KEY_BYTES = 1024
+# Plain names, nearly all of them: safe by construction, so that a million are checked without a Python call for each.
+_PLAIN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
+# Gateways and file systems that decode once more would turn these into separators, dots or NULs.
+_ENCODED = re.compile(r"%(2e|2f|5c|0[0-9a-f]|1[0-9a-f]|7f)", re.IGNORECASE)
+# Cc control, Cf invisible formatting (bidi overrides, zero-width), Cs surrogates, Cn unassigned, Zl/Zp line separators
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
+
+
+def refusal(name: object) -> str | None:
+    """Why `name` cannot be one segment of a key, or None if it can."""
+    if not isinstance(name, str):
+        return "no name (NULL)" if name is None else f"not text but {type(name).__name__}"
+    if not name:
+        return "an empty name"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "not valid UTF-8"
+    if size > MAX_NAME_BYTES:
+        return f"{size} bytes long (at most {MAX_NAME_BYTES})"
+    if "/" in name or "\\" in name:
+        return "a path separator"
+    if not name.strip("."):
+        return "dots only"
+    if any(unicodedata.category(character) in _INVISIBLE for character in name):
+        return "a control or invisible character"
+    if name != name.strip():
+        return "white space at an end"
+    if _ENCODED.search(name):
+        return "a percent-encoded separator, dot or control character"
+    return None
+
+
+def safe_guid(guid: object) -> str | None:
+    """`guid` if it can name a folder, else None."""
+    return guid if isinstance(guid, str) and refusal(guid) is None else None
+
+
+def safe_file_name(name: object) -> str | None:
+    """`name` if it can name a file, else None."""
+    return name if isinstance(name, str) and refusal(name) is None else None
+
+
+def refusals(names: Any) -> dict[str | None, str]:
+    """The refused ones among many names (an Arrow column of text): name -> reason."""
+    plain = pc.fill_null(pc.match_substring_regex(names, _PLAIN), False)
+    suspects = pc.unique(pc.filter(names, pc.invert(plain)))
+    reasons = ((name, refusal(name)) for name in suspects.to_pylist())
+    return {name: reason for name, reason in reasons if reason is not None}
+
+
+def refused_mask(names: Any, reasons: dict[str | None, str]) -> Any:
+    """For each name of an Arrow column, whether it is in `reasons` (see `refusals`)."""
+    return pc.is_in(names, value_set=pa.array(list(reasons), type=pa.string()))
+
+
+def check_key(key: str) -> str:
+    """`key`, or UnsafeKey: relative, '/' between non-empty segments, no '.' or '..', no control characters."""
+    if not key or len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
+        raise UnsafeKey(f"key {key[:80]!r}…: expected 1 to {MAX_KEY_BYTES} bytes")
+    for segment in key.split("/"):
+        if segment in ("", ".", ".."):
+            raise UnsafeKey(
+                f"key {key!r}: empty, '.' and '..' segments are refused (keys are relative to the store's root)"
+            )
+    if any(ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) < 0xE000 for character in key):
+        raise UnsafeKey(f"key {key!r}: control characters and invalid UTF-8 are refused")
+    return key

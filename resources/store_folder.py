@@ -1,0 +1,265 @@
+"""The store on a folder: every write is a rename, every copy a reflink or a copy."""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from resources.errors import StoreError
+from resources.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Names, StoredObject, missing
+
+# Drafts wait here, on the store's own file system, until they are renamed into place; never listed.
+DRAFTS = ".docml-drafts"
+# A draft older than this was left by a killed process.
+STALE_SECONDS = 24 * 3600
+# Linux's ioctl for sharing a file's blocks (btrfs, XFS, bcachefs); macOS has clonefile(2).
+_FICLONE = 0x40049409
+# A file that changed this recently may change again without its time stamp moving: its hash is not remembered.
+_SETTLED_NS = 2_000_000_000
+
+
+class FolderBackend:
+    """Files below `root`; keys are their relative paths."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._hashes: dict[tuple[int, int, int, int, int], str] = {}
+        self._drafts_ready = False
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with self._errors(key):
+            return path.read_bytes()
+
+    def head(self, key: str) -> StoredObject | None:
+        path = self._path(key)
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._error(key, error) from error
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return StoredObject(key, status.st_size, lambda: self._sha256(path))
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for key, path, size in sorted(self._walk(prefix), key=lambda found: os.fsencode(found[0])):
+            yield StoredObject(key, size, lambda path=path: self._sha256(path))  # type: ignore[misc]
+
+    def list_folders(self, prefix: str) -> Names:
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != DRAFTS]
+        # A folder without a file does not exist on S3 either.
+        return sorted(name for name in names if next(self._walk(f"{prefix}/{name}" if prefix else name), None))
+
+    def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
+        found = sorted(self._walk(prefix), key=lambda file: os.fsencode(file[0]))
+        hashes: list[str | None] = [None] * len(found)
+        if etags:
+            with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+                hashes = list(pool.map(lambda file: self._sha256(file[1]), found))
+        # A name that is not UTF-8 has no key; it is shown with replacement characters, which refusal() then refuses.
+        keys = [os.fsencode(key).decode(errors="replace") for key, _, _ in found]
+        return pa.table([keys, [size for _, _, size in found], hashes], schema=TABLE_SCHEMA)
+
+    def put(self, key: str, data: bytes) -> StoredObject:
+        with self._draft(key) as draft:
+            _write_durably(draft, data)
+            self._place(draft, key, os.replace)
+        return StoredObject(key, len(data), hashlib.sha256(data).hexdigest())
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._draft(key) as draft:
+            _write_durably(draft, data)
+            # A link to a complete file: atomic among processes, and nobody sees a half-written object. The draft is
+            # unlinked afterwards, so the object is again the only name of its file.
+            try:
+                self._place(draft, key, os.link)
+            except FileExistsError:
+                if self._path(key).is_file():
+                    return False
+                raise
+            return True
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        with self._draft(key) as draft:
+            _reflink_or_copy(path, draft)
+            return self._placed(draft, key)
+
+    def get_file(self, key: str, path: Path) -> None:
+        source = self._path(key)
+        draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.part")
+        try:
+            with self._errors(key):
+                _reflink_or_copy(source, draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            path = self._path(key)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+            # Folders vanish with their last object, as on S3.
+            for folder in path.parents:
+                if folder == self.root:
+                    break
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+
+    def copies_within(self, other: Any) -> bool:
+        return isinstance(other, FolderBackend)
+
+    def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
+        with self._draft(target) as draft:
+            if isinstance(other, FolderBackend):
+                with other._errors(source):
+                    _reflink_or_copy(other._path(source), draft)
+            else:
+                other.get_file(source, draft)
+            return self._placed(draft, target)
+
+    def copy_many(
+        self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
+    ) -> Gone:
+        from resources.bulk import copy_in_threads
+
+        return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
+
+    def _path(self, key: str) -> Path:
+        if key.split("/", 1)[0] == DRAFTS:
+            raise StoreError(f"key {key!r}: {DRAFTS} is where unfinished writes lie; choose another name")
+        return self.root / key
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Path, int]]:
+        """(key, path, size) of every file below a folder; links to folders are not followed, they may lead in circles."""
+        pending = [(self.root / prefix, f"{prefix}/" if prefix else "")]
+        while pending:
+            folder, base = pending.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if base or entry.name != DRAFTS:
+                        pending.append((Path(entry.path), f"{base}{entry.name}/"))
+                elif entry.is_file():
+                    with suppress(FileNotFoundError):  # deleted since
+                        yield f"{base}{entry.name}", Path(entry.path), entry.stat().st_size
+
+    def _sha256(self, path: Path) -> str:
+        """The content's hash, remembered as long as the file's identity, times and size stay the same."""
+        try:
+            with path.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+                if identity not in self._hashes:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _SETTLED_NS:
+                        return digest
+                    self._hashes[identity] = digest
+                return self._hashes[identity]
+        except FileNotFoundError:
+            raise missing(str(path)) from None
+
+    @contextmanager
+    def _draft(self, key: str) -> Iterator[Path]:
+        """A path to write to before `_into_place`; removed in the end, whatever happens."""
+        folder = self.root / DRAFTS
+        with self._lock:
+            if not self._drafts_ready:
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove_stale(folder)
+                self._drafts_ready = True
+        path = folder / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+        try:
+            yield path
+        except OSError as error:
+            raise self._error(key, error) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _place(self, draft: Path, key: str, move: Callable[[Path, Path], None]) -> None:
+        target = self._path(key)
+        for _ in range(100):
+            try:
+                return move(draft, target)
+            except FileNotFoundError:
+                # The folder is not there yet, or another process has just removed it empty.
+                target.parent.mkdir(parents=True, exist_ok=True)
+        raise StoreError(f"{target}: its folder or the draft keeps vanishing; does something clean up {self.root}?")
+
+    def _placed(self, draft: Path, key: str) -> StoredObject:
+        size = draft.stat().st_size
+        self._place(draft, key, os.replace)
+        path = self._path(key)
+        return StoredObject(key, size, lambda: self._sha256(path))
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Errors of reading an object as the store's."""
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise missing(str(self.root / key)) from None
+        except OSError as error:
+            raise self._error(key, error) from error
+
+    def _error(self, key: str, error: OSError) -> StoreError:
+        path = self.root / key
+        if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+            return StoreError(
+                f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both"
+            )
+        if error.errno == errno.ENAMETOOLONG:
+            return StoreError(f"{path}: a segment of the key is longer than 255 bytes")
+        return StoreError(f"{path}: {error.strerror or error}")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+
+
+def _reflink_or_copy(source: Path, target: Path) -> None:
+    """Share the source's blocks where the file system can, else copy. Never a hard link: that would be one file under two
+    names, and a write to one would change both."""
+    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Darwin":
+        with suppress(OSError, AttributeError):
+            if ctypes.CDLL(None).clonefile(os.fsencode(source), os.fsencode(target), 0) == 0:
+                return
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError:
+            shutil.copyfileobj(reader, writer, 1 << 20)

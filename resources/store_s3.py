@@ -1,0 +1,413 @@
+"""The store on S3, over obstore (Rust): server-side copies, conditional puts, listing as Arrow."""
+
+import asyncio
+import ipaddress
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import obstore
+import pyarrow as pa
+import pyarrow.compute as pc
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError, PreconditionError
+from obstore.store import S3Store
+
+from resources import aws
+from resources.errors import MissingKey, SettingError, StoreError
+from resources.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Missing, Names, StoredObject, missing
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+# Dropped connections, timeouts and 5xx (503 SlowDown among them) are tried again with exponential backoff and jitter.
+RETRIES: "RetryConfig" = {
+    "max_retries": 10,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+    "retry_timeout": timedelta(minutes=3),
+}
+TIMEOUTS: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=10)}
+Batches = list[pa.RecordBatch]
+# Puts that met a conflict or whose answer was lost are settled by looking, this many times.
+SETTLING_ATTEMPTS = 8
+PART_BYTES = 16 << 20
+# CopyObject refuses more than 5 GiB: larger objects go through here, in parts.
+TOO_LARGE_TO_COPY = "larger than the maximum allowable size"
+# Where shards begin: GUIDs vary from their first character on. `~~~` sorts just before the next character and names no folder,
+# on which servers that list folders before their content would stumble.
+SHARD_STARTS = [f"{before}~~~" for before in "0123456789ABCDEFabcde"]
+
+
+class S3Backend:
+    """Objects below s3://bucket/prefix."""
+
+    def __init__(self, url: str, environment: Mapping[str, str]) -> None:
+        self.url = url
+        self.environment = dict(environment)
+        self.bucket, _, self.prefix = url.removeprefix("s3://").partition("/")
+        self.region = aws.region(environment) or "us-east-1"
+        self.service = aws.endpoint("s3", environment)
+        self._credentials = _credentials(environment)
+        self.client = self._open(self.bucket)
+        self._copiers: dict[str, S3Store] = {}
+
+    # -- one object
+
+    def get(self, key: str) -> bytes:
+        with _Errors(self, key):
+            return bytes(obstore.get(self.client, self.full(key)).bytes())
+
+    def head(self, key: str) -> StoredObject | None:
+        try:
+            with _Errors(self, key):
+                meta = obstore.head(self.client, self.full(key))
+        except MissingKey:
+            return None
+        return StoredObject(key, meta["size"], _plain_etag(meta["e_tag"]))
+
+    def put(self, key: str, data: bytes) -> StoredObject:
+        with _Errors(self, key):
+            result = obstore.put(self.client, self.full(key), data, chunk_size=PART_BYTES)
+        return StoredObject(key, len(data), _plain_etag(result["e_tag"]))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        for attempt in range(SETTLING_ATTEMPTS):
+            lost: BaseError | None = None
+            try:
+                obstore.put(self.client, self.full(key), data, mode="create", use_multipart=False)
+                return True
+            except (AlreadyExistsError, PreconditionError):
+                # 412, or 409 while another put is under way: only what is there then tells which.
+                if self.head(key) is not None:
+                    return False
+            except BaseError as error:
+                # The answer was lost; the put may have gone through.
+                lost = error
+                if (found := self._get_or_none(key)) is not None:
+                    return found == data
+            if attempt == SETTLING_ATTEMPTS - 1 and lost is not None:
+                raise _store_error(self, key, lost) from lost
+            time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
+        raise StoreError(
+            f"{self.uri(key)}: conditional puts keep conflicting; is another process writing it in a loop?"
+        )
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        with _Errors(self, key):
+            result = obstore.put(self.client, self.full(key), path, chunk_size=PART_BYTES, max_concurrency=4)
+        return StoredObject(key, path.stat().st_size, _plain_etag(result["e_tag"]))
+
+    def get_file(self, key: str, path: Path) -> None:
+        draft = path.with_name(f".{path.name[:200]}.{threading.get_ident()}.part")
+        try:
+            with _Errors(self, key), draft.open("wb") as stream:
+                for block in obstore.get(self.client, self.full(key)).stream(PART_BYTES):
+                    stream.write(block)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            with _Errors(self, keys[0]):
+                obstore.delete(self.client, [self.full(key) for key in keys])
+
+    # -- copies
+
+    def copies_within(self, other: Any) -> bool:
+        """Whether the service can copy from `other` by itself."""
+        return isinstance(other, S3Backend) and other.service == self.service
+
+    def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
+        if not self.copies_within(other):
+            return self._stream(other, source, target)
+        try:
+            with _Errors(other, source):
+                obstore.copy(self._copier(other.bucket), other.full(source), self.full(target))
+        except StoreError as error:
+            if TOO_LARGE_TO_COPY not in str(error):
+                raise
+            return self._stream(other, source, target)
+        if (copy := self.head(target)) is None:
+            raise StoreError(f"{self.uri(target)}: copied from {other.uri(source)}, and not there")
+        return copy
+
+    def copy_many(
+        self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
+    ) -> Gone:
+        if not self.copies_within(other):
+            from resources.bulk import copy_in_threads
+
+            return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
+        return _BulkCopy(self, other, pairs, copied).run(parallel)
+
+    def _copier(self, source_bucket: str) -> S3Store:
+        """A client that copies from another bucket into this one.
+
+        obstore copies within one bucket. It names the source by its bucket and takes the target's address from its endpoint;
+        given the virtual-hosted style it does not put the bucket into the address again. So a client for the *source*
+        bucket on the *target* bucket's address is one that copies between the two, signed as usual.
+        """
+        if source_bucket not in self._copiers:
+            self._copiers[source_bucket] = self._open(source_bucket)
+        return self._copiers[source_bucket]
+
+    def _stream(self, other: Any, source: str, target: str) -> StoredObject:
+        """Through this process, in parts: from another kind of store or service, or larger than CopyObject takes."""
+        if not isinstance(other, S3Backend):
+            with other._errors(source):
+                return self.put_file(target, other._path(source))
+        size = 0
+
+        def blocks() -> Iterator[bytes]:
+            nonlocal size
+            for block in obstore.get(other.client, other.full(source)).stream(PART_BYTES):
+                size += len(block)
+                yield bytes(block)
+
+        with _Errors(other, source):
+            result = obstore.put(self.client, self.full(target), blocks(), chunk_size=PART_BYTES, max_concurrency=4)
+        return StoredObject(target, size, _plain_etag(result["e_tag"]))
+
+    # -- listing
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for batch in self.list_table(prefix, 1, True).to_batches():
+            for key, size, etag in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield StoredObject(key, size, etag)
+
+    def list_folders(self, prefix: str) -> Names:
+        with _Errors(self, prefix):
+            found = obstore.list_with_delimiter(self.client, self.full(prefix) or None)["common_prefixes"]
+        return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in found)
+
+    def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
+        base = f"{self.full(prefix)}/" if self.full(prefix) else ""
+        starts = _spread(SHARD_STARTS, shards - 1)
+        ranges = list(zip([None, *starts], [*starts, None], strict=True))
+        with ThreadPoolExecutor(len(ranges)) as pool:
+            batches = [b for part in pool.map(lambda ends: self._list_range(base, *ends), ranges) for b in part]
+        table = pa.Table.from_batches(batches, schema=TABLE_SCHEMA)
+        keys = table["key"]
+        if table.num_rows > 1 and not pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
+            table = table.sort_by("key")  # not every server lists in byte order
+        return table
+
+    def _list_range(self, base: str, start: str | None, end: str | None) -> Batches:
+        """Batches of the keys below `base` after `start` and up to `end` (both relative to it)."""
+        batches: Batches = []
+        offset = base + start if start else None
+        last = base + end if end else None
+        while True:
+            try:
+                with _Errors(self, base):
+                    stream = obstore.list(
+                        self.client, base.rstrip("/") or None, offset=offset, chunk_size=1000, return_arrow=True
+                    )
+                    for chunk in stream:
+                        batch = pa.record_batch(chunk)
+                        offset = batch["path"][-1].as_py()
+                        if self._keep(batch["path"], batch["size"], batch["e_tag"], last, batches):
+                            return batches
+                return batches
+            except InvalidPathError:
+                # A key such as 'a//b' or 'a/../b', which obstore does not represent: read on for a page by other means.
+                page, offset = self._page(base, offset)
+                done = page is not None and self._keep(*page, last, batches)
+                if done or offset is None:
+                    return batches
+
+    def _keep(self, paths: Any, sizes: Any, etags: Any, last: str | None, batches: Batches) -> bool:
+        """Append what lies in the range to `batches`; whether the range ends here (all of a page lies behind it)."""
+        within = pc.less_equal(paths, last) if last is not None else None
+        columns = [paths, pc.cast(sizes, pa.int64()), pc.utf8_trim(etags, characters='"')]
+        if self.prefix:
+            columns[0] = pc.utf8_slice_codeunits(paths, len(self.prefix) + 1)
+        batch = pa.RecordBatch.from_arrays(
+            [pc.cast(c, f.type) for c, f in zip(columns, TABLE_SCHEMA, strict=True)], schema=TABLE_SCHEMA
+        )
+        kept = batch if within is None else batch.filter(within)
+        if kept.num_rows:
+            batches.append(kept)
+        return bool(within is not None and batch.num_rows and kept.num_rows == 0)
+
+    def _page(self, base: str, offset: str | None) -> tuple[tuple[Any, Any, Any] | None, str | None]:
+        """One page of a listing by boto3, whatever its keys look like: (paths, sizes, etags), and where to go on."""
+        from botocore.config import Config
+
+        client = aws.client("s3", self.environment, config=Config(s3={"addressing_style": self._style()}))
+        answer = client.list_objects_v2(
+            Bucket=self.bucket, Prefix=base, **({"StartAfter": offset} if offset is not None else {})
+        )
+        found = answer.get("Contents", [])
+        if not found:
+            return None, None
+        columns = (
+            pa.array([entry["Key"] for entry in found], pa.string()),
+            pa.array([entry["Size"] for entry in found], pa.int64()),
+            pa.array([entry["ETag"] for entry in found], pa.string()),
+        )
+        return columns, found[-1]["Key"] if answer["IsTruncated"] else None
+
+    # -- addresses
+
+    def full(self, key: str) -> str:
+        """The key within the bucket."""
+        return f"{self.prefix}/{key}".strip("/") if self.prefix else key
+
+    def uri(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def _style(self) -> str:
+        """'path' or 'virtual' addressing; an address without a name, and a bucket with dots, allow only 'path'."""
+        if self.environment.get("DOCML_S3_PATH_STYLE", "false").strip().lower() in ("1", "true", "yes", "on"):
+            return "path"
+        if "." in self.bucket:
+            return "path"
+        host = urlsplit(self.service).hostname or "" if self.service else ""
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return "path" if host == "localhost" else "virtual"
+        return "path"
+
+    def _address(self) -> str:
+        """The URL of this bucket."""
+        suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        service = urlsplit(self.service or f"https://s3.{self.region}.{suffix}")
+        if self._style() == "path":
+            return f"{service.scheme}://{service.netloc}{service.path}/{self.bucket}"
+        return f"{service.scheme}://{self.bucket}.{service.netloc}{service.path}"
+
+    def _open(self, bucket: str) -> S3Store:
+        """A client at this bucket's address; `bucket` is the one that it copies from (see `_copier`)."""
+        address = self._address()
+        options: dict[str, Any] = {
+            # Both names of the setting: the specific one would otherwise be read from the process's own environment.
+            "endpoint": address,
+            "aws_endpoint_url_s3": address,
+            "virtual_hosted_style_request": True,
+            "region": self.region,
+            **self._credentials,
+        }
+        if key := self.environment.get("DOCML_KMS_KEY"):
+            options |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": key, "sse_bucket_key_enabled": True}
+        return S3Store(
+            bucket,
+            client_options={**TIMEOUTS, "allow_http": address.startswith("http://")},
+            retry_config=RETRIES,
+            **options,
+        )
+
+    def _get_or_none(self, key: str) -> bytes | None:
+        try:
+            return self.get(key)
+        except MissingKey:
+            return None
+
+
+class _BulkCopy:
+    """Server-side copies, many in flight, on an event loop in a thread of its own, so that an interrupt of the caller gets through."""
+
+    def __init__(
+        self, target: S3Backend, source: S3Backend, pairs: Iterator[tuple[str, str]], copied: Callable[[], None]
+    ) -> None:
+        self.target, self.source, self.pairs, self.copied = target, source, pairs, copied
+        self.client = target._copier(source.bucket)
+        self.gone: Gone = []
+        self.stop = False
+
+    def run(self, parallel: int) -> Gone:
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(lambda: asyncio.run(self._all(parallel)))
+            try:
+                running.result()
+            except BaseException:
+                self.stop = True
+                raise
+        return self.gone
+
+    async def _all(self, parallel: int) -> None:
+        workers = [asyncio.create_task(self._work()) for _ in range(parallel)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            self.stop = True
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self) -> None:
+        for source, target in self.pairs:
+            if self.stop:
+                return
+            try:
+                await obstore.copy_async(self.client, self.source.full(source), self.target.full(target))
+            except FileNotFoundError:
+                self.gone.append(Missing(source, target))
+                continue
+            except BaseError as error:
+                if TOO_LARGE_TO_COPY not in str(error):
+                    raise _store_error(self.source, source, error) from error
+                await asyncio.to_thread(self.target._stream, self.source, source, target)
+            self.copied()
+
+
+class _Errors:
+    """obstore's errors as the store's, with the object's URI and a remedy."""
+
+    def __init__(self, backend: S3Backend, key: str) -> None:
+        self.backend, self.key = backend, key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise missing(self.backend.uri(self.key)) from None
+        if isinstance(error, BaseError) and not isinstance(error, InvalidPathError):
+            raise _store_error(self.backend, self.key, error) from error
+
+
+def _store_error(backend: S3Backend, key: str, error: BaseError) -> StoreError:
+    kind = type(error).__name__
+    remedy = "the service refused or could not be reached"
+    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+        remedy = "check the credentials (the standard AWS chain) and what they may do in this bucket"
+    detail = str(error).split("\n\nDebug source")[0].strip()
+    return StoreError(f"{backend.uri(key)}: {detail[:600]} ({remedy})")
+
+
+def _credentials(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Keys from the environment, else boto3's standard chain, refreshed as they expire."""
+    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
+        keys = {
+            "access_key_id": environment["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
+        }
+        if environment.get("AWS_SESSION_TOKEN"):
+            keys["session_token"] = environment["AWS_SESSION_TOKEN"]
+        return keys
+    session = aws.session(environment)
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        return {"credential_provider": Boto3CredentialProvider(session, ttl=timedelta(minutes=5))}
+    except ValueError:
+        raise SettingError(
+            "no AWS credentials: expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE) or a role"
+        ) from None
+
+
+def _plain_etag(etag: str | None) -> str:
+    return (etag or "").strip('"')
+
+
+def _spread(values: list[str], count: int) -> list[str]:
+    """`count` of the values, evenly spread; all of them if there are not more."""
+    if count >= len(values):
+        return values
+    return [values[(i + 1) * len(values) // (count + 1)] for i in range(count)]
