@@ -11,7 +11,7 @@ SHOWN = 120  # characters of a found value in a message
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is, what stands there, what should, and what to do."""
+    """One mistake: where it is (line 0: no line to point at), what stands there, what should, and what to do."""
 
     file: str
     line: int
@@ -19,8 +19,12 @@ class Problem:
     expected: str
     remedy: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: found {self.found}; expected {self.expected}; {self.remedy}"
+        return f"{self.place}: found {self.found}; expected {self.expected}; {self.remedy}"
 
 
 class ProblemsError(ExperimentError):

@@ -62,17 +62,20 @@ class Settings(Keys):
         """These settings with operational ones from elsewhere (the folder, a run's tag); SettingsError if not operational."""
         wrong = sorted(other.keys() - OPERATIONAL)
         if wrong:
-            raise SettingsError(
-                [Problem("operational settings", 1, ", ".join(wrong), "keys that do not freeze", "start the next run")]
-            )
+            raise _operational_error(", ".join(wrong), "keys that do not freeze", "start the next run")
         try:
-            return self.model_validate({**self.model_dump(), **other})
+            merged = self.model_validate({**self.model_dump(), **other})
         except ValidationError as error:
             first = error.errors()[0]
             found = f"{'.'.join(map(str, first['loc']))} = {shown(first['input'])}"
-            raise SettingsError(
-                [Problem("operational settings", 1, found, first["msg"], "correct it in settings.ini")]
-            ) from error
+            raise _operational_error(found, first["msg"], "correct it in settings.ini") from error
+        for broken in broken_rules(merged, merged.tunable, bad=()):
+            raise _operational_error(broken.found, broken.expected, broken.remedy)
+        return merged
+
+
+def _operational_error(found: str, expected: str, remedy: str) -> SettingsError:
+    return SettingsError([Problem("settings that do not freeze with the run", 0, found, expected, remedy)])
 
 
 def parse_settings(text: str, path: str | PurePath) -> Settings:

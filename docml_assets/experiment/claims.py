@@ -1,0 +1,218 @@
+"""Runs come into being by a claim and are frozen by it.
+
+`run_<N>/experiment/CLAIM.json` is put only if absent, so that of several processes that want one number one gets it. It holds
+everything a run needs of its experiment folder; the readable files beside it are written from it, also after a crash.
+"""
+
+import ast
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import Field
+
+from docml_assets.errors import DocmlError
+from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
+from docml_assets.experiment.settings import Settings, parse_settings
+from docml_contract.base import Document
+from docml_contract.manifests import Manifest, utc_now
+from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
+from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
+from resources.errors import MissingKey, StoreError
+from resources.finished import publish_bytes
+from resources.store import Store
+
+ASSET = "experiment_snapshot"
+RESOLVED_SETTINGS = "settings.json"
+_RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
+
+
+class RunClaimed(DocmlError):
+    """The run number belongs to another request."""
+
+
+class RunChanged(DocmlError):
+    """A claimed run's folder has changed since."""
+
+
+class Claim(Document):
+    """A run, as it was claimed."""
+
+    experiment: str
+    run: int = Field(ge=1)
+    settings_text: str = Field(description="settings.ini")
+    functions_source: str = Field(description="user_defined_funcs.py")
+    trigger: dict[str, Any] = Field(description="what started the run, for people")
+    request_id: str = Field(min_length=1, description="of the request that claimed; settles a lost response")
+    created_at: str = Field(description="UTC, ISO 8601")
+    parent_run: int | None = Field(
+        None, description="the run whose settings and functions were taken, if not the folder's"
+    )
+
+    @property
+    def settings(self) -> Settings:
+        """The frozen settings, under this run's number."""
+        path = PurePath(f"{self.experiment}/run_{self.run}/experiment/{SETTINGS}")
+        return parse_settings(self.settings_text, path).with_operational({"run_num": self.run})
+
+    @property
+    def place(self) -> RunPlace:
+        return RunPlace(self.experiment, self.run)
+
+
+Content = ExperimentFolder | Claim  # where the settings and functions of a new run come from
+
+
+def claim_run(store: Store, content: Content, number: int, *, trigger: Mapping[str, Any], request_id: str) -> Claim:
+    """Claim run `number` with the content of a folder (or of an earlier claim).
+
+    One of several racing processes succeeds; the others get RunClaimed. Whoever asks again with the same `request_id`, because the
+    answer was lost or after a crash, gets the claim that it made. Raises SettingsError, and claims nothing, if settings are wrong.
+    """
+    claim = _draft(content, number, trigger, request_id)
+    key = claim.place.claim
+    try:
+        if store.put_if_absent(key, claim.to_bytes()):
+            return claim
+    except StoreError:
+        ours = read_claim(store, claim.experiment, number)
+        if ours is not None and ours.request_id == request_id:
+            return ours
+        raise
+    winner = read_claim(store, claim.experiment, number)
+    if winner is not None and winner.request_id == request_id:
+        return winner
+    when = f" on {winner.created_at}" if winner else ""
+    raise RunClaimed(
+        f"run {number} of {claim.experiment} was claimed{when} by another request; expected a free number: "
+        f"take the next one with `docml run {claim.experiment} --next`, or continue it with --run {number}"
+    )
+
+
+def _draft(content: Content, number: int, trigger: Mapping[str, Any], request_id: str) -> Claim:
+    parent = None if isinstance(content, ExperimentFolder) else content.run
+    _ = content.settings  # raises on mistakes: a run that cannot work must not take a number
+    return Claim(
+        experiment=content.name if isinstance(content, ExperimentFolder) else content.experiment,
+        run=number,
+        settings_text=content.settings_text,
+        functions_source=content.functions_source,
+        trigger=dict(trigger),
+        request_id=request_id,
+        created_at=utc_now(),
+        parent_run=parent,
+    )
+
+
+def claim_next(store: Store, content: Content, *, trigger: Mapping[str, Any], request_id: str) -> Claim:
+    """Claim the next free number; race-safe. A claim that `request_id` made before is returned instead of a second one."""
+    experiment = content.name if isinstance(content, ExperimentFolder) else content.experiment
+    for number in reversed(claimed_runs(store, experiment)):
+        earlier = read_claim(store, experiment, number)
+        if earlier is not None and earlier.request_id == request_id:
+            return earlier
+    number = next_run(store, experiment)
+    while True:
+        try:
+            return claim_run(store, content, number, trigger=trigger, request_id=request_id)
+        except RunClaimed:
+            number += 1
+
+
+def claim_or_continue(
+    store: Store, folder: ExperimentFolder, number: int, *, trigger: Mapping[str, Any], request_id: str
+) -> Claim:
+    """What `docml run` does with RUN_NUM: claim it, or continue it if the folder still says what the run froze.
+
+    Raises RunChanged, which names the keys, if it does not.
+    """
+    claim = read_claim(store, folder.name, number)
+    if claim is None:
+        try:
+            return claim_run(store, folder, number, trigger=trigger, request_id=request_id)
+        except RunClaimed:
+            claim = read_claim(store, folder.name, number)
+            if claim is None:
+                raise
+    changed = changed_keys(claim, folder)
+    if changed:
+        raise RunChanged(
+            f"run {number} of {folder.name} was claimed on {claim.created_at}, and its folder has changed since: "
+            f"{', '.join(changed)}. A run keeps its settings: take the next number (docml run {folder.name} --next, or "
+            f"RUN_NUM = {next_run(store, folder.name)}), or continue it as it was with --run {number}"
+        )
+    return claim
+
+
+def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
+    """The claim of a run, or None if nobody claimed it. Raises UnreadableDocument."""
+    key = RunPlace(experiment, number).claim
+    try:
+        return Claim.from_bytes(store.get(key), store.uri(key))
+    except MissingKey:
+        return None
+
+
+def claimed_runs(store: Store, experiment: str) -> list[int]:
+    """Numbers of the experiment's claimed runs, ascending."""
+    return [number for number in _run_folders(store, experiment) if store.exists(RunPlace(experiment, number).claim)]
+
+
+def next_run(store: Store, experiment: str) -> int:
+    """One more than the highest number in use (gaps stay gaps, so that a later run has a higher number)."""
+    return max(_run_folders(store, experiment), default=0) + 1
+
+
+def _run_folders(store: Store, experiment: str) -> list[int]:
+    names = store.list_folders(check_experiment_name(experiment))
+    return sorted(int(match[1]) for name in names if (match := _RUN_FOLDER.fullmatch(name)))
+
+
+def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
+    """What the folder says otherwise than the claim, of all that freezes. Comments and formatting do not count."""
+    frozen, now = claim.settings.frozen_content(), folder.settings.frozen_content()
+    changed = [key.upper() for key in frozen if key not in _SECTIONS and frozen[key] != now[key]]
+    for section in _SECTIONS:
+        old, new = frozen[section], now[section]
+        changed += [f"[{section}] {key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if _code(claim.functions_source) != _code(folder.functions_source):
+        changed.append(USER_FUNCTIONS)
+    return changed
+
+
+_SECTIONS = ("hyperparameters", "tunable")
+
+
+def _code(source: str) -> str:
+    try:
+        return ast.dump(ast.parse(source))
+    except (SyntaxError, ValueError):
+        return source
+
+
+def write_snapshot(store: Store, claim: Claim) -> Manifest:
+    """Write settings.ini, settings.json (resolved) and user_defined_funcs.py from the claim, then their manifest.
+
+    Does nothing, and returns the manifest, if that has been done.
+    """
+    settings = claim.settings
+    functions = claim.functions_source.encode()
+    content, sha256 = settings.frozen_content(), hashlib.sha256(functions).hexdigest()
+    return publish_bytes(
+        store,
+        claim.place.snapshot,
+        {
+            SETTINGS: claim.settings_text.encode(),
+            RESOLVED_SETTINGS: (settings.model_dump_json(indent=2) + "\n").encode(),
+            USER_FUNCTIONS: functions,
+        },
+        asset=ASSET,
+        experiment=claim.experiment,
+        run=claim.run,
+        cache_key=cache_key(ASSET, settings=content, functions=sha256),
+        data_version=snapshot_version(content, sha256),
+        inputs={},
+        code_version=CODE_VERSIONS[ASSET],
+    )

@@ -1,0 +1,182 @@
+"""user_defined_funcs.py, read as text: what it defines, what is wrong with it, and what its functions depend on.
+
+Nothing of it is executed here.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from docml_assets.experiment.problems import Problem
+from docml_assets.experiment.source import (
+    Function,
+    body_without_docstring,
+    function_nodes,
+    functions_digest,
+    module_bindings,
+    plain_imports,
+)
+
+__all__ = ["check_functions", "defined_functions", "functions_digest"]
+
+# The functions and their parameters, and whether an experiment can do without.
+PARAMETERS = {
+    "process_func": ("artifact", "directory"),
+    "get_dataset_features": ("context",),
+    "encode_data": ("instance", "context"),
+    "encode_batch": ("instances", "context"),
+    "load_model": ("model_name", "context"),
+    "ordered_input_keys": ("model_name", "context"),
+}
+OPTIONAL = frozenset({"process_func", "encode_batch"})
+RETURN_NOTHING = frozenset({"process_func"})
+PADDING = "PADDING"
+
+# Run by the worker's Python: prints those of its arguments that it cannot find. Top-level names only, so nothing is imported.
+_FIND = """
+import importlib.util, json, sys
+sys.path[:] = [entry for entry in sys.path if entry]
+print(json.dumps([name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]))
+"""
+
+
+def check_functions(source: str, path: str, worker_python: str | None = None) -> list[Problem]:
+    """All mistakes of the module that its text shows.
+
+    worker_python: the interpreter that runs process_func (DOCML_WORKER_PYTHON; none: this one), asked for the modules that the
+    file imports if it has a process_func.
+    """
+    try:
+        module = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        said = getattr(error, "msg", None) or str(error)
+        return [Problem(path, line, f"no Python: {said}", "a module that Python can parse", "correct the line")]
+    bindings = module_bindings(module)
+    problems = []
+    for name in PARAMETERS:
+        if name not in bindings:
+            if name not in OPTIONAL and not (name == "encode_data" and "encode_batch" in bindings):
+                problems.append(_missing(path, name))
+            continue
+        definition = bindings[name][-1]
+        if isinstance(definition, Function):
+            problems += [Problem(path, line, *rest) for line, *rest in _complaints(definition)]
+    problems += _padding_problems(bindings.get(PADDING, []), path)
+    problems += _import_problems(module, path, worker_python, needed="process_func" in defined_functions(source))
+    return problems
+
+
+def _missing(path: str, name: str) -> Problem:
+    signature = f"def {name}({', '.join(PARAMETERS[name])})"
+    return Problem(path, 0, f"no {name}", signature, "write it; `docml new` shows a working one")
+
+
+def defined_functions(source: str) -> frozenset[str]:
+    """The functions of the experiment that the module defines (or imports), the empty ones left out."""
+    try:
+        bindings = module_bindings(ast.parse(source))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    found = {name: bindings[name][-1] for name in PARAMETERS if name in bindings}
+    return frozenset(name for name, node in found.items() if not (isinstance(node, Function) and _is_empty(node)))
+
+
+def _complaints(function: Function) -> Iterator[tuple[int, str, str, str]]:
+    """(line, found, expected, remedy) of one function."""
+    name, line = function.name, function.lineno
+    signature = f"def {name}({', '.join(PARAMETERS[name])})"
+    if isinstance(function, ast.AsyncFunctionDef):
+        yield line, f"async def {name}", signature, "remove 'async': the platform calls it like any function"
+    if not _takes(function.args, PARAMETERS[name]):
+        yield line, f"def {name}({ast.unparse(function.args)})", signature, "name its parameters so, in this order"
+    if _is_empty(function):
+        remedy = "write it, or remove it if it is not needed" if name in OPTIONAL else "write it"
+        yield line, f"{name} with an empty body", f"{signature} that does its work", remedy
+        return
+    nodes = [*function_nodes(function)]
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in nodes):
+        yield line, f"{name} as a generator", f"{signature} that returns its result", "return instead of yield"
+    elif name not in RETURN_NOTHING and not any(isinstance(node, ast.Return) and node.value for node in nodes):
+        yield line, f"{name} that returns nothing", f"{signature} that returns its result", "add a return"
+
+
+def _takes(arguments: ast.arguments, expected: tuple[str, ...]) -> bool:
+    """Whether the parameters begin with the expected ones; a leading '_' marks an unused one; further ones need defaults."""
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    names = [name.lstrip("_") for name in positional[: len(expected)]]
+    required = len(positional) - len(arguments.defaults)
+    return (
+        names == list(expected)
+        and required <= len(expected)
+        and all(default is not None for default in arguments.kw_defaults)
+    )
+
+
+def _is_empty(function: Function) -> bool:
+    """Whether the body is `pass`, `...`, a docstring, `return` or `raise NotImplementedError` only."""
+    return all(_does_nothing(statement) for statement in body_without_docstring(function))
+
+
+def _does_nothing(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Raise):
+        raised = statement.exc.func if isinstance(statement.exc, ast.Call) else statement.exc
+        return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"
+    if isinstance(statement, ast.Return):
+        return statement.value is None
+    return isinstance(statement, ast.Pass) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    )
+
+
+def _padding_problems(statements: list[ast.stmt], path: str) -> list[Problem]:
+    if not statements:
+        return []
+    statement = statements[-1]
+    try:
+        value = (
+            ast.literal_eval(statement.value)
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value
+            else None
+        )
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(number, int | float) for key, number in value.items()
+    ):
+        return []
+    remedy = 'write for example PADDING = {"input_ids": 1}; features that it does not name are padded with 0'
+    found = f"{' '.join(ast.unparse(statement).split())[:80]}"
+    return [Problem(path, statement.lineno, found, "a literal mapping of feature names to numbers", remedy)]
+
+
+def _import_problems(module: ast.Module, path: str, worker_python: str | None, *, needed: bool) -> list[Problem]:
+    """Relative imports, and modules that the worker's Python lacks (asked only if there is a process_func to run)."""
+    problems = []
+    lines: dict[str, int] = {}
+    for name, line in plain_imports(module):
+        if name.startswith("."):
+            remedy = "put the code into this file, or install it as a package into the image"
+            problems.append(Problem(path, line, f"the relative import {name}", "modules that are installed", remedy))
+        else:
+            lines.setdefault(name.partition(".")[0], line)
+    if not needed or not lines:
+        return problems
+    python = worker_python or sys.executable
+    try:
+        answer = subprocess.run(
+            [python, "-c", _FIND, *lines], capture_output=True, text=True, timeout=60, check=True, cwd="/"
+        )
+        missing = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, json.JSONDecodeError) as error:
+        remedy = "set DOCML_WORKER_PYTHON to a Python that has the modules of user_defined_funcs.py"
+        return [*problems, Problem(path, 0, f"that {python} does not run: {error}", "a Python interpreter", remedy)]
+    remedy = "install it for DOCML_WORKER_PYTHON, or import it inside the functions that jobs call"
+    return problems + [
+        Problem(
+            path, lines[name], f"import {name}, which {python} lacks", "modules that process_func's Python has", remedy
+        )
+        for name in missing
+    ]

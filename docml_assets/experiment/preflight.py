@@ -1,0 +1,115 @@
+"""What can be known before a job starts: whether skipped steps leave anything to work on, and whether the deployment can do it."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+
+from docml_assets.experiment.ini import parse_ini
+from docml_assets.experiment.problems import Problem
+from docml_assets.experiment.settings import SECTIONS, Settings
+
+ENVIRONMENT = "the environment"
+_STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_REFERENCE = "secretsmanager:"
+
+Complaint = tuple[str, str, str]  # found, expected, remedy
+
+
+def step_problems(settings: Settings, path: str, text: str) -> list[Problem]:
+    """Skipped steps of a first run whose artifacts nothing can supply. Later runs may find them in an earlier one."""
+    if settings.run_num != 1:
+        return []
+    ini = parse_ini(text, path, SECTIONS)
+    trains = settings.run_training or settings.run_tuning
+    needs = (
+        ("RUN_RECONCILIATION", settings.run_reconciliation, settings.run_preparation, "RUN_PREPARATION"),
+        ("RUN_PREPARATION", settings.run_preparation, trains, "RUN_TRAINING or RUN_TUNING"),
+        ("RUN_PREPARATION", settings.run_preparation, settings.run_inference and not trains, "RUN_INFERENCE"),
+        ("RUN_TRAINING", trains, settings.run_inference, "RUN_INFERENCE"),
+    )
+    return [
+        Problem(
+            path,
+            ini.line("settings", key),
+            f"{key} off in run 1, which is to perform {user}",
+            "a step whose result a later one needs, as there is no earlier run to take it from",
+            f"turn {key} on, or turn off {user}",
+        )
+        for key, performed, needed, user in needs
+        if needed and not performed
+    ]
+
+
+def deployment_problems(settings: Settings, environment: Mapping[str, str]) -> list[Problem]:
+    """What the deployment's environment lacks for this experiment. Asks no service."""
+    return [
+        Problem(ENVIRONMENT, 0, found, expected, remedy)
+        for found, expected, remedy in _complaints(settings, environment)
+    ]
+
+
+def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:
+    kind = environment.get("DOCML_ENV") or "local"
+    if kind not in ("local", "aws"):
+        yield f"DOCML_ENV = {kind}", "local or aws", "correct or unset DOCML_ENV"
+    yield from _prices(environment.get("DOCML_PRICES"))
+    yield from _tracking(settings, environment, kind)
+    python = environment.get("DOCML_WORKER_PYTHON")
+    if python and shutil.which(python) is None:
+        yield f"DOCML_WORKER_PYTHON = {python}", "a Python interpreter", "correct or unset DOCML_WORKER_PYTHON"
+    if kind == "aws":
+        yield from _aws(settings, environment)
+
+
+def _prices(text: str | None) -> Iterator[Complaint]:
+    try:
+        prices = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        prices = None
+    numbers = isinstance(prices, dict) and all(
+        isinstance(price, int | float) and not isinstance(price, bool) and price >= 0 for price in prices.values()
+    )
+    if not numbers:
+        expected = "JSON, instance type to USD an hour"
+        yield f"DOCML_PRICES = {(text or '')[:60]}", expected, 'write for example {"ml.g5.xlarge": 1.41}'
+
+
+def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:
+    key = environment.get("WANDB_API_KEY")
+    if settings.wandb_mode != "online":
+        return
+    if not key:
+        yield (
+            "WANDB_MODE = online without WANDB_API_KEY",
+            "the key of the tracking account",
+            "set it, or WANDB_MODE = offline",
+        )
+    elif kind == "aws" and not key.startswith(_REFERENCE):
+        yield (
+            "WANDB_API_KEY as plain text on aws",
+            f"a reference {_REFERENCE}NAME#key, which containers resolve with the job's role",
+            "put the key into Secrets Manager and refer to it",
+        )
+
+
+def _aws(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:
+    if not (environment.get("DOCML_STORE") or "").startswith("s3://"):
+        store = environment.get("DOCML_STORE") or "./storage"
+        yield f"DOCML_STORE = {store} on aws", "s3://bucket/prefix, which jobs can reach", "set DOCML_STORE"
+    role = environment.get("DOCML_SAGEMAKER_ROLE_ARN")
+    if not role or not role.startswith("arn:"):
+        found = f"DOCML_SAGEMAKER_ROLE_ARN = {role}" if role else "no DOCML_SAGEMAKER_ROLE_ARN"
+        yield found, "the ARN of the role that jobs assume", "set it (deploy/ makes such a role)"
+    if not (settings.docker_image or environment.get("DOCML_IMAGE")):
+        yield (
+            "neither DOCKER_IMAGE nor DOCML_IMAGE",
+            "the URI of an image that jobs run",
+            "build one with `docml image push`, and set DOCKER_IMAGE or DOCML_IMAGE",
+        )
+    if bool(environment.get("DOCML_SUBNETS")) != bool(environment.get("DOCML_SECURITY_GROUPS")):
+        yield "only one of DOCML_SUBNETS and DOCML_SECURITY_GROUPS", "both or none", "set the other one too"
+    given = [name for name in _STATIC_KEYS if environment.get(name)]
+    if len(given) == 1:
+        yield f"{given[0]} alone", " and ".join(_STATIC_KEYS), "set both, or neither and use a profile or role"
+    if not (environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or environment.get("AWS_PROFILE")):
+        yield "no AWS_REGION", "the region of the jobs", "set AWS_REGION, or AWS_PROFILE with a region"
