@@ -1,0 +1,163 @@
+"""The documents of a preparation: which are taken, in which order, with which labels.
+
+Everything here follows from the table of artifacts and the task alone, so that every host of a job and its merge see the same list.
+The order is that of the GUIDs' hashes: it depends on no other document, and cuts into parts that are alike.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from docml_contract.jobs import PrepareTask
+from docml_trainer.errors import DataError
+
+IGNORED = "ignored_label"
+BELOW_THRESHOLD = "below_num_labels_threshold"
+OVER_CAP = "over_max_artifacts"
+
+_COLUMNS = ("artifact_guid", "label", "group", "file", "path")
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The taken documents. `paths[i]` holds document i's input files in the order of `files`, None where one is missing."""
+
+    guids: list[str]
+    labels: list[str]
+    groups: list[str | None]
+    paths: list[list[str | None]]
+    files: tuple[str, ...]
+    label_names: tuple[str, ...]  # in the order of their ids
+    dropped: dict[str, Counts]  # reason -> label -> documents
+
+    def __len__(self) -> int:
+        return len(self.guids)
+
+    @property
+    def digest(self) -> str:
+        """Tells two lists of documents apart."""
+        content = "\n".join("\0".join(row) for row in zip(self.guids, self.labels, strict=True))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def part(self, index: int, parts: int) -> range:
+        """Positions of the `index`-th of `parts` contiguous, equally large parts."""
+        return range(len(self) * index // parts, len(self) * (index + 1) // parts)
+
+    def to_table(self, positions: range) -> pa.Table:
+        """Input of the encoders: position, artifact_guid, label, paths."""
+        part = slice(positions.start, positions.stop)
+        return pa.table(
+            {
+                "position": pa.array(positions, pa.int64()),
+                "artifact_guid": pa.array(self.guids[part], pa.string()),
+                "label": pa.array(self.labels[part], pa.string()),
+                "paths": pa.array(self.paths[part], pa.list_(pa.string())),
+            }
+        )
+
+
+def order_key(guid: str, salt: str = "") -> bytes:
+    """Orders GUIDs the same way everywhere; another salt gives an unrelated order."""
+    return hashlib.sha256(f"{salt}\0{guid}".encode()).digest()
+
+
+def read_documents(artifacts: Path, task: PrepareTask) -> Documents:
+    """Read artifacts.parquet (one row a file) and apply IGNORED_LABELS, NUM_LABELS_THRESHOLD and MAX_ARTIFACTS."""
+    rows = _read_rows(artifacts, task.model_input_files)
+    taken, dropped = _select(rows, task)
+    if not taken:
+        raise DataError(
+            f"no document is left of {len(rows)} (dropped: {dropped}); expected some: "
+            "check IGNORED_LABELS, NUM_LABELS_THRESHOLD and MAX_ARTIFACTS"
+        )
+    ordered = sorted(taken, key=order_key)
+    return Documents(
+        guids=ordered,
+        labels=[rows[guid].label for guid in ordered],
+        groups=[rows[guid].group for guid in ordered],
+        paths=[[rows[guid].paths.get(file) for file in task.model_input_files] for guid in ordered],
+        files=task.model_input_files,
+        label_names=tuple(sorted({rows[guid].label for guid in ordered})),
+        dropped=dropped,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    group: str | None
+    paths: dict[str, str]
+
+
+def _read_rows(artifacts: Path, files: Sequence[str]) -> dict[str, _Row]:
+    if not artifacts.is_file():
+        raise DataError(f"{artifacts}: no such file; expected the table of reconciled artifacts in the channel 'spec'")
+    schema = pq.read_schema(artifacts)
+    missing = [column for column in _COLUMNS if column not in schema.names]
+    if missing:
+        raise DataError(f"{artifacts.name}: found columns {schema.names}, expected also {missing}")
+    rows: dict[str, _Row] = {}
+    for batch in pq.ParquetFile(artifacts).iter_batches(columns=list(_COLUMNS)):
+        for guid, label, group, file, path in zip(*(batch[column].to_pylist() for column in _COLUMNS), strict=True):
+            row = rows.get(guid)
+            if row is None:
+                row = rows[guid] = _Row(label, None if group is None else str(group), {})
+            elif row.label != label:
+                raise DataError(
+                    f"{artifacts.name}: artifact {guid} has labels {row.label!r} and {label!r}; expected one "
+                    "(reconciliation settles conflicts)"
+                )
+            if file in files:
+                row.paths[file] = path
+    return rows
+
+
+def _select(rows: dict[str, _Row], task: PrepareTask) -> tuple[list[str], dict[str, Counts]]:
+    counts = Counter(row.label for row in rows.values())
+    ignored = {label for label in counts if label in task.ignored_labels}
+    rare = {label for label, count in counts.items() if count < task.num_labels_threshold} - ignored
+    by_label: dict[str, list[str]] = {}
+    for guid, row in rows.items():
+        if row.label not in ignored and row.label not in rare:
+            by_label.setdefault(row.label, []).append(guid)
+    quotas = _quotas({label: len(guids) for label, guids in by_label.items()}, task.max_artifacts)
+    taken = [
+        guid
+        for label, guids in by_label.items()
+        for guid in sorted(guids, key=lambda guid: order_key(guid, "cap"))[: quotas[label]]
+    ]
+    over = {label: len(guids) - quotas[label] for label, guids in by_label.items() if len(guids) > quotas[label]}
+    return taken, {
+        IGNORED: {label: counts[label] for label in sorted(ignored)},
+        BELOW_THRESHOLD: {label: counts[label] for label in sorted(rare)},
+        OVER_CAP: dict(sorted(over.items())),
+    }
+
+
+def _quotas(counts: Counts, cap: int | None) -> Counts:
+    """How many documents of each label stay under MAX_ARTIFACTS: proportional, largest remainders first."""
+    total = sum(counts.values())
+    if cap is None or total <= cap:
+        return counts
+    exact = {label: count * cap / total for label, count in counts.items()}
+    quotas = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(counts, key=lambda label: (quotas[label] - exact[label], label))
+    for label in by_remainder[: cap - sum(quotas.values())]:
+        quotas[label] += 1
+    return quotas
+
+
+def labels_too_small(documents: Documents, shares: Sequence[float]) -> Counts:
+    """Labels with fewer independent documents (SPLIT_BY groups) than there are splits: they cannot appear in every one."""
+    units: dict[str, set[str]] = {}
+    for guid, label, group in zip(documents.guids, documents.labels, documents.groups, strict=True):
+        units.setdefault(label, set()).add(f"document {guid}" if group is None else f"group {group}")
+    needed = sum(share > 0 for share in shares)
+    return {label: len(found) for label, found in sorted(units.items()) if len(found) < needed}

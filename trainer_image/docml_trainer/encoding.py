@@ -1,0 +1,338 @@
+"""Documents -> rows, with the experimenter's encode_batch or encode_data, checked strictly. Runs inside a worker process.
+
+A document that the encoder cannot read (it raises) is a failure, counted and reported. An encoder that returns something else
+than its features declare is wrong for all documents, and ends the job.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from docml_contract.names import column_prefix
+from docml_trainer import near_duplicates
+from docml_trainer.columns import BadValue, Column, arrow_type, column
+from docml_trainer.errors import UserCodeError
+from docml_trainer.functions import Context, UserFunctions, describe, explain
+from docml_trainer.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
+
+UNTRUNCATED_LENGTH = "untruncated_length"
+ATTENTION_MASK = "attention_mask"
+# Columns of a row besides the features; no feature's name begins with "@".
+POSITION = "@position"
+DIGEST = "@digest"
+SIGNATURE = "@signature"
+TOKENS = "@tokens "
+UNTRUNCATED = "@untruncated "
+MAX_FAILURES_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document on its way through the encoder."""
+
+    position: int
+    guid: str
+    label: str
+    files: Mapping[str, Path]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A document that could not be encoded."""
+
+    artifact_guid: str
+    label: str
+    file: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"artifact {self.artifact_guid} (label {self.label!r}, file {self.file}): {self.error}"
+
+
+class _Instance(dict[str, Path]):
+    """The mapping that encode_data gets; remembers the file that was asked for last, to name it when reading fails."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        super().__init__(files)
+        self.asked: str | None = None
+
+    def __getitem__(self, file: str) -> Path:
+        self.asked = file
+        return super().__getitem__(file)
+
+
+@dataclass
+class Tally:
+    """What became of the documents that are no rows."""
+
+    returned_none: dict[str, int] = field(default_factory=dict)  # by label
+    failed: dict[str, int] = field(default_factory=dict)  # by label
+    failures: list[Failure] = field(default_factory=list)  # the first ones
+
+    def drop(self, label: str) -> None:
+        self.returned_none[label] = self.returned_none.get(label, 0) + 1
+
+    def fail(self, failure: Failure) -> None:
+        self.failed[failure.label] = self.failed.get(failure.label, 0) + 1
+        if len(self.failures) < MAX_FAILURES_KEPT:
+            self.failures.append(failure)
+
+    def add(self, other: "Tally") -> None:
+        """Count another tally's documents as well."""
+        for mine, theirs in ((self.returned_none, other.returned_none), (self.failed, other.failed)):
+            for label, count in theirs.items():
+                mine[label] = mine.get(label, 0) + count
+        self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Tally":
+        failures = [Failure(**failure) for failure in content["failures"]]
+        return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes batches of documents for all models of the run. `begin` hears what is being encoded: (first position, number)."""
+
+    functions: UserFunctions
+    contexts: tuple[Context, ...]  # one a model
+    sign: bool  # whether to compute near-duplicate signatures
+    begin: Callable[[int, int], None]
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        if not (self.functions.encode_data or self.functions.encode_batch):
+            raise UserCodeError(
+                f"{self.functions.path.name}: found neither encode_data nor encode_batch; expected one of them"
+            )
+
+    @property
+    def function_name(self) -> str:
+        """The function in use; encode_batch is preferred where both are defined."""
+        return "encode_batch" if self.functions.encode_batch else "encode_data"
+
+    @cached_property
+    def declared(self) -> dict[str, datasets.Features]:
+        """Each model's own features, unprefixed, without untruncated_length."""
+        return {context.model_name: self._declared(context) for context in self.contexts}
+
+    @cached_property
+    def features(self) -> datasets.Features:
+        """The features of all models, prefixed."""
+        prefixed = {}
+        for context in self.contexts:
+            prefix = column_prefix(context.model_name, context.model_names)
+            prefixed |= {prefix + name: feature for name, feature in self.declared[context.model_name].items()}
+        return datasets.Features(prefixed)
+
+    @cached_property
+    def _shapes(self) -> dict[str, dict[str, Shape]]:
+        return {
+            model: {name: shape_of(name, feature) for name, feature in features.items()}
+            for model, features in self.declared.items()
+        }
+
+    @property
+    def near_duplicate_feature(self) -> str | None:
+        """The tokens that are compared: the first model's main integer sequence."""
+        return main_feature(self._shapes[self.contexts[0].model_name])
+
+    def schema(self) -> pa.Schema:
+        """Of the rows: position, features of the declared types as lists, digest, signature, lengths."""
+        fields: list[tuple[str, pa.DataType]] = [(POSITION, pa.int64())]
+        for context in self.contexts:
+            prefix = column_prefix(context.model_name, context.model_names)
+            for name, shape in self._shapes[context.model_name].items():
+                fields.append((prefix + name, arrow_type(shape)))
+            fields.append((TOKENS + context.model_name, pa.int64()))
+            fields.append((UNTRUNCATED + context.model_name, pa.int64()))
+        return pa.schema([*fields, (DIGEST, pa.binary()), (SIGNATURE, pa.binary())])
+
+    def __call__(self, documents: Sequence[Document]) -> pa.Table:
+        """The rows of these documents, fewer where some are dropped or fail. UserCodeError for a wrong encoder."""
+        encoded = {context.model_name: self._encode(documents, context) for context in self.contexts}
+        kept = [index for index, document in enumerate(documents) if self._keep(document, index, encoded)]
+        arrays: dict[str, pa.Array] = {POSITION: pa.array([documents[i].position for i in kept], pa.int64())}
+        digests = [hashlib.sha256() for _ in kept]
+        signatures = None
+        for context in self.contexts:
+            model = context.model_name
+            rows = [encoded[model][index] for index in kept]
+            columns = self._columns(model, rows, [documents[index] for index in kept])
+            prefix = column_prefix(model, context.model_names)
+            for name, values in columns.items():
+                arrays[prefix + name] = values.to_arrow()
+                _update_digests(digests, prefix + name, values)
+            arrays[TOKENS + model] = pa.array(_token_lengths(columns, len(kept)), pa.int64())
+            arrays[UNTRUNCATED + model] = pa.array([row.get(UNTRUNCATED_LENGTH) for row in rows], pa.int64())
+            if signatures is None:
+                signatures = self._signatures(columns, len(kept))
+        arrays[DIGEST] = pa.array([digest.digest() for digest in digests], pa.binary())
+        arrays[SIGNATURE] = signatures
+        schema = self.schema()
+        return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+    def _declared(self, context: Context) -> datasets.Features:
+        features = self.functions.get_dataset_features(context)
+        wrong = [name for name in features if name in OWN_COLUMNS or name.startswith("@")]
+        if wrong:
+            raise UserCodeError(
+                f"{self.functions.path.name}: get_dataset_features declares {wrong}; expected the encoder's own features "
+                f"only (docml adds {' and '.join(OWN_COLUMNS)}, and '@' begins its working columns)"
+            )
+        kept = {name: feature for name, feature in features.items() if name != UNTRUNCATED_LENGTH}
+        if not kept:
+            raise UserCodeError(f"{self.functions.path.name}: get_dataset_features declares no feature; expected some")
+        return datasets.Features(kept)
+
+    def _encode(self, documents: Sequence[Document], context: Context) -> list[Any]:
+        """For each document what the encoder returned (a mapping or None), or its Failure."""
+        results: list[Any] = [
+            _failure(document, f"{', '.join(document.missing)}: the artifact has no such file", document.missing[0])
+            if document.missing
+            else None
+            for document in documents
+        ]
+        readable = [index for index, document in enumerate(documents) if not document.missing]
+        if self.functions.encode_batch and readable:
+            batch = self._encode_batch([documents[index] for index in readable], context)
+        else:
+            batch = [self._encode_one(documents[index], context) for index in readable]
+        for index, result in zip(readable, batch, strict=True):
+            results[index] = result
+        return results
+
+    def _encode_batch(self, documents: Sequence[Document], context: Context) -> list[Any]:
+        encode = self.functions.encode_batch
+        assert encode is not None
+        self.begin(documents[0].position, documents[-1].position - documents[0].position + 1)
+        instances = [_Instance(document.files) for document in documents]
+        try:
+            returned = encode(instances, context)
+        except Exception as error:
+            if len(documents) == 1:
+                return [self._failed(documents[0], instances[0], error)]
+            return [self._encode_batch([document], context)[0] for document in documents]  # which one was it?
+        return self._rows(returned, documents)
+
+    def _encode_one(self, document: Document, context: Context) -> Any:
+        encode = self.functions.encode_data
+        assert encode is not None
+        self.begin(document.position, 1)
+        instance = _Instance(document.files)
+        try:
+            return encode(instance, context)
+        except Exception as error:
+            return self._failed(document, instance, error)
+
+    def _failed(self, document: Document, instance: _Instance, error: Exception) -> Failure:
+        return _failure(document, explain(error, self.functions.path), instance.asked)
+
+    def _rows(self, returned: Any, documents: Sequence[Document]) -> list[Any]:
+        """What encode_batch returned, document by document: it may return a list, or a mapping of lists as tokenizers do."""
+        expected = f"a list of {len(documents)} (one entry a document), or a mapping of such lists"
+        of_batch = f"for {len(documents)} documents from artifact {documents[0].guid}"
+        if isinstance(returned, Mapping):
+            for name, values in returned.items():
+                if not hasattr(values, "__len__") or len(values) != len(documents):
+                    raise self._wrong(f"feature {name!r} {of_batch}: found {describe(values)}, expected {expected}")
+            return [{name: values[index] for name, values in returned.items()} for index in range(len(documents))]
+        if not isinstance(returned, Sequence) or len(returned) != len(documents):
+            raise self._wrong(f"{of_batch}: found {describe(returned)}, expected {expected}")
+        return list(returned)
+
+    def _keep(self, document: Document, index: int, encoded: Mapping[str, Sequence[Any]]) -> bool:
+        results = [of_model[index] for of_model in encoded.values()]
+        for result in results:
+            if isinstance(result, Failure):
+                self.tally.fail(result)
+                return False
+        if any(result is None for result in results):
+            self.tally.drop(document.label)
+            return False
+        for model, result in zip(encoded, results, strict=True):
+            self._check_keys(model, document, result)
+        return True
+
+    def _check_keys(self, model: str, document: Document, row: Any) -> None:
+        declared = self._shapes[model]
+        where = f"for artifact {document.guid} (label {document.label!r})"
+        if not isinstance(row, Mapping):
+            raise self._wrong(f"{where}: found {describe(row)}, expected a dict of {list(declared)} or None")
+        if missing := [name for name in declared if name not in row]:
+            raise self._wrong(
+                f"{where}: feature {missing[0]!r} is missing; found {list(row)}, expected {list(declared)} "
+                "as get_dataset_features declares"
+            )
+        if extra := [name for name in row if name not in declared and name != UNTRUNCATED_LENGTH]:
+            raise self._wrong(
+                f"{where}: feature {extra[0]!r} is not declared; expected only {list(declared)} "
+                "(declare it in get_dataset_features, or do not return it)"
+            )
+        length = row.get(UNTRUNCATED_LENGTH, 0)
+        if not isinstance(length, Integral) or isinstance(length, bool) or length < 0:
+            raise self._wrong(f"{where}: {UNTRUNCATED_LENGTH} is {describe(length)}; expected a number of tokens")
+
+    def _columns(
+        self, model: str, rows: Sequence[Mapping[str, Any]], documents: Sequence[Document]
+    ) -> dict[str, Column]:
+        columns = {}
+        for name, shape in self._shapes[model].items():
+            try:
+                columns[name] = column(shape, [row[name] for row in rows])
+            except BadValue as wrong:
+                document = documents[wrong.index]
+                raise self._wrong(
+                    f"for artifact {document.guid} (label {document.label!r}): feature {name!r}: {wrong}"
+                ) from wrong
+        return columns
+
+    def _signatures(self, columns: Mapping[str, Column], count: int) -> pa.Array:
+        name = self.near_duplicate_feature
+        if not self.sign or name is None:
+            return pa.nulls(count, pa.binary())
+        tokens = columns[name]
+        offsets = tokens.offsets
+        documents = (tokens.flat[start:end] for start, end in pairwise(offsets))
+        return pa.array([row.tobytes() for row in near_duplicates.signatures(documents)], pa.binary())
+
+    def _wrong(self, message: str) -> UserCodeError:
+        return UserCodeError(f"{self.functions.path.name}: {self.function_name} returned a wrong encoding {message}")
+
+
+def _failure(document: Document, error: str, file: str | None) -> Failure:
+    return Failure(document.guid, document.label, file or ", ".join(document.files), error)
+
+
+def _update_digests(digests: Sequence[Any], name: str, values: Column) -> None:
+    """Add one feature's values to every document's digest: name, lengths and values, whatever type stores them."""
+    wide, offsets = np.ascontiguousarray(values.wide()), values.offsets
+    for index, digest in enumerate(digests):
+        digest.update(json.dumps([name, values.lengths[index].tolist()]).encode())
+        digest.update(wide[offsets[index] : offsets[index + 1]].data)
+
+
+def _token_lengths(columns: Mapping[str, Column], count: int) -> list[int | None]:
+    """Tokens of each document: what its attention mask marks, or else the size of its main feature."""
+    name = main_feature({name: values.shape for name, values in columns.items()})
+    if name is None:
+        return [None] * count
+    mask = columns.get(ATTENTION_MASK)
+    if mask is not None and mask.shape.rank:
+        marked = np.concatenate([[0], np.cumsum(mask.flat != 0)])
+        return [int(length) for length in np.diff(marked[mask.offsets])]
+    return [int(length) for length in np.diff(columns[name].offsets)]

@@ -1,0 +1,289 @@
+"""`python -m docml_trainer prepare`: artifacts -> encoded train, valid and test splits.
+
+    processing/input/spec        spec.json, user_defined_funcs.py, artifacts.parquet, perhaps previous_splits.parquet
+    processing/input/artifacts   <guid>/<version>/<file>
+    processing/output/result     train/ valid/ test/ label2id.json id2label.json split_metadata.json splits.parquet OUTPUT.json
+
+Three phases. `whole` does it all. `shard` encodes this host's part of the documents into `shards/<host index>/`; `merge` takes all shards
+from the channel `shards`, and assigns splits. Cut into shards or not, the result has the same content.
+
+DOCML_ENCODE_TIMEOUT_SECONDS (300): how long one call of encode_data or encode_batch may take before it counts as stuck.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from docml_contract import names
+from docml_contract.base import digest
+from docml_contract.events import FACTS, PROGRESS, format_event
+from docml_contract.jobs import PrepareTask
+from docml_contract.manifests import JobOutput, verify_folder, write_output
+from docml_trainer.documents import Documents, labels_too_small, read_documents
+from docml_trainer.errors import DataError, FolderError
+from docml_trainer.folders import Folders
+from docml_trainer.splits import assign_splits
+from docml_trainer.workers import BATCH, Plan, encode
+
+COMMAND = "prepare"
+SHARD = "shard.json"
+TIMEOUT_VARIABLE = "DOCML_ENCODE_TIMEOUT_SECONDS"
+TIMEOUT_SECONDS = 300.0
+NONE_RETURNED = "returned_none"
+FAILED = "failed"
+LEFT_OUT = "joins_groups_in_different_splits"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Encoded rows of a contiguous part of the documents, and how they came about."""
+
+    rows: list[Path]
+    positions: range
+    features: dict[str, Any]
+    near_duplicate_feature: str | None
+    tally: dict[str, Any]
+    seconds: float
+    processes: int
+
+
+def main(folders: Folders) -> None:
+    """Run the phase that the spec asks for."""
+    started = time.monotonic()
+    task = folders.spec().task
+    if not isinstance(task, PrepareTask):
+        raise FolderError(f"the spec's task is {task.command!r}; expected 'prepare'")
+    documents = read_documents(folders.channel("spec") / names.ARTIFACTS_TABLE, task)
+    _report_selection(documents, task)
+    if task.phase == "shard":
+        _shard(folders, task, documents)
+        return
+    scratch = folders.base / "processing" / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        if task.phase == "merge":
+            shards = _read_shards(folders.channel("shards"), documents)
+        else:
+            shards = [_encode(folders, task, documents, range(len(documents)), scratch)]
+        _finish(folders, task, documents, shards, started)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _report_selection(documents: Documents, task: PrepareTask) -> None:
+    print(
+        f"{len(documents):,} documents with {len(documents.label_names)} labels; dropped: {documents.dropped}",
+        flush=True,
+    )
+    for label, count in labels_too_small(documents, task.split).items():
+        print(
+            f"warning: label {label!r} has {count} independent documents, too few to appear in every split; "
+            "add documents, or leave the label out with IGNORED_LABELS or NUM_LABELS_THRESHOLD",
+            flush=True,
+        )
+
+
+def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions: range, scratch: Path) -> Shard:
+    processes = task.processes or len(os.sched_getaffinity(0))
+    plan = Plan(
+        functions=folders.user_functions,
+        artifacts=folders.channel("artifacts"),
+        task=task,
+        label_names=documents.label_names,
+        batch=BATCH,
+        parallel_tokenizer=processes == 1,
+    )
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        print(format_event(PROGRESS, what="encoding", done=done, total=total, unit="documents"), flush=True)
+
+    stuck_seconds = float(os.environ.get(TIMEOUT_VARIABLE) or TIMEOUT_SECONDS)
+    reports = encode(
+        documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds, progress=progress
+    )
+    from docml_trainer.encoding import Tally
+
+    tally = Tally()
+    for report in reports:
+        tally.add(Tally.from_json(report["tally"]))
+    rows = sorted(scratch.glob("rows-*.arrow"))
+    first = reports[0]
+    seconds = time.monotonic() - started
+    return Shard(
+        rows, positions, first["features"], first["near_duplicate_feature"], tally.to_json(), seconds, processes
+    )
+
+
+# --- several hosts
+
+
+def _shard(folders: Folders, task: PrepareTask, documents: Documents) -> None:
+    """Encode this host's part. Every host leaves its own OUTPUT.json in its folder; the first one's stands for the job."""
+    hosts = folders.resource_config()
+    folder = folders.output / "shards" / str(hosts.index)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch = folder / "encoding"
+    scratch.mkdir(parents=True)
+    shard = _encode(folders, task, documents, documents.part(hosts.index, len(hosts.hosts)), scratch)
+    for path in shard.rows:
+        path.rename(folder / path.name)
+    shutil.rmtree(scratch)
+    content = {
+        "documents": documents.digest,
+        "hosts": len(hosts.hosts),
+        "positions": [shard.positions.start, shard.positions.stop],
+        "features": shard.features,
+        "near_duplicate_feature": shard.near_duplicate_feature,
+        "tally": shard.tally,
+        "seconds": shard.seconds,
+        "processes": shard.processes,
+    }
+    (folder / SHARD).write_text(json.dumps(content), encoding="utf-8")
+    facts = {"shard": hosts.index, "shards": len(hosts.hosts), "documents": len(shard.positions)}
+    version = digest(["shard", documents.digest, content["positions"]])
+    write_output(folder, COMMAND, version, facts)
+    if hosts.index == 0:
+        write_output(folders.output, COMMAND, version, facts)
+
+
+def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
+    """All shards, in order. DataError if one is missing, incomplete, or made from other documents."""
+    folders = sorted((path for path in channel.glob("*") if (path / SHARD).is_file()), key=lambda path: int(path.name))
+    shards = []
+    hosts = 0
+    for folder in folders:
+        output = JobOutput.from_bytes((folder / names.OUTPUT).read_bytes(), str(folder / names.OUTPUT))
+        verify_folder(folder, output.files)
+        content = json.loads((folder / SHARD).read_text(encoding="utf-8"))
+        if content["documents"] != documents.digest:
+            raise DataError(
+                f"{folder}: made from other documents than {names.ARTIFACTS_TABLE} lists; expected the same table"
+            )
+        hosts = content["hosts"]
+        shards.append(
+            Shard(
+                rows=sorted(folder.glob("rows-*.arrow")),
+                positions=range(*content["positions"]),
+                features=content["features"],
+                near_duplicate_feature=content["near_duplicate_feature"],
+                tally=content["tally"],
+                seconds=content["seconds"],
+                processes=content["processes"],
+            )
+        )
+    if not shards or [path.name for path in folders] != [str(index) for index in range(hosts)]:
+        raise DataError(f"{channel}: found shards {[path.name for path in folders]}, expected 0 to {max(hosts, 1) - 1}")
+    return shards
+
+
+# --- the end of `whole` and of `merge`
+
+
+def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: list[Shard], started: float) -> None:
+    import datasets
+
+    from docml_trainer import metadata, near_duplicates, rows
+    from docml_trainer.encoding import Tally
+
+    datasets.disable_progress_bars()
+    tally = Tally()
+    for shard in shards:
+        tally.add(Tally.from_json(shard.tally))
+    _check_failures(tally, len(documents), task.max_failed_share)
+    files = [file for shard in shards for file in shard.rows]
+    declared = datasets.Features.from_dict(shards[0].features)
+    feature = shards[0].near_duplicate_feature
+    compared = task.near_duplicate_threshold < 1 and feature is not None
+    found = rows.overview(files, declared, task.model_names, signed=compared)
+    if not len(found.positions):
+        raise DataError(f"no document is left: encode_data returned None for all; dropped {tally.returned_none}")
+    guids = [documents.guids[position] for position in found.positions]
+    alike: list[str | None] = [None] * len(guids)
+    if found.signatures is not None:
+        alike = _named_groups(guids, near_duplicates.groups(found.signatures, task.near_duplicate_threshold))
+    labels = [documents.labels[position] for position in found.positions]
+    groups = [documents.groups[position] for position in found.positions]
+    assigned = assign_splits(
+        guids, labels, groups, alike, earlier=_earlier(folders), shares=task.split, seed=task.split_seed
+    )
+    splits = {int(position): split for position, split in zip(found.positions, assigned, strict=True) if split}
+    stored = rows.stored_features(declared, found.limits, documents.label_names)
+    version = rows.data_version(documents, found, splits, stored)
+    rows.write_splits(files, documents, splits, stored, folders.output, version)
+    _write_tables(folders.output, documents.label_names, guids, labels, groups, alike, assigned)
+    content = metadata.describe(
+        task=task,
+        documents=documents,
+        tally=tally,
+        found=found,
+        labels=labels,
+        near_duplicate_groups=alike,
+        near_duplicate_feature=feature if compared else None,
+        assigned=assigned,
+        features=stored,
+        output=folders.output,
+        seconds=sum((shard.seconds for shard in shards), 0.0) if task.phase == "merge" else time.monotonic() - started,
+        encoders=[shard.processes for shard in shards],
+    )
+    (folders.output / names.SPLIT_METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    facts = metadata.summary(content)
+    print(format_event(FACTS, **facts), flush=True)
+    write_output(folders.output, COMMAND, version, facts)
+
+
+def _check_failures(tally: Any, documents: int, allowed: float) -> None:
+    failed = sum(tally.failed.values())
+    for failure in tally.failures:
+        print(f"failed: {failure}", flush=True)
+    if failed > allowed * documents:
+        raise DataError(
+            f"{failed:,} of {documents:,} documents could not be encoded ({failed / documents:.2%}, allowed by MAX_FAILED_SHARE: "
+            f"{allowed:.2%}), by label {tally.failed}. The first: {tally.failures[0]}"
+        )
+
+
+def _named_groups(guids: list[str], first_members: Any) -> list[str | None]:
+    """Near-duplicate groups by the smallest GUID among their members; None for a document that is alone."""
+    members: dict[int, list[str]] = {}
+    for guid, first in zip(guids, first_members.tolist(), strict=True):
+        members.setdefault(first, []).append(guid)
+    smallest = {first: min(found) if len(found) > 1 else None for first, found in members.items()}
+    return [smallest[first] for first in first_members.tolist()]
+
+
+def _earlier(folders: Folders) -> Mapping[str, str]:
+    path = folders.channel("spec") / names.PREVIOUS_SPLITS
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path, columns=["artifact_guid", "split"])
+    return dict(zip(table["artifact_guid"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def _write_tables(
+    output: Path,
+    label_names: tuple[str, ...],
+    guids: list[str],
+    labels: list[str],
+    groups: list[str | None],
+    alike: list[str | None],
+    assigned: list[str | None],
+) -> None:
+    ids = {label: index for index, label in enumerate(label_names)}
+    for name, content in ((names.LABEL2ID, ids), (names.ID2LABEL, {str(index): label for label, index in ids.items()})):
+        (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = sorted(row for row in zip(guids, labels, assigned, groups, alike, strict=True) if row[2])
+    columns = ("artifact_guid", "label", "split", "group", "near_duplicate_group")
+    table = pa.table(
+        {column: pa.array([row[index] for row in rows], pa.string()) for index, column in enumerate(columns)}
+    )
+    pq.write_table(table, output / names.SPLITS_TABLE)

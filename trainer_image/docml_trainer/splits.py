@@ -1,0 +1,164 @@
+"""Which split every document goes to.
+
+Documents that belong together (an equal SPLIT_BY value, or near-duplicates) form a unit, and a unit never straddles splits. Earlier
+assignments are kept; new units fill the shares, label by label. A new document that would join units which earlier runs put into
+different splits is left out. The result depends on the set of documents only, not on their order.
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from docml_contract.names import SPLITS
+from docml_trainer.documents import order_key
+
+Group = tuple[str, str]  # kind and name
+
+
+def assign_splits(
+    guids: Sequence[str],
+    labels: Sequence[str],
+    groups: Sequence[str | None],
+    near_duplicate_groups: Sequence[str | None],
+    *,
+    earlier: Mapping[str, str],
+    shares: Sequence[float],
+    seed: int,
+) -> list[str | None]:
+    """A split for every document, or None for those left out. `earlier`: split by GUID, from an earlier run."""
+    memberships = [_memberships(*pair) for pair in zip(groups, near_duplicate_groups, strict=True)]
+    splits = [earlier.get(guid) for guid in guids]
+    keys = [order_key(guid, str(seed)) for guid in guids]
+    new_units: list[list[int]] = []
+    for unit in _units(memberships):
+        known = {split for index in unit if (split := splits[index])}
+        if not known:
+            new_units.append(unit)
+        elif len(known) == 1:
+            (only,) = known
+            for index in unit:
+                splits[index] = only
+        else:
+            new_units += _join_where_clear(unit, memberships, splits, keys)
+    _fill(new_units, labels, splits, keys, shares)
+    return splits
+
+
+def _memberships(group: str | None, near_duplicate_group: str | None) -> tuple[Group, ...]:
+    kinds = (("group", group), ("near-duplicate", near_duplicate_group))
+    return tuple((kind, name) for kind, name in kinds if name is not None)
+
+
+def _units(memberships: Sequence[tuple[Group, ...]]) -> list[list[int]]:
+    """Connected components of documents that share a group of either kind."""
+    parent: dict[Group, Group] = {}
+
+    def root(group: Group) -> Group:
+        while parent.setdefault(group, group) != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    for member in memberships:
+        for other in member[1:]:
+            parent[root(other)] = root(member[0])
+    units: dict[Group, list[int]] = defaultdict(list)
+    alone = []
+    for index, member in enumerate(memberships):
+        if member:
+            units[root(member[0])].append(index)
+        else:
+            alone.append([index])
+    return [*units.values(), *alone]
+
+
+def _join_where_clear(
+    unit: Sequence[int], memberships: Sequence[tuple[Group, ...]], splits: list[str | None], keys: Sequence[bytes]
+) -> list[list[int]]:
+    """In a unit whose earlier documents lie in several splits: a new document follows its own groups where they agree.
+
+    One that has groups in different splits stays out. Documents are taken in hash order, each as soon as a group of its own
+    has a split. What only a document left out had tied to the unit comes back as new units.
+    """
+    of_group: dict[Group, set[str]] = defaultdict(set)
+    members: dict[Group, list[int]] = defaultdict(list)
+    for index in unit:
+        for group in memberships[index]:
+            members[group].append(index)
+            if split := splits[index]:
+                of_group[group].add(split)
+    waiting = {index for index in unit if splits[index] is None}
+    ready = [(keys[index], index) for group in of_group for index in members[group] if index in waiting]
+    heapq.heapify(ready)
+    while ready:
+        _, index = heapq.heappop(ready)
+        if index not in waiting:
+            continue
+        waiting.discard(index)
+        touched = set().union(*(of_group[group] for group in memberships[index]))
+        if len(touched) == 1:
+            (splits[index],) = touched
+            for group in memberships[index]:
+                if not of_group[group]:
+                    of_group[group] |= touched
+                    for other in members[group]:
+                        heapq.heappush(ready, (keys[other], other))
+    untouched = sorted(waiting)
+    return [[untouched[index] for index in rest] for rest in _units([memberships[index] for index in untouched])]
+
+
+def _fill(
+    units: Iterable[list[int]],
+    labels: Sequence[str],
+    splits: list[str | None],
+    keys: Sequence[bytes],
+    shares: Sequence[float],
+) -> None:
+    """Put new units where their labels lack documents most: large units first, then in seeded hash order."""
+    units = sorted(units, key=lambda unit: (-len(unit), min(keys[index] for index in unit)))
+    missing = _targets(units, labels, splits, shares)
+    for unit in units:
+        counts = Counter(labels[index] for index in unit)
+        gains = {
+            split: sum(count * missing[label][split] for label, count in counts.items())
+            for split, share in zip(SPLITS, shares, strict=True)
+            if share > 0
+        }
+        best = max(gains, key=lambda split: gains[split])  # the first of equals: train before valid before test
+        for index in unit:
+            splits[index] = best
+        for label, count in counts.items():
+            missing[label][best] -= count
+
+
+def _targets(
+    units: Sequence[list[int]], labels: Sequence[str], splits: Sequence[str | None], shares: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """label -> split -> how many documents the split still lacks, before the new units are placed."""
+    present: dict[str, Counter[str]] = defaultdict(Counter)
+    for label, split in zip(labels, splits, strict=True):
+        if split:
+            present[label][split] += 1
+    new = Counter(labels[index] for unit in units for index in unit)
+    return {
+        label: {
+            split: target - present[label][split]
+            for split, target in zip(SPLITS, _whole_shares(new[label] + present[label].total(), shares), strict=True)
+        }
+        for label in sorted(new)
+    }
+
+
+def _whole_shares(count: int, shares: Sequence[float]) -> list[float]:
+    """`count` documents in whole numbers by share, largest remainders first, and one at least for every split if there are enough."""
+    exact = [count * share for share in shares]
+    wanted = [split for split, share in enumerate(shares) if share > 0]
+    whole = [int(target) for target in exact]
+    for split in sorted(wanted, key=lambda split: (whole[split] - exact[split], split))[: count - sum(whole)]:
+        whole[split] += 1
+    if count >= len(wanted):
+        for split in wanted:
+            if whole[split] == 0:
+                whole[max(wanted, key=lambda other: whole[other])] -= 1
+                whole[split] = 1
+    return [float(number) for number in whole]
