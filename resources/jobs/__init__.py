@@ -1,0 +1,18 @@
+"""Jobs that run exactly once: one engine over two backends, SageMaker and its local twin.
+
+    interface   what callers see: Jobs, Listener, JobResult, Orphan
+    engine      exactly once: records, leases, attempts; the same for both backends
+    backend     what the engine asks of a backend
+    local       jobs as subprocesses of a detached supervisor on this machine
+    sagemaker   jobs in the cloud; requests (pure), following (logs), retries
+
+Errors:
+
+    ResourceError
+    └── JobError               a job could not be run, followed or completed
+        ├── JobRefused         not started: what was asked for is wrong, and the message names it
+        │   └── CostTooHigh    its worst case costs more than MAX_COST_USD
+        ├── JobUnreachable     the service could not be asked for longer than the budget allows
+        └── JobFailed          ended without success
+            └── JobStopped     stopped by someone, or by MaxRuntime or MaxWait
+"""

@@ -1,0 +1,80 @@
+"""What callers see of jobs."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from docml_contract.jobs import JobSpec
+from docml_contract.manifests import JobOutput
+
+
+class Listener(Protocol):
+    """What a waiting side wants to hear. All methods must be cheap; whatever they raise stops the job."""
+
+    def line(self, host: str, text: str) -> None:
+        """An ordinary line of a host's (or a trial's) log."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A parsed line of `docml_contract.events`."""
+
+    def status(self, text: str) -> None:
+        """A sentence on where the job stands: "Starting", "attached to the running job …"."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """A completed job. Its output is staged: publish it, then it may go."""
+
+    name: str
+    attempt: int
+    launched: bool  # False: attached to a running job, or took a completed one
+    output_prefix: str  # store key of the staged output
+    output: JobOutput
+    started_at: str  # UTC, ISO 8601
+    ended_at: str
+    seconds: float
+    billable_seconds: float | None
+    cost_usd: float | None
+    links: Mapping[str, str]  # title -> URL or path: log, console
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A running job that nobody waits for."""
+
+    name: str
+    experiment: str
+    run: int
+    step: str
+    model: str | None
+    attempt: int
+    holder: str  # the Dagster run that last held its lease
+    reason: str  # a sentence: why nobody waits for it
+
+
+class Jobs(Protocol):
+    """Runs jobs exactly once; implemented by `resources.jobs.engine.Engine`."""
+
+    def run(
+        self,
+        spec: JobSpec,
+        files: Mapping[str, bytes],
+        *,
+        holder: str,
+        listener: Listener,
+        cancel: threading.Event | None = None,
+    ) -> JobResult:
+        """Start the job, attach to it or take its result, and return when it has completed.
+
+        files: content of the `spec` channel, whose sha256 the spec names; spec.json is added. holder: the Dagster run.
+        cancel: set it from another thread to stop the job and end in JobStopped; in this thread any BaseException
+        (Dagster's interrupt, Ctrl-C) does so.
+        Raises JobFailed, JobStopped, JobRefused, CostTooHigh, JobUnreachable.
+        """
+
+    def orphans(self, holder_ended: Callable[[str], bool]) -> list[Orphan]:
+        """Running jobs whose lease lapsed, or whose holder has ended by `holder_ended(run id)`."""
+
+    def stop(self, orphan: Orphan) -> None:
+        """Ask an orphan to stop, unless somebody has come to wait for it meanwhile."""
