@@ -107,7 +107,7 @@ def _says_something(statement: exp.Expr | None) -> bool:
 
 
 def _name(node: exp.Expr) -> str:
-    words = {exp.Into: "SELECT INTO", exp.Lock: "a row lock (FOR UPDATE)"}
+    words: dict[type[exp.Expr], str] = {exp.Into: "SELECT INTO", exp.Lock: "a row lock (FOR UPDATE)"}
     if isinstance(node, exp.Command):
         return str(node.this).upper()
     return words.get(type(node), type(node).__name__.upper())

