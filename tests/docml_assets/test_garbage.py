@@ -1,0 +1,144 @@
+"""docml gc removes what nothing needs, and nothing else."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from docml_assets.cli.gc import command
+from docml_assets.experiment.claims import claim_run
+from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.garbage import collect, find_garbage
+from docml_assets.steps.preparation import PREPARED, Prepared
+from docml_contract.names import RECONCILED_TABLE, RunPlace
+from resources.finished import publish_bytes
+from resources.store import Store
+
+EXPERIMENT = "EXP-9-gc"
+SCAFFOLD = Path(__file__).parents[2] / "experiments" / "EXP-1-state-of-the-union"
+
+
+class World:
+    """A store with runs that have finished some steps."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store.open(str(root / "storage"), environment={})
+        folder = root / EXPERIMENT
+        folder.mkdir()
+        for name in ("settings.ini", "user_defined_funcs.py"):
+            (folder / name).write_bytes((SCAFFOLD / name).read_bytes())
+        self.folder = ExperimentFolder.load(folder)
+
+    def claim(self, number: int) -> RunPlace:
+        claim_run(self.store, self.folder, number, trigger={"by": "test"}, request_id=f"request-{number}")
+        return RunPlace(EXPERIMENT, number)
+
+    def publish(self, folder: str, asset: str, files: dict[str, bytes], run: int) -> None:
+        publish_bytes(
+            self.store,
+            folder,
+            files,
+            asset=asset,
+            experiment=EXPERIMENT,
+            run=run,
+            cache_key="0" * 64,
+            data_version="1" * 64,
+            inputs={},
+            code_version="1",
+        )
+
+    def document(self, guid: str, version: str) -> str:
+        key = f"{EXPERIMENT}/data/reconciled_artifacts/{guid}/{version}/raw_text.json"
+        self.store.put(key, b"{}")
+        return key
+
+    def reconcile(self, place: RunPlace, keys: list[str]) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"key": keys}), buffer)
+        self.publish(place.reconciliation, "reconciled_data", {RECONCILED_TABLE: buffer.getvalue()}, place.number)
+
+    def prepare(self, place: RunPlace, key: str) -> None:
+        folder = f"{place.shared.prepared_data('full_dataset')}/{key}"
+        self.publish(folder, "encoded_splits", {"splits.parquet": b"rows"}, place.number)
+        note = Prepared(folder=folder, made_by_run=place.number, data_version="1" * 64)
+        self.publish(place.preparation, "encoded_splits", {PREPARED: note.to_bytes()}, place.number)
+
+    def keys(self) -> set[str]:
+        return {stored.key for stored in self.store.list()}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_only_what_no_run_names_is_garbage(world: World) -> None:
+    place = world.claim(1)
+    needed = world.document("a", "v1")
+    orphan = world.document("a", "v0")
+    world.reconcile(place, [needed])
+    world.prepare(place, "k1")
+    world.publish(f"{EXPERIMENT}/data/prepared_data/full_dataset/k0", "encoded_splits", {"splits.parquet": b"old"}, 1)
+    garbage, kept = find_garbage(world.store, EXPERIMENT)
+    assert {item.prefix for item in garbage} == {
+        orphan.rsplit("/", 1)[0],
+        f"{EXPERIMENT}/data/prepared_data/full_dataset/k0",
+    }
+    assert kept == []
+    before = world.keys()
+    for item in garbage:
+        collect(world.store, item)
+    gone = before - world.keys()
+    assert all("/k0/" in key or "/v0/" in key for key in gone)
+    assert needed in world.keys()
+
+
+def test_an_unfinished_run_keeps_everything_it_may_use(world: World) -> None:
+    first = world.claim(1)
+    world.document("a", "v0")
+    world.reconcile(first, [world.document("a", "v1")])
+    world.prepare(first, "k1")
+    world.claim(2)
+    garbage, kept = find_garbage(world.store, EXPERIMENT)
+    assert garbage == []
+    assert [(entry.run, entry.step) for entry in kept] == [(2, "reconciliation"), (2, "preparation")]
+
+
+def test_checkpoints_go_when_their_model_is_trained_and_not_before(world: World) -> None:
+    place = world.claim(1)
+    for model in ("done", "under-way"):
+        world.store.put(f"{place.checkpoints(model, 'f' * 64)}/step-10/model.safetensors", b"weights")
+    world.publish(place.trained("done", tuned=False), "best_torchscript_model", {"model.pt": b"pt"}, 1)
+    garbage, _ = find_garbage(world.store, EXPERIMENT)
+    assert [item.prefix for item in garbage] == [f"{place.root}/checkpoints/done"]
+
+
+def test_staged_output_goes_after_the_report(world: World) -> None:
+    place = world.claim(1)
+    world.store.put(f"{place.job_folder('job-1')}/output/model.pt", b"pt")
+    assert find_garbage(world.store, EXPERIMENT)[0] == []
+    world.publish(place.inference, "inference_report", {"report.json": b"{}"}, 1)
+    assert [item.what for item in find_garbage(world.store, EXPERIMENT)[0]] == ["staged output of a job"]
+
+
+def test_a_folder_without_runs_is_left_alone(world: World) -> None:
+    world.store.put("EXP-foreign/data/reconciled_artifacts/a/v/raw_text.json", b"{}")
+    assert find_garbage(world.store, "EXP-foreign") == ([], [])
+
+
+def test_the_command_shows_first_and_removes_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = world.claim(1)
+    orphan = world.document("a", "v0")
+    world.reconcile(place, [world.document("a", "v1")])
+    world.prepare(place, "k1")
+    monkeypatch.setenv("DOCML_STORE", str(world.store.local_path))
+    shown = CliRunner().invoke(command, ["--dry-run"])
+    assert shown.exit_code == 0
+    assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
+    assert orphan in world.keys()
+    removed = CliRunner().invoke(command, [EXPERIMENT])
+    assert removed.exit_code == 0
+    assert orphan not in world.keys()
