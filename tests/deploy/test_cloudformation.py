@@ -1,0 +1,146 @@
+"""deploy/cloudformation.yaml: passes cfn-lint, and creates in (an imitation of) AWS with and without its options."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import cfnlint.decode
+import pytest
+from moto import mock_aws
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "deploy" / "cloudformation.yaml"
+# moto makes everything else of the template; cfn-lint has looked at these two.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy"),
+    pytest.mark.filterwarnings("ignore:Tried to parse AWS..EC2..SecurityGroupEgress"),
+]
+REGION = "eu-west-1"
+ACCOUNT = "123456789012"
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for key, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        yield
+
+
+def create(**parameters: str) -> dict[str, str]:
+    """Create the stack; its outputs."""
+    cloudformation = boto3.client("cloudformation")
+    cloudformation.create_stack(
+        StackName="docml",
+        TemplateBody=TEMPLATE.read_text(encoding="utf-8"),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+    stack = cloudformation.describe_stacks(StackName="docml")["Stacks"][0]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+def statements(role: str) -> list[dict[str, Any]]:
+    """Every statement of a role's inline policies."""
+    iam = boto3.client("iam")
+    found: list[dict[str, Any]] = []
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        # moto keeps what a template defines as the text of a Python dict
+        found += ast.literal_eval(document)["Statement"]
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_passes_cfn_lint() -> None:
+    command = [str(Path(sys.executable).parent / "cfn-lint"), "--regions", REGION, "us-east-1", "--", str(TEMPLATE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_bucket_is_private_versioned_and_tidied() -> None:
+    # moto's CloudFormation leaves these properties out, so they are read from the template
+    template, _ = cfnlint.decode.decode(str(TEMPLATE))
+    bucket = template["Resources"]["Bucket"]["Properties"]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert all(bucket["PublicAccessBlockConfiguration"].values())
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    lifecycle = {rule["Id"] for rule in bucket["LifecycleConfiguration"]["Rules"]}
+    assert lifecycle == {"forget-what-was-replaced", "abort-broken-uploads", "compute-logs"}
+    policy = template["Resources"]["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"][0]
+    assert (policy["Effect"], policy["Condition"]) == ("Deny", {"Bool": {"aws:SecureTransport": "false"}})
+
+
+@pytest.mark.usefixtures("aws")
+def test_creates_the_bucket_the_repository_and_the_roles() -> None:
+    outputs = create(ProductionBucketName="production-documents", ProductionPrefix="documents/")
+    bucket = f"docml-{ACCOUNT}-{REGION}"
+    assert outputs["Store"] == f"s3://{bucket}/experiments"
+    assert outputs["ProductionFiles"] == "s3://production-documents/documents/"
+    assert outputs["JobRoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/docml-job"
+    assert "Subnets" not in outputs
+
+    s3 = boto3.client("s3")
+    rules = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    assert boto3.client("ecr").describe_repositories(repositoryNames=["docml"])["repositories"]
+
+
+@pytest.mark.usefixtures("aws")
+def test_with_a_key_and_a_network() -> None:
+    ec2 = boto3.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
+    table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/11111111-2222-3333-4444-555555555555"
+    outputs = create(ProductionBucketName="production", KmsKeyArn=key, VpcId=vpc, SubnetIds=subnet, RouteTableIds=table)
+    assert outputs["Subnets"] == subnet
+    assert outputs["SecurityGroups"].startswith("sg-")
+    rules = boto3.client("s3").get_bucket_encryption(Bucket=f"docml-{ACCOUNT}-{REGION}")
+    default = rules["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
+    assert default == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    services = {endpoint["ServiceName"].split(".", 3)[3] for endpoint in ec2.describe_vpc_endpoints()["VpcEndpoints"]}
+    assert services == {"s3", "ecr.api", "ecr.dkr", "logs", "monitoring", "secretsmanager"}
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("role", ["docml-job", "docml-orchestrator"])
+def test_roles_allow_named_actions_on_named_resources(role: str) -> None:
+    create(ProductionBucketName="production")
+    # AWS knows no resource for these two; the second is bound to a namespace.
+    unbound = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+    for statement in statements(role):
+        actions = as_list(statement["Action"])
+        assert not any("*" in action for action in actions), statement
+        if set(actions) - unbound:
+            assert "*" not in as_list(statement["Resource"]), statement
+
+
+@pytest.mark.usefixtures("aws")
+def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
+    create(ProductionBucketName="production-documents")
+    job = statements("docml-job")
+    assert "production-documents" not in json.dumps(job)
+    written = [resource for s in job if "s3:PutObject" in as_list(s["Action"]) for resource in as_list(s["Resource"])]
+    assert written
+    assert all("/run_*/jobs/" in resource or "/run_*/checkpoints/" in resource for resource in written)
+    assert not any("s3:DeleteObject" in as_list(statement["Action"]) for statement in job)
+    orchestrator = statements("docml-orchestrator")
+    on_production = [s for s in orchestrator if "production-documents" in json.dumps(s["Resource"])]
+    assert {action for s in on_production for action in as_list(s["Action"])} == {"s3:ListBucket", "s3:GetObject"}
+    passed = [s for s in orchestrator if s["Action"] == "iam:PassRole"]
+    assert passed[0]["Resource"] == f"arn:aws:iam::{ACCOUNT}:role/docml-job"
+    assert passed[0]["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
