@@ -6,7 +6,6 @@ encoder. bag-of-words, trained from scratch, weighs hashed words and knows no li
 """
 
 import functools
-import itertools
 import json
 import re
 import zlib
@@ -58,11 +57,14 @@ def tokenizer():
 
 
 def cut(ids, length, first, last):
-    """Token ids -> chunks of equal size (but for rounding), at most `length` with the special tokens around each."""
-    room = length - len(first) - len(last)
-    count = max(1, -(-len(ids) // room))
-    bounds = [round(index * len(ids) / count) for index in range(count + 1)]
-    return [[*first, *ids[start:end], *last] for start, end in itertools.pairwise(bounds)]
+    """Token ids -> chunks of one size, at most `length` with the special tokens around each.
+
+    They spread evenly over the document and overlap by as much as it takes to be of one size, so none needs padding.
+    """
+    count = max(1, -(-len(ids) // (length - len(first) - len(last))))
+    size = -(-len(ids) // count)
+    starts = [round(index * (len(ids) - size) / max(1, count - 1)) for index in range(count)]
+    return [[*first, *ids[start : start + size], *last] for start in starts]
 
 
 def chunk_encoder(num_labels):

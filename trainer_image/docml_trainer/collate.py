@@ -67,8 +67,8 @@ class Collator:
             raise DataError("an empty batch; expected at least one row")
         batch: dict[str, torch.Tensor] = {}
         for name, shape in self.shapes.items():
-            padded, lengths = self._pad(name, shape, rows)
-            batch[name] = padded
+            values, lengths = self._pad(name, shape, rows)
+            batch[name] = values
             if name == self.masked_feature:
                 batch[ATTENTION_MASK] = torch.from_numpy(lengths)
         for column, name in ((LABELS, LABELS), (ROW_ID, ROW_IDS)):
@@ -80,16 +80,15 @@ class Collator:
         self, name: str, shape: Shape, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
         """The padded feature, and where its values are real (int64 ones and zeros, of the same shape)."""
-        values = [_array(row[self.prefix + name], shape, self.padding[name]) for row in rows]
-        arrays = [array for array, _ in values]
+        arrays = [_array(row[self.prefix + name], shape) for row in rows]
         target = self._target(name, shape, arrays, rows)
         padded = np.full((len(arrays), *target), self.padding[name], dtype=_dtype(shape))
         real = np.zeros(padded.shape, dtype=np.int64) if name == self.masked_feature else np.empty(0, dtype=np.int64)
-        for index, (array, is_real) in enumerate(values):
+        for index, array in enumerate(arrays):
             place: tuple[Any, ...] = (index, *(slice(length) for length in array.shape))
             padded[place] = array
             if real.size:
-                real[place] = is_real
+                real[place] = 1
         missing = self.fixed_shape[name][0] - len(rows) if name in self.fixed_shape else 0
         if missing > 0:
             padded = np.concatenate([padded, np.repeat(padded[-1:], missing, axis=0)])
@@ -136,32 +135,11 @@ class Collator:
                 )
 
 
-def _array(value: Any, shape: Shape, padding: float) -> tuple[np.ndarray[Any, Any], Any]:
-    """One document's value, and where it is real: 1 if everywhere, else an array of zeros and ones.
-
-    Lists of different lengths within one document (chunks, lines of a page) are padded among themselves.
-    """
-    try:
-        array = np.asarray(value, dtype=_dtype(shape))
-    except ValueError:  # lists of different lengths
-        if shape.rank < 2:
-            raise
-        return _ragged(value, shape, padding)
+def _array(value: Any, shape: Shape) -> np.ndarray[Any, Any]:
+    array = np.asarray(value, dtype=_dtype(shape))
     if array.size == 0 and array.ndim < shape.rank:  # an empty list does not tell how deep it is
-        return array.reshape((0, *(length or 0 for length in shape.axes[1:]))), 1
-    return array, 1
-
-
-def _ragged(value: Any, shape: Shape, padding: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    parts = [_array(part, Shape(shape.axes[1:], shape.dtype), padding) for part in value]
-    sizes = [max(lengths) for lengths in zip(*(part.shape for part, _ in parts), strict=True)]
-    padded = np.full((len(parts), *sizes), padding, dtype=_dtype(shape))
-    real = np.zeros(padded.shape, dtype=np.int64)
-    for index, (part, is_real) in enumerate(parts):
-        place: tuple[Any, ...] = (index, *(slice(length) for length in part.shape))
-        padded[place] = part
-        real[place] = is_real
-    return padded, real
+        return array.reshape((0, *(length or 0 for length in shape.axes[1:])))
+    return array
 
 
 def _dtype(shape: Shape) -> type[np.generic]:
