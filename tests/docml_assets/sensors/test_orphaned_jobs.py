@@ -1,0 +1,126 @@
+"""Dead runs are ended and their jobs stopped; the living are left alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+
+from docml_assets import run_processes
+from docml_assets.sensors.orphaned_jobs import fail_dead_runs, holder_ended, orphaned_jobs_sensor, stop_orphans
+from resources.jobs.interface import Orphan
+
+STARTED, CANCELING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING
+
+
+class ListedJobs:
+    """The jobs plane as the sensor sees it: orphans by the rule that the engine documents."""
+
+    def __init__(self, *running: Orphan) -> None:
+        self.running = list(running)
+        self.stopped: list[str] = []
+
+    def orphans(self, ended: Callable[[str], bool]) -> list[Orphan]:
+        return [orphan for orphan in self.running if "lapsed" in orphan.reason or ended(orphan.holder)]
+
+    def stop(self, orphan: Orphan) -> None:
+        self.stopped.append(orphan.name)
+
+
+def orphan(holder: str, reason: str) -> Orphan:
+    return Orphan("EXP-1-r1-training-a-1", "EXP-1", 1, "training", "a", 1, holder, reason)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as made:
+        yield made
+
+
+@dg.job
+def nothing() -> None:
+    pass
+
+
+def add_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> str:
+    return instance.create_run_for_job(nothing, status=status, tags=tags or {}).run_id
+
+
+def test_a_killed_process_is_told_from_a_living_one() -> None:
+    program = "import docml_assets.run_processes as p; print(p.this_process(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    tags = {run_processes.TAG: child.stdout.readline().strip()}
+    assert not run_processes.is_dead(tags)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert run_processes.is_dead(tags)
+    child.stdout.close()
+    child.stdin.close()
+
+
+def test_a_reused_process_id_is_not_the_process() -> None:
+    assert run_processes.is_dead({run_processes.TAG: f"{socket.gethostname()}:{os.getpid()}:1"})
+    assert not run_processes.is_dead({run_processes.TAG: run_processes.this_process()})
+
+
+@pytest.mark.parametrize("tag", ["", "elsewhere:1:2", f"{socket.gethostname()}:x:2"])
+def test_what_is_not_known_is_not_called_dead(tag: str) -> None:
+    assert not run_processes.is_dead({run_processes.TAG: tag})
+
+
+def test_runs_without_a_process_end(instance: dg.DagsterInstance) -> None:
+    gone = {run_processes.TAG: f"{socket.gethostname()}:{os.getpid()}:1"}
+    dead, canceled = add_run(instance, STARTED, gone), add_run(instance, CANCELING, gone)
+    alive = add_run(instance, STARTED)
+    run_processes.mark(instance, alive)
+    said = fail_dead_runs(instance)
+    assert len(said) == 2
+    statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses[dead] is dg.DagsterRunStatus.FAILURE
+    assert statuses[canceled] is dg.DagsterRunStatus.CANCELED
+    assert statuses[alive] is STARTED
+
+
+def test_a_lapsed_lease_stops_the_job_and_fails_its_run(instance: dg.DagsterInstance) -> None:
+    run = add_run(instance, STARTED)
+    jobs = ListedJobs(orphan(run, "its lease lapsed 90 s ago"))
+    (said,) = stop_orphans(instance, jobs)
+    assert jobs.stopped == ["EXP-1-r1-training-a-1"]
+    assert "its lease lapsed 90 s ago" in said
+    found = instance.get_run_by_id(run)
+    assert found is not None
+    assert found.status is dg.DagsterRunStatus.FAILURE
+
+
+def test_a_job_of_an_ended_run_is_stopped_and_the_run_left_as_it_ended(instance: dg.DagsterInstance) -> None:
+    run = add_run(instance, dg.DagsterRunStatus.CANCELED)
+    jobs = ListedJobs(orphan(run, "its Dagster run has ended"))
+    stop_orphans(instance, jobs)
+    assert jobs.stopped
+    found = instance.get_run_by_id(run)
+    assert found is not None
+    assert found.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_jobs_of_working_and_of_unknown_runs_go_on(instance: dg.DagsterInstance) -> None:
+    working = add_run(instance, STARTED)
+    jobs = ListedJobs(orphan(working, "held"), orphan("00000000-of-another-instance", "held"))
+    assert stop_orphans(instance, jobs) == []
+    assert jobs.stopped == []
+    assert not holder_ended(instance)("00000000-of-another-instance")
+
+
+def test_the_sensor_says_what_it_did(instance: dg.DagsterInstance) -> None:
+    run = add_run(instance, STARTED)
+    jobs = ListedJobs(orphan(run, "its lease lapsed"))
+    with dg.build_sensor_context(instance=instance, resources={"deployment": SimpleNamespace(jobs=jobs)}) as context:
+        skipped = orphaned_jobs_sensor(context)
+    assert isinstance(skipped, dg.SkipReason)
+    assert "was stopped: its lease lapsed" in (skipped.skip_message or "")
