@@ -1,0 +1,73 @@
+"""Asset checks by partition: plain functions over a finished step's files, run as one op an asset."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from docml_assets.assets.common import RESOURCES, Context, work_for
+from docml_assets.partitions import experiment_runs
+from docml_assets.steps.work import Work
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. A failed check is a warning unless it says that it is an error."""
+
+    passed: bool
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of an asset; blocking ones keep what comes after from starting when they fail as errors."""
+
+    name: str
+    description: str
+    find: Callable[[Work], Finding]
+    blocking: bool = False
+
+
+def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
+    """The checks of an asset as Dagster runs them: after it is materialized, or alone."""
+    by_name = {check.name: check for check in checks}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitions_def of checks
+        specs = [
+            dg.AssetCheckSpec(
+                check.name,
+                asset=asset,
+                description=check.description,
+                blocking=check.blocking,
+                partitions_def=experiment_runs,
+            )
+            for check in checks
+        ]
+
+    @dg.multi_asset_check(name=f"{asset}_checks", specs=specs, can_subset=True, required_resource_keys=set(RESOURCES))
+    def run_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        selected = {key.name for key in context.selected_asset_check_keys}
+        work = work_for(context, asset)
+        for name, check in by_name.items():
+            if name in selected:
+                yield result(context, asset, name, check.find(work))
+
+    return run_checks
+
+
+def result(context: Context, asset: str, name: str, finding: Finding) -> dg.AssetCheckResult:
+    """A finding as Dagster records it."""
+    if not finding.passed:
+        (context.log.error if finding.error else context.log.warning)(f"{asset}: {name}: {finding.text}")
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=name,
+        passed=finding.passed,
+        severity=dg.AssetCheckSeverity.ERROR if finding.error else dg.AssetCheckSeverity.WARN,
+        description=finding.text,
+        metadata=dict(finding.facts),
+    )

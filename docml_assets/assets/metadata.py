@@ -1,0 +1,96 @@
+"""Metadata of materializations: an outcome in the forms that the Dagster UI shows well."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+import pyarrow as pa
+
+from docml_assets.steps.work import Outcome, Work
+from resources.jobs.interface import JobResult
+from resources.store import Store
+
+Metadata = dict[str, Any]
+# Images travel inside the event log: larger ones are left to the storage path.
+MAX_IMAGE_BYTES = 200_000
+
+
+def common(work: Work, outcome: Outcome) -> Metadata:
+    """What every materialization says: how it came about, where it lies, which jobs worked, what they cost."""
+    made_by = f"run {outcome.reused_from}" if outcome.reused_from else None
+    cost = [job.cost_usd for job in outcome.jobs if job.cost_usd is not None]
+    return {
+        "how": outcome.why,
+        **({"reused_from": made_by} if made_by else {}),
+        **locations(work.store, outcome.folders),
+        "jobs launched": sum(job.launched for job in outcome.jobs),
+        **({"jobs": jobs_table(outcome.jobs)} if outcome.jobs else {}),
+        **{f"{job.name}: {name}": dg.MetadataValue.url(url) for job in outcome.jobs for name, url in job.links.items()},
+        **({"cost_usd": float(sum(cost))} if cost else {}),
+    }
+
+
+def locations(store: Store, folders: Mapping[str, str]) -> Metadata:
+    """Storage path (a folder) or console URL (S3) of every folder."""
+    return {f"storage{f' ({name})' if name else ''}": location(store, folder) for name, folder in folders.items()}
+
+
+def location(store: Store, folder: str) -> dg.MetadataValue:
+    uri = store.uri(folder)
+    if store.local_path is not None:
+        return dg.MetadataValue.path(uri)
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return dg.MetadataValue.url(f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={quote(key)}/")
+
+
+def jobs_table(jobs: Sequence[JobResult]) -> dg.MetadataValue:
+    return table(
+        [
+            {
+                "job": job.name,
+                "attempt": job.attempt,
+                "launched": "yes" if job.launched else "no: attached or taken",
+                "seconds": round(job.seconds, 1),
+                "billable seconds": job.billable_seconds if job.billable_seconds is not None else "",
+                "USD": job.cost_usd if job.cost_usd is not None else "",
+            }
+            for job in jobs
+        ]
+    )
+
+
+def table(records: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
+    """A table of rows with the same columns; values are text or numbers."""
+    rows = [dg.TableRecord({key: _plain(value) for key, value in record.items()}) for record in records]
+    columns = [
+        dg.TableColumn(name, "float" if isinstance(value, float) else "int" if isinstance(value, int) else "string")
+        for name, value in (rows[0].data.items() if rows else ())
+    ]
+    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else "" if value is None else str(value)
+
+
+def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
+    """An Arrow schema as Dagster shows it."""
+    return dg.TableSchema([dg.TableColumn(f.name, str(f.type), description=descriptions.get(f.name)) for f in schema])
+
+
+def image(png: bytes, what: str) -> dg.MetadataValue | None:
+    """A picture inside the page, or none if it is too large to travel in the event log."""
+    if len(png) > MAX_IMAGE_BYTES:
+        return None
+    return dg.MetadataValue.md(f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def stored_image(store: Store, key: str, what: str) -> Metadata:
+    """A picture that lies in the store, under its name; nothing if it is missing or too large."""
+    found = store.head(key)
+    if found is None or found.size > MAX_IMAGE_BYTES:
+        return {}
+    shown = image(store.get(key), what)
+    return {what: shown} if shown is not None else {}

@@ -1,0 +1,185 @@
+"""encoded_splits, with its checks."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from docml_assets.assets import charts
+from docml_assets.assets.checking import Check, Finding, checks_of
+from docml_assets.assets.common import OWNERS, RESOURCES, work_for
+from docml_assets.assets.metadata import Metadata, column_schema, common, image, location, table
+from docml_assets.assets.reconciliation import label_counts, reconciled_data
+from docml_assets.assets.snapshot import experiment_snapshot
+from docml_assets.partitions import experiment_runs
+from docml_assets.progress import display
+from docml_assets.steps.preparation import preparation, prepared
+from docml_assets.steps.tables import read_parquet
+from docml_assets.steps.work import Outcome, Work
+from docml_contract.names import SPLIT_METADATA, SPLITS, SPLITS_TABLE
+from docml_contract.versions import CODE_VERSIONS
+
+NAME = "encoded_splits"
+MANY_TRUNCATED = 0.5
+SPLIT_TOLERANCE = 0.1
+
+COLUMNS = {
+    "artifact_guid": "the document",
+    "label": "its label",
+    "split": "train, valid or test",
+    "group": "its SPLIT_BY value; groups never straddle splits",
+    "near_duplicate_group": "documents that are nearly the same; they never straddle splits",
+}
+
+
+@dg.asset(
+    name=NAME,
+    partitions_def=experiment_runs,
+    deps=[experiment_snapshot, reconciled_data, label_counts],
+    group_name="data",
+    kinds={"huggingface", "parquet"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS[NAME],
+    required_resource_keys=set(RESOURCES),
+    output_required=False,
+    description="The documents as the models' features, split into train, valid and test: stratified by label, groups and "
+    "near-duplicates kept together, earlier runs' assignments kept. Runs whose inputs are equal share one copy.",
+)
+def encoded_splits(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    display().started(NAME)
+    work = work_for(context, NAME)
+    outcome = preparation(work)
+    if outcome is None:
+        display().finished(NAME, "not performed; nothing needs it")
+        return
+    display().finished(NAME, outcome.why)
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.data_version),
+        metadata={**common(work, outcome), **_metadata(work, outcome)},
+    )
+
+
+def _metadata(work: Work, outcome: Outcome) -> Metadata:
+    data = prepared(work)
+    found = split_metadata(work)
+    by_split: dict[str, dict[str, int]] = found["labels"]
+    labels = sorted({label for counts in by_split.values() for label in counts})
+    chart = image(charts.stacked_bars(by_split, "documents by label and split"), "documents by label and split")
+    rows = read_parquet(work.store.get(f"{data.folder}/{SPLITS_TABLE}"))
+    return {
+        "prepared data": location(work.store, data.folder),
+        "made by run": data.made_by_run,
+        "documents": sum(found["documents"].values()),
+        **{f"documents in {split}": found["documents"].get(split, 0) for split in SPLITS},
+        "labels": len(labels),
+        "label table": table(
+            {"label": label, **{split: by_split.get(split, {}).get(label, 0) for split in SPLITS}} for label in labels
+        ),
+        **({"splits by label": chart} if chart is not None else {}),
+        "left out": table(
+            {"reason": reason, "documents": sum(counts.values())} for reason, counts in found["dropped"].items()
+        ),
+        "near-duplicates": dg.MetadataValue.json(found["near_duplicates"]),
+        "token lengths": dg.MetadataValue.json(found["models"]),
+        "features": dg.MetadataValue.json(found["features"]),
+        "bytes": found["bytes_on_disk"],
+        "documents a second": float(found["documents_per_second"]),
+        "dagster/row_count": rows.num_rows,
+        "dagster/column_schema": column_schema(rows.schema, COLUMNS),
+    }
+
+
+def split_metadata(work: Work) -> dict[str, Any]:
+    """split_metadata.json of the prepared data that the run uses."""
+    found: dict[str, Any] = json.loads(work.store.get(f"{prepared(work).folder}/{SPLIT_METADATA}"))
+    return found
+
+
+def no_leakage(work: Work) -> Finding:
+    """No document, SPLIT_BY group or group of near-duplicates is in more than one split."""
+    rows = read_parquet(work.store.get(f"{prepared(work).folder}/{SPLITS_TABLE}")).to_pylist()
+    repeated = [guid for guid, count in Counter(row["artifact_guid"] for row in rows).items() if count > 1]
+    straddling = {}
+    for column in ("group", "near_duplicate_group"):
+        splits = defaultdict(set)
+        for row in rows:
+            if row[column] is not None:
+                splits[row[column]].add(row["split"])
+        straddling[column] = sorted(str(name) for name, found in splits.items() if len(found) > 1)
+    count = len(repeated) + sum(len(names) for names in straddling.values())
+    return Finding(
+        passed=count == 0,
+        text=f"{len(repeated)} document(s) occur twice, {len(straddling['group'])} SPLIT_BY group(s) and "
+        f"{len(straddling['near_duplicate_group'])} group(s) of near-duplicates are in several splits"
+        if count
+        else f"{len(rows)} documents, each in one split, groups kept together",
+        facts={"examples": ", ".join((repeated + straddling["group"] + straddling["near_duplicate_group"])[:20])}
+        if count
+        else {},
+        error=True,
+    )
+
+
+def every_label_everywhere(work: Work) -> Finding:
+    """Every label is in every split."""
+    by_split: dict[str, dict[str, int]] = split_metadata(work)["labels"]
+    labels = {label for counts in by_split.values() for label in counts}
+    lacking = [(label, split) for label in sorted(labels) for split in SPLITS if not by_split.get(split, {}).get(label)]
+    return Finding(
+        passed=not lacking,
+        text=f"{len({label for label, _ in lacking})} label(s) are missing from a split: their scores mean little"
+        if lacking
+        else f"all {len(labels)} labels are in train, valid and test",
+        facts={"missing": table({"label": label, "split": split} for label, split in lacking)} if lacking else {},
+    )
+
+
+def splits_not_empty(work: Work) -> Finding:
+    """Train, valid and test hold documents, in about the shares that SPLIT asks for."""
+    documents: dict[str, int] = split_metadata(work)["documents"]
+    total = sum(documents.values())
+    empty = [split for split in SPLITS if not documents.get(split)]
+    shares = {split: documents.get(split, 0) / total if total else 0.0 for split in SPLITS}
+    off = [
+        split
+        for split, wanted in zip(SPLITS, work.settings.split, strict=True)
+        if abs(shares[split] - wanted) > SPLIT_TOLERANCE
+    ]
+    shown = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
+    return Finding(
+        passed=not empty and not off,
+        text=f"{', '.join(empty)} without documents: more documents, or another SPLIT, are needed" if empty else shown,
+        facts={f"share of {split}": share for split, share in shares.items()},
+        error=bool(empty),
+    )
+
+
+def truncation_share(work: Work) -> Finding:
+    """Most documents fit into what the encoder keeps."""
+    shares = {model: found["truncated_share"] for model, found in split_metadata(work)["models"].items()}
+    known = {model: share for model, share in shares.items() if not isinstance(share, str)}
+    return Finding(
+        passed=all(share <= MANY_TRUNCATED for share in known.values()),
+        text="; ".join(
+            f"{model}: {f'{share:.1%} of the documents are cut' if model in known else 'truncation is not reported'}"
+            for model, share in shares.items()
+        )
+        + f" (more than {MANY_TRUNCATED:.0%} is a warning: raise max_length, or encode in chunks)",
+        facts={f"truncated share ({model})": float(share) for model, share in known.items()},
+    )
+
+
+split_checks = checks_of(
+    NAME,
+    Check(
+        "no_leakage",
+        "No document, SPLIT_BY group or group of near-duplicates is in two splits.",
+        no_leakage,
+        blocking=True,
+    ),
+    Check("splits_filled", "Every split has documents, in about the shares of SPLIT.", splits_not_empty, blocking=True),
+    Check("every_label_everywhere", "Every label is in every split.", every_label_everywhere),
+    Check("truncation_share", "Most documents fit into what the encoder keeps.", truncation_share),
+)

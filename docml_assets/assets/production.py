@@ -1,0 +1,80 @@
+"""production_labels and production_files: what the lineage starts from. External, partitioned by experiment, observed by their readers."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from docml_assets.assets.common import OWNERS, Context, place_of
+from docml_assets.partitions import by_experiment, experiments
+from docml_assets.steps.production import FILES, LABELS
+
+POINTER = "dagster/input_event_pointer"
+VERSION = "dagster/input_data_version"
+
+production_labels = dg.AssetSpec(
+    LABELS,
+    partitions_def=experiments,
+    group_name="production",
+    kinds={"sql"},
+    owners=OWNERS,
+    description="The label table, as an experiment's LABELS_QUERY sees it (DOCML_LABELS_URL). "
+    "docml only reads it; its data version is a fingerprint of the query's result.",
+)
+production_files = dg.AssetSpec(
+    FILES,
+    partitions_def=experiments,
+    group_name="production",
+    kinds={"s3"},
+    owners=OWNERS,
+    description="The documents' files in production, `<artifact_guid>/<file>` (DOCML_PRODUCTION_FILES). "
+    "docml only reads them; the data version is a fingerprint of the listing of FILES_FROM_PROD.",
+)
+DEPS = [dg.AssetDep(spec, partition_mapping=by_experiment) for spec in (production_labels, production_files)]
+
+
+def observe(context: Context, versions: Mapping[str, str]) -> None:
+    """Report the versions of the external assets that this run has just seen."""
+    experiment = place_of(context).experiment
+    for asset, version in versions.items():
+        context.op_execution_context.log_event(
+            dg.AssetObservation(
+                asset_key=asset,
+                partition=experiment,
+                tags={"dagster/data_version": version},
+                metadata={"version": version},
+            )
+        )
+
+
+def input_tags(instance: dg.DagsterInstance, experiment: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Tags that tie a materialization to the observations of the versions it was made of.
+
+    Dagster compares the newest observation of the experiment with the one that the pointer names. Left to itself it would record
+    an empty version, since the asset that reads has more dimensions than the one that is read.
+    """
+    tags = {}
+    for asset in (LABELS, FILES):
+        version = inputs.get(asset)
+        if version is None:
+            continue
+        tags[f"{VERSION}/{asset}"] = version
+        storage_id = _observation_of(instance, asset, experiment, version)
+        if storage_id is not None:
+            tags[f"{POINTER}/{asset}"] = str(storage_id)
+    return tags
+
+
+def _observation_of(instance: dg.DagsterInstance, asset: str, experiment: str, version: str) -> int | None:
+    """The newest observation of that version; none if Dagster's history does not hold it."""
+    cursor = None
+    while True:
+        found = instance.fetch_observations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[experiment]), limit=100, cursor=cursor
+        )
+        for record in found.records:
+            observation = record.asset_observation
+            if observation and observation.tags and observation.tags.get("dagster/data_version") == version:
+                return record.storage_id
+        if not found.has_more:
+            return None
+        cursor = found.cursor

@@ -1,0 +1,262 @@
+"""reconciled_data and label_counts, with their checks."""
+
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from docml_assets.assets import charts, production
+from docml_assets.assets.checking import Check, Finding, checks_of, result
+from docml_assets.assets.common import OWNERS, RESOURCES, work_for
+from docml_assets.assets.metadata import Metadata, column_schema, common, image, table
+from docml_assets.assets.snapshot import experiment_snapshot
+from docml_assets.partitions import experiment_runs
+from docml_assets.progress import display
+from docml_assets.steps.label_counts import label_counts as count_labels
+from docml_assets.steps.label_counts import read_counts
+from docml_assets.steps.production import versions
+from docml_assets.steps.reconciliation import read_findings, reconciliation
+from docml_assets.steps.tables import read_parquet
+from docml_assets.steps.work import Outcome, Work
+from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
+from docml_contract.versions import CODE_VERSIONS
+from resources.errors import ResourceError
+from resources.finished import read_manifest
+
+DATA = "reconciled_data"
+COUNTS = "label_counts"
+# From these shares of the label rows a check warns: duplicates and refusals are normal in small numbers only.
+MANY_DUPLICATES = 0.3
+MANY_REFUSED = 0.01
+IMBALANCE = 50
+FEWEST_DOCUMENTS = 3  # one for each split
+
+COLUMNS = {
+    "artifact_guid": "the document",
+    "label": "its label in production",
+    "file_hash": "hash of the original file, by which duplicates are found",
+    "file": "file name",
+    "key": "where the file lies in the store",
+    "size": "bytes",
+    "etag": "version in the store",
+    "source_etag": "version in production",
+    "origin": "prod, or process_func that made it",
+}
+
+
+@dg.asset(
+    name=DATA,
+    partitions_def=experiment_runs,
+    deps=[experiment_snapshot, *production.DEPS],
+    group_name="data",
+    kinds={"parquet", "s3"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS[DATA],
+    required_resource_keys=set(RESOURCES),
+    output_required=False,
+    description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
+    "processed by process_func, verified. The only asset that reads production.",
+)
+def reconciled_data(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    display().started(DATA)
+    work = work_for(context, DATA)
+    outcome = reconciliation(work)
+    if outcome is None:
+        display().finished(DATA, "not performed; nothing needs it")
+        return
+    if outcome.how == "made":
+        production.observe(context, outcome.inputs)
+    display().finished(DATA, outcome.why)
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.data_version),
+        metadata={**common(work, outcome), **_reconciled_metadata(work, outcome)},
+        tags=production.input_tags(context.instance, work.place.experiment, outcome.inputs),
+    )
+
+
+def _reconciled_metadata(work: Work, outcome: Outcome) -> Metadata:
+    files = read_parquet(work.store.get(f"{outcome.folder}/{RECONCILED_TABLE}"))
+    findings = read_findings(work)
+    counts = _counts(work, outcome.folder)
+    return {
+        "documents": sum(counts.values()),
+        "labels": len(counts),
+        "files": files.num_rows,
+        "bytes": int(pc.sum(files["size"]).as_py() or 0),
+        "dagster/row_count": files.num_rows,
+        "dagster/column_schema": column_schema(files.schema, COLUMNS),
+        "funnel": table({"stage": stage, "count": count} for stage, count in findings.funnel.items()),
+        **{f"funnel: {stage}": count for stage, count in findings.funnel.items()},
+        **{name: table(rows) for name, rows in findings.samples.items() if rows},
+        **_histogram(counts),
+    }
+
+
+def _counts(work: Work, folder: str) -> dict[str, int]:
+    rows = read_parquet(work.store.get(f"{folder}/{LABEL_ROWS}"))
+    return {item["values"]: item["counts"] for item in pc.value_counts(rows["label"]).to_pylist()}
+
+
+def _histogram(counts: dict[str, int]) -> Metadata:
+    shown = image(charts.label_histogram(counts, "documents by label"), "documents by label")
+    return {"label histogram": shown} if shown is not None and counts else {}
+
+
+@dg.asset(
+    name=COUNTS,
+    partitions_def=experiment_runs,
+    deps=[reconciled_data],
+    group_name="data",
+    kinds={"json"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS[COUNTS],
+    required_resource_keys=set(RESOURCES),
+    description="How many documents each label has, before IGNORED_LABELS and NUM_LABELS_THRESHOLD leave any out.",
+)
+def label_counts(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    display().started(COUNTS)
+    work = work_for(context, COUNTS)
+    outcome = count_labels(work)
+    counts = read_counts(work)
+    display().finished(COUNTS, outcome.why)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.data_version),
+        metadata={
+            **common(work, outcome),
+            "documents": sum(counts.values()),
+            "labels": len(counts),
+            "label table": table({"label": label, "documents": count} for label, count in counts.items()),
+            **_histogram(counts),
+        },
+    )
+
+
+def files_complete(work: Work) -> Finding:
+    """Every document has every file of FILES_ON_RESEARCH."""
+    files = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    guids = set(read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))["artifact_guid"].to_pylist())
+    have = set(zip(files["artifact_guid"].to_pylist(), files["file"].to_pylist(), strict=True))
+    lacking = [
+        (guid, name) for guid in sorted(guids) for name in work.settings.files_on_research if (guid, name) not in have
+    ]
+    return Finding(
+        passed=not lacking,
+        text=f"{len(lacking)} file(s) are missing" if lacking else f"all {len(guids)} documents have all their files",
+        facts={"missing": table({"artifact_guid": g, "file": n} for g, n in lacking[:50])} if lacking else {},
+        error=True,
+    )
+
+
+def duplicates_share(work: Work) -> Finding:
+    """Few label rows are duplicates of others."""
+    funnel = read_findings(work).funnel
+    return _share(funnel, "duplicates", MANY_DUPLICATES, "are duplicates by file hash")
+
+
+def refused_share(work: Work) -> Finding:
+    """Few label rows were refused (unsafe GUIDs, labels that are none)."""
+    funnel = read_findings(work).funnel
+    return _share(funnel, "refused", MANY_REFUSED, "were refused")
+
+
+def _share(funnel: dict[str, int], stage: str, limit: float, what: str) -> Finding:
+    rows, count = funnel.get("labels", 0), funnel.get(stage, 0)
+    share = count / rows if rows else 0.0
+    return Finding(
+        passed=share <= limit,
+        text=f"{count} of {rows} label rows ({share:.1%}) {what}; up to {limit:.0%} is expected",
+        facts={"share": share, "count": count},
+    )
+
+
+def remaining_labels(work: Work) -> dict[str, int]:
+    """The labels that preparation keeps: neither ignored nor below the threshold."""
+    settings = work.settings
+    return {
+        label: count
+        for label, count in read_counts(work).items()
+        if label not in settings.ignored_labels and count >= settings.num_labels_threshold
+    }
+
+
+def enough_labels(work: Work) -> Finding:
+    """At least two labels remain to tell apart."""
+    labels = remaining_labels(work)
+    return Finding(
+        passed=len(labels) >= 2,
+        text=f"{len(labels)} label(s) remain after IGNORED_LABELS and NUM_LABELS_THRESHOLD; a classifier needs at least 2",
+        facts={"labels": len(labels)},
+        error=True,
+    )
+
+
+def minimum_counts(work: Work) -> Finding:
+    """Every remaining label has a document for each split."""
+    few = {label: count for label, count in remaining_labels(work).items() if count < FEWEST_DOCUMENTS}
+    return Finding(
+        passed=not few,
+        text=f"{len(few)} label(s) have fewer than {FEWEST_DOCUMENTS} documents and cannot be in every split: "
+        "ignore them, or set NUM_LABELS_THRESHOLD"
+        if few
+        else f"every label has at least {FEWEST_DOCUMENTS} documents",
+        facts={"rare labels": table({"label": label, "documents": count} for label, count in few.items())}
+        if few
+        else {},
+    )
+
+
+def label_balance(work: Work) -> Finding:
+    """The most frequent label is not overwhelmingly more frequent than the rarest."""
+    counts = remaining_labels(work).values()
+    ratio = max(counts) / min(counts) if counts and min(counts) else float("inf") if counts else 1.0
+    return Finding(
+        passed=ratio <= IMBALANCE,
+        text=f"the most frequent label has {ratio:.1f} times the documents of the rarest (more than {IMBALANCE} is a warning: "
+        "consider class_weights = balanced)",
+        facts={"ratio": ratio},
+    )
+
+
+def unchanged(work: Work, current: Mapping[str, str]) -> Finding:
+    """Labels and files in production (`current` versions) are what this run was made of."""
+    manifest = read_manifest(work.store, work.place.reconciliation)
+    made_of = dict(manifest.inputs) if manifest else {}
+    changed = [asset for asset, version in current.items() if made_of.get(asset) != version]
+    return Finding(
+        passed=not changed,
+        text=f"{' and '.join(changed)} changed since this run was made; start the next run to use what is new"
+        if changed
+        else "labels and files in production are what this run was made of",
+    )
+
+
+@dg.asset_check(
+    asset=reconciled_data,
+    partitions_def=experiment_runs,
+    required_resource_keys=set(RESOURCES),
+    description="Labels and files in production are what this run was made of. Looks at production; never part of run_experiment.",
+)
+def production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    work = work_for(context, DATA)
+    try:
+        current = versions(work.settings, work.labels, work.production)
+    except ResourceError as error:
+        finding = Finding(passed=False, text=f"production could not be read: {error}")
+    else:
+        production.observe(context, current)
+        finding = unchanged(work, current)
+    return result(context, DATA, "production_unchanged", finding)
+
+
+data_checks = checks_of(
+    DATA,
+    Check("files_complete", "Every document has every file of FILES_ON_RESEARCH.", files_complete, blocking=True),
+    Check("duplicates_share", "Few label rows are duplicates of others by file hash.", duplicates_share),
+    Check("refused_share", "Few label rows were refused.", refused_share),
+)
+count_checks = checks_of(
+    COUNTS,
+    Check("enough_labels", "At least two labels remain to tell apart.", enough_labels, blocking=True),
+    Check("minimum_counts", "Every remaining label has a document for each split.", minimum_counts),
+    Check("label_balance", "No label is overwhelmingly more frequent than another.", label_balance),
+)

@@ -1,0 +1,48 @@
+"""The whole system on one screen.
+
+    production_labels ─┐
+    production_files ──┼─> reconciled_data ─> label_counts ─┐
+    experiment_snapshot┘          └────────────────────────┴─> encoded_splits ─> best_torchscript_model ─> inference_report
+
+Nothing here reads the environment or opens a client: resources do, when a run uses them.
+"""
+
+import dagster as dg
+
+from docml_assets.assets import inference, preparation, production, reconciliation, snapshot, training
+from docml_assets.deployment import RESOURCES
+from docml_assets.sensors.experiments import experiment_sensor
+from docml_assets.sensors.new_data import new_data_sensor
+from docml_assets.sensors.orphaned_jobs import orphaned_jobs_sensor
+from docml_assets.sensors.run_failures import run_failure_sensor
+
+run_experiment = dg.define_asset_job(
+    "run_experiment",
+    selection=dg.AssetSelection.all() - dg.AssetSelection.groups("production"),
+    description="One run of an experiment, from labels and files to the report. Finished steps launch nothing.",
+)
+
+defs = dg.Definitions(
+    assets=[
+        production.production_labels,
+        production.production_files,
+        snapshot.experiment_snapshot,
+        reconciliation.reconciled_data,
+        reconciliation.label_counts,
+        preparation.encoded_splits,
+        training.best_torchscript_model,
+        inference.inference_report,
+    ],
+    asset_checks=[
+        reconciliation.data_checks,
+        reconciliation.production_unchanged,
+        reconciliation.count_checks,
+        preparation.split_checks,
+        training.model_checks,
+        inference.report_checks,
+    ],
+    jobs=[run_experiment],
+    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, run_failure_sensor],
+    resources=RESOURCES,
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,111 @@
+"""DOCML_* environment variables -> stores, label source and jobs; read when used, never at import."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+
+from docml_assets.errors import DocmlError
+from docml_assets.tracking import TrackingAccount
+from docml_contract.names import check_experiment_name
+from resources.jobs.interface import Jobs
+from resources.labels import LabelSource
+from resources.store import Store
+
+SAMPLE = Path(__file__).parent / "sample"
+
+
+class DeploymentError(DocmlError):
+    """A DOCML_* variable has a value that does not work."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where this installation keeps its data and runs its jobs. Each part is made on first use."""
+
+    environment: Mapping[str, str]
+
+    @classmethod
+    def current(cls) -> "Deployment":
+        """The deployment that the process environment describes now."""
+        return cls(dict(os.environ))
+
+    @property
+    def kind(self) -> Literal["local", "aws"]:
+        """DOCML_ENV: jobs as subprocesses on this machine, or on SageMaker."""
+        value = self.environment.get("DOCML_ENV") or "local"
+        if value == "local" or value == "aws":
+            return value
+        raise DeploymentError(f"DOCML_ENV is {value!r}: expected local or aws")
+
+    @cached_property
+    def store(self) -> Store:
+        """DOCML_STORE: where experiments keep data, models and reports."""
+        return Store.open(self.environment.get("DOCML_STORE") or "./storage", environment=self.environment)
+
+    @cached_property
+    def production(self) -> Store:
+        """DOCML_PRODUCTION_FILES: the documents' files, `<artifact_guid>/<file>`; only read."""
+        url = self.environment.get("DOCML_PRODUCTION_FILES") or str(SAMPLE / "artifacts")
+        return Store.open(url, environment=self.environment)
+
+    @cached_property
+    def labels(self) -> LabelSource:
+        """DOCML_LABELS_URL: the database that LABELS_QUERY asks."""
+        url = self.environment.get("DOCML_LABELS_URL") or f"sqlite:///{SAMPLE / 'labels.sqlite'}"
+        return LabelSource(url, self.environment)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Runs jobs exactly once; the imports are here because the SageMaker client takes seconds to load."""
+        if self.kind == "local":
+            from resources.jobs.local import local_jobs
+
+            return local_jobs(self.store, environment=self.environment)
+        from resources.jobs.sagemaker import sagemaker_jobs
+
+        return sagemaker_jobs(self.store, environment=self.environment)
+
+    @property
+    def tracking(self) -> TrackingAccount:
+        """WANDB_API_KEY: the account that trainings report to."""
+        return TrackingAccount(self.environment)
+
+    @property
+    def experiments(self) -> Path:
+        """DOCML_EXPERIMENTS: the folder of experiment folders."""
+        return Path(self.environment.get("DOCML_EXPERIMENTS") or "experiments").resolve()
+
+    def experiment_folder(self, name: str) -> Path:
+        """The folder of an experiment, whether it exists or not; BadName if the name is not allowed."""
+        return self.experiments / check_experiment_name(name)
+
+    @property
+    def image(self) -> str | None:
+        """DOCML_IMAGE: the trainer image of experiments that name none; none where jobs run as subprocesses."""
+        return None if self.kind == "local" else self.environment.get("DOCML_IMAGE")
+
+
+def _resource(name: str, description: str) -> dg.ResourceDefinition:
+    """A part of the deployment as a Dagster resource, made when a run first uses it."""
+    return dg.ResourceDefinition(
+        lambda context: getattr(context.resources.deployment, name),
+        description=description,
+        required_resource_keys={"deployment"},
+    )
+
+
+RESOURCES = {
+    "deployment": dg.ResourceDefinition(
+        lambda _: Deployment.current(), description="DOCML_* environment variables, read when a run starts."
+    ),
+    "store": _resource("store", "DOCML_STORE: where experiments keep data, models and reports."),
+    "production": _resource("production", "DOCML_PRODUCTION_FILES: the documents' files in production; only read."),
+    "labels": _resource("labels", "DOCML_LABELS_URL: the database that LABELS_QUERY asks."),
+    "jobs": _resource("jobs", "DOCML_ENV: jobs as subprocesses (local) or on SageMaker (aws), each run exactly once."),
+    "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
+}

@@ -1,0 +1,112 @@
+"""Finished folders: this run's own, and those of earlier runs that a step may take instead of working."""
+
+from collections.abc import Callable, Mapping
+
+from docml_assets.experiment.claims import claimed_runs
+from docml_assets.steps.errors import NothingToReuse, NotReady
+from docml_assets.steps.work import Outcome, Work
+from docml_contract.errors import IncompleteArtifact
+from docml_contract.manifests import Manifest
+from docml_contract.names import MANIFEST, RunPlace
+from resources.finished import check_finished, read_manifest
+
+
+def finished(work: Work, folder: str) -> Outcome | None:
+    """The outcome of a step whose folder is finished, verified; none if there is no manifest.
+
+    IncompleteArtifact if files of a finished folder are missing or differ.
+    """
+    manifest = read_manifest(work.store, folder)
+    if manifest is None:
+        return None
+    check_finished(work.store, manifest, folder)
+    return single(work, manifest, folder)
+
+
+def single(work: Work, manifest: Manifest, folder: str) -> Outcome:
+    """The outcome of a finished folder, as found."""
+    maker = manifest.run if manifest.run != work.place.number else None
+    return Outcome(
+        asset=manifest.asset,
+        how="finished",
+        why=f"finished on {manifest.created_at} and verified; nothing to do"
+        + (f" (its data come from run {maker})" if maker else ""),
+        data_version=manifest.data_version,
+        inputs=manifest.inputs,
+        folders={"": folder},
+        manifests={"": manifest},
+        reused_from=maker,
+    )
+
+
+def required(work: Work, folder: str, asset: str) -> Manifest:
+    """The manifest of an asset that a step reads; NotReady says how to get it."""
+    manifest = read_manifest(work.store, folder)
+    if manifest is None:
+        raise NotReady(
+            f"{work.describe()}: {asset} has not been materialized in this run (no {work.store.uri(folder)}/{MANIFEST}): "
+            f"materialize {asset} for this partition first, or select it together with this asset"
+        )
+    return manifest
+
+
+def earlier_runs(work: Work) -> list[RunPlace]:
+    """The experiment's claimed runs before this one, newest first."""
+    numbers = [n for n in claimed_runs(work.store, work.place.experiment) if n < work.place.number]
+    return [RunPlace(work.place.experiment, n) for n in sorted(numbers, reverse=True)]
+
+
+Candidates = Callable[[RunPlace], Mapping[str, str]]
+Fits = Callable[[Mapping[str, Manifest]], bool]
+
+
+def take_earlier(
+    work: Work, candidates: Candidates, targets: Mapping[str, str], fits: Fits
+) -> dict[str, Manifest] | None:
+    """Copy the newest earlier run's finished folders that fit into this run's; none if there are none.
+
+    `candidates` gives an earlier run's folders and `targets` this run's, both keyed alike (by model, or ""). The copied manifests
+    stay as they are: `manifest.run` still names the run that made the artifact. A damaged earlier artifact is passed over, and said.
+    """
+    for place in earlier_runs(work):
+        folders = candidates(place)
+        found = {key: read_manifest(work.store, folder) for key, folder in folders.items()}
+        manifests = {key: manifest for key, manifest in found.items() if manifest is not None}
+        if not manifests or manifests.keys() != targets.keys() or not fits(manifests):
+            continue
+        try:
+            for key, manifest in manifests.items():
+                check_finished(work.store, manifest, folders[key])
+        except IncompleteArtifact as error:
+            work.reporter.say(f"run {place.number} cannot be reused: {error}")
+            continue
+        for key, manifest in manifests.items():
+            pairs = [(f"{folders[key]}/{entry.path}", f"{targets[key]}/{entry.path}") for entry in manifest.files]
+            work.store.copy_many(work.store, pairs)
+            check_finished(work.store, manifest, targets[key])
+            work.store.put(f"{targets[key]}/{MANIFEST}", manifest.to_bytes())
+        return manifests
+    return None
+
+
+def reused(asset: str, manifests: Mapping[str, Manifest], folders: Mapping[str, str], data_version: str) -> Outcome:
+    """The outcome of a step that took an earlier run's artifact."""
+    first = next(iter(manifests.values()))
+    return Outcome(
+        asset=asset,
+        how="reused",
+        why=f"not performed in this run; taken from run {first.run}",
+        data_version=data_version,
+        inputs=first.inputs,
+        folders=folders,
+        manifests=manifests,
+        reused_from=first.run,
+    )
+
+
+def nothing_to_reuse(work: Work, step: str, fitting: str) -> NothingToReuse:
+    """The error where a step that is performed needs one that is not and has nothing to take."""
+    return NothingToReuse(
+        f"{work.describe()}: the step {step} is not performed, a later step needs it, and no earlier run has a finished artifact "
+        f"{fitting}: set RUN_{step.upper()} = true (or name it in --steps) so that it is performed"
+    )

@@ -1,0 +1,284 @@
+"""encoded_splits: the documents as features, in train, valid and test splits.
+
+Prepared data belong to the experiment, `data/prepared_data/<ENCODED_DATA_DIR>/<key>/`; a run says in `preparation/prepared.json`
+which it uses. Equal inputs (`preparation_key`) give equal data, so that a run whose preparation would repeat an earlier one launches
+no job.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from docml_assets.experiment.claims import read_claim
+from docml_assets.experiment.source import functions_digest
+from docml_assets.steps import specs
+from docml_assets.steps.finished import earlier_runs, finished, nothing_to_reuse, required, reused, take_earlier
+from docml_assets.steps.snapshot import frozen_settings
+from docml_assets.steps.tables import parquet, read_parquet
+from docml_assets.steps.work import INFERENCE, PREPARATION, TRAINING, TUNING, Outcome, Work
+from docml_contract.base import Document, digest, short
+from docml_contract.errors import IncompleteArtifact
+from docml_contract.jobs import Channel
+from docml_contract.manifests import Manifest
+from docml_contract.names import (
+    ARTIFACTS_TABLE,
+    LABEL_ROWS,
+    PREVIOUS_SPLITS,
+    RECONCILED_TABLE,
+    SPLITS_TABLE,
+    USER_FUNCTIONS,
+)
+from docml_contract.versions import CODE_VERSIONS, cache_key
+from resources.finished import check_finished, publish_bytes, publish_staged, read_manifest
+from resources.jobs.interface import JobResult
+
+ASSET = "encoded_splits"
+PREPARED = "prepared.json"
+# What of user_defined_funcs.py decides the encoded rows.
+ENCODING_NAMES = ("get_dataset_features", "encode_data", "encode_batch", "PADDING")
+
+
+class Prepared(Document):
+    """preparation/prepared.json: which prepared data a run uses."""
+
+    folder: str = Field(description="key prefix of the prepared data in the store")
+    made_by_run: int
+    data_version: str
+
+
+def preparation(work: Work) -> Outcome | None:
+    """Encode and split. None where the step is not performed, nothing fits and nothing needs it."""
+    own = work.place.preparation
+    done = finished(work, own)
+    if done is not None:
+        check_finished(work.store, prepared_manifest(work), prepared(work).folder)
+        return done
+    if not work.performs(PREPARATION) and not _needed(work) and not _reconciled(work):
+        return None
+    reconciled = required(work, work.place.reconciliation, "reconciled_data")
+    rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
+    key = preparation_key(work, reconciled, rows)
+    if not work.performs(PREPARATION):
+        return _skip(work, key)
+    found = _find(work, key)
+    if found is not None:
+        return _use(work, *found, how="reused", jobs=())
+    return _work(work, reconciled, rows, key)
+
+
+def prepared(work: Work) -> Prepared:
+    """Which prepared data this run uses; NotReady before the step is finished."""
+    required(work, work.place.preparation, ASSET)
+    key = f"{work.place.preparation}/{PREPARED}"
+    return Prepared.from_bytes(work.store.get(key), key)
+
+
+def prepared_manifest(work: Work) -> Manifest:
+    """The manifest of the prepared data that this run uses."""
+    folder = prepared(work).folder
+    manifest = read_manifest(work.store, folder)
+    if manifest is None:
+        raise IncompleteArtifact(
+            f"{work.describe()} uses the prepared data in {work.store.uri(folder)}, which have no manifest any more: restore the "
+            "folder, or take the next run number and prepare anew"
+        )
+    return manifest
+
+
+def preparation_key(work: Work, reconciled: Manifest, rows: pa.Table) -> str:
+    """Hash of everything that decides the encoded rows and, for a first run, their splits."""
+    settings = work.settings
+    groups = (
+        sorted(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True)) if settings.split_by else None
+    )
+    return cache_key(
+        ASSET,
+        functions=functions_digest(work.functions_source, ENCODING_NAMES),
+        model_names=list(settings.model_names),
+        hyperparameters=settings.own_hyperparameters,
+        model_input_files=sorted(settings.model_input_files),
+        ignored_labels=sorted(settings.ignored_labels),
+        num_labels_threshold=settings.num_labels_threshold,
+        max_artifacts=settings.max_artifacts,
+        near_duplicate_threshold=settings.near_duplicate_threshold,
+        split=list(settings.split),
+        split_seed=settings.split_seed,
+        split_by=settings.split_by,
+        max_failed_share=settings.max_failed_share,
+        reconciled=reconciled.data_version,
+        groups=digest(groups),
+    )
+
+
+def _needed(work: Work) -> bool:
+    return any(work.performs(step) for step in (TRAINING, TUNING, INFERENCE))
+
+
+def _reconciled(work: Work) -> bool:
+    return read_manifest(work.store, work.place.reconciliation) is not None
+
+
+def _skip(work: Work, key: str) -> Outcome | None:
+    own = work.place.preparation
+    taken = take_earlier(
+        work, lambda place: {"": place.preparation}, {"": own}, lambda found: found[""].cache_key == key
+    )
+    if taken is not None:
+        check_finished(work.store, prepared_manifest(work), prepared(work).folder)
+        return reused(ASSET, taken, {"": own}, taken[""].data_version)
+    if _needed(work):
+        raise nothing_to_reuse(work, PREPARATION, "made of the same data with the same functions and settings")
+    return None
+
+
+def _find(work: Work, key: str) -> tuple[Manifest, str] | None:
+    """Prepared data with an equal key that are complete; damaged ones are passed over, and said."""
+    parent = work.place.shared.prepared_data(work.settings.encoded_data_dir)
+    for name in work.store.list_folders(parent):
+        folder = f"{parent}/{name}"
+        manifest = read_manifest(work.store, folder)
+        if manifest is None or manifest.cache_key != key:
+            continue
+        try:
+            check_finished(work.store, manifest, folder)
+        except IncompleteArtifact as error:
+            work.reporter.say(f"prepared data cannot be reused: {error}")
+            continue
+        return manifest, folder
+    return None
+
+
+def _work(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome:
+    previous = previous_splits(work)
+    files = {
+        USER_FUNCTIONS: work.functions_source.encode(),
+        ARTIFACTS_TABLE: parquet(_artifacts(work, rows)),
+        **({PREVIOUS_SPLITS: parquet(previous)} if previous is not None else {}),
+    }
+    inputs = {"reconciled_data": reconciled.data_version}
+    results = list(_jobs(work, files, inputs))
+    assigned = digest(previous.select(["artifact_guid", "split"]).to_pylist()) if previous is not None else None
+    folder_key = short(digest([key, assigned]))
+    folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
+    manifest = publish_staged(
+        work.store,
+        results[-1].output_prefix,
+        folder,
+        results[-1].output,
+        asset=ASSET,
+        experiment=work.place.experiment,
+        run=work.place.number,
+        cache_key=key,
+        data_version=results[-1].output.data_version,
+        inputs=inputs,
+        code_version=CODE_VERSIONS[ASSET],
+    )
+    return _use(work, manifest, folder, how="made", jobs=tuple(results))
+
+
+def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterator[JobResult]:
+    """One job, or a sharded one and the merge of its shards."""
+    sharded = work.settings.preparation_instance_count > 1
+    table = read_parquet(files[ARTIFACTS_TABLE])
+    channel = Channel(
+        name="artifacts", prefix=work.place.shared.reconciled_artifacts, files=tuple(table["path"].to_pylist())
+    )
+    spec = specs.preparation(work, phase="shard" if sharded else "whole", channel=channel, files=files, inputs=inputs)
+    result = work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None))
+    yield result
+    if sharded:
+        shards = Channel(name="shards", prefix=result.output_prefix)
+        spec = specs.preparation(work, phase="merge", channel=shards, files=files, inputs=inputs)
+        yield work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None))
+
+
+def _use(work: Work, manifest: Manifest, folder: str, *, how: str, jobs: tuple[JobResult, ...]) -> Outcome:
+    """Record in the run which prepared data it uses."""
+    own = work.place.preparation
+    note = Prepared(folder=folder, made_by_run=manifest.run, data_version=manifest.data_version)
+    recorded = publish_bytes(
+        work.store,
+        own,
+        {PREPARED: note.to_bytes()},
+        asset=ASSET,
+        experiment=work.place.experiment,
+        run=manifest.run,
+        cache_key=manifest.cache_key,
+        data_version=manifest.data_version,
+        inputs=manifest.inputs,
+        code_version=manifest.code_version,
+    )
+    made = how == "made"
+    return Outcome(
+        asset=ASSET,
+        how="made" if made else "reused",
+        why="encoded and split"
+        if made
+        else f"prepared data with the same inputs exist (made by run {manifest.run}); no job was launched",
+        data_version=recorded.data_version,
+        inputs=recorded.inputs,
+        folders={"": own},
+        manifests={"": recorded},
+        reused_from=manifest.run if manifest.run != work.place.number else None,
+        jobs=jobs,
+    )
+
+
+def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
+    """artifacts.parquet: one row a file that encode_data gets (artifact_guid, label, group, file, path, etag), in a fixed order."""
+    table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    table = table.filter(pc.is_in(table["file"], value_set=pa.array(list(work.settings.model_input_files))))
+    table = table.sort_by([("artifact_guid", "ascending"), ("file", "ascending")])
+    group_of = dict(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True))
+    prefix = len(work.place.shared.reconciled_artifacts) + 1
+    return pa.table(
+        {
+            "artifact_guid": table["artifact_guid"].cast(pa.string()),
+            "label": table["label"].cast(pa.string()),
+            "group": pa.array([group_of.get(guid) for guid in table["artifact_guid"].to_pylist()], pa.string()),
+            "file": table["file"].cast(pa.string()),
+            "path": pa.array([key[prefix:] for key in table["key"].to_pylist()], pa.string()),
+            "etag": table["etag"].cast(pa.string()),
+        }
+    )
+
+
+def _groups(work: Work, rows: pa.Table) -> list[str | None]:
+    """The SPLIT_BY value of every label row, as text."""
+    column = work.settings.split_by
+    if column is None:
+        return [None] * rows.num_rows
+    return [None if value is None else str(value) for value in rows[column].to_pylist()]
+
+
+def previous_splits(work: Work) -> pa.Table | None:
+    """The assignments of earlier runs with the same SPLIT, SPLIT_SEED and SPLIT_BY, so that no document changes sides.
+
+    A document that several earlier runs had keeps its newest assignment. None if there are none.
+    """
+    tables, seen = [], set()
+    for place in earlier_runs(work):
+        claim = read_claim(work.store, place.experiment, place.number)
+        if claim is None or read_manifest(work.store, place.preparation) is None:
+            continue
+        settings = frozen_settings(claim, None)
+        mine = work.settings
+        if (settings.split, settings.split_seed, settings.split_by, settings.encoded_data_dir) != (
+            mine.split,
+            mine.split_seed,
+            mine.split_by,
+            mine.encoded_data_dir,
+        ):
+            continue
+        note = json.loads(work.store.get(f"{place.preparation}/{PREPARED}"))
+        if note["folder"] not in seen:
+            seen.add(note["folder"])
+            tables.append(read_parquet(work.store.get(f"{note['folder']}/{SPLITS_TABLE}")))
+    if not tables:
+        return None
+    frame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    frame = frame.drop_duplicates("artifact_guid", keep="first").sort_values("artifact_guid")
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)

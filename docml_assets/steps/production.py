@@ -1,0 +1,36 @@
+"""The versions of what production holds: the label table that a query yields, and the files of an experiment."""
+
+import hashlib
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from docml_assets.experiment.settings import Settings
+from resources.labels import LabelSource
+from resources.store import Store
+
+LABELS = "production_labels"
+FILES = "production_files"
+
+
+def versions(settings: Settings, labels: LabelSource, production: Store) -> dict[str, str]:
+    """The data versions of both external assets as an experiment sees them."""
+    return {
+        LABELS: labels.fingerprint(settings.labels_query),
+        FILES: files_version(production, settings.files_from_prod),
+    }
+
+
+def files_version(production: Store, names: Sequence[str]) -> str:
+    """sha256 over key, size and etag of every production file called one of `names`, in the order of their keys."""
+    table = production.list_table()
+    file_names = pc.replace_substring_regex(table["key"], pattern="^.*/", replacement="")
+    table = table.filter(pc.is_in(file_names, value_set=pa.array(sorted(names), type=file_names.type))).sort_by("key")
+    rows = pc.binary_join_element_wise(
+        table["key"].cast(pa.string()), table["size"].cast(pa.string()), table["etag"].cast(pa.string()), "\t"
+    )
+    digest = hashlib.sha256()
+    for chunk in rows.chunks:
+        digest.update("\n".join(chunk.to_pylist()).encode())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""reconciled_data: every label with its files, copied, processed and verified; the one step that reads production."""
+
+from typing import Any
+
+from pydantic import Field
+
+from docml_assets.experiment.functions import defined_functions
+from docml_assets.experiment.source import functions_digest
+from docml_assets.reconcile import Reconciled, reconcile
+from docml_assets.steps import production
+from docml_assets.steps.finished import finished, nothing_to_reuse, reused, take_earlier
+from docml_assets.steps.tables import parquet
+from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING, Outcome, Work
+from docml_contract.base import Document
+from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
+from docml_contract.versions import CODE_VERSIONS, cache_key
+from resources.finished import publish_bytes
+
+ASSET = "reconciled_data"
+FINDINGS = "findings.json"
+SAMPLE_ROWS = 50
+
+
+class Findings(Document):
+    """reconciliation/findings.json: what reconciliation met on its way, for people."""
+
+    funnel: dict[str, int] = Field(description="stage -> count")
+    samples: dict[str, list[dict[str, Any]]] = Field(description="problem -> its first rows")
+
+
+def reconciliation(work: Work) -> Outcome | None:
+    """Reconcile the labels with the files. None where the step is not performed, nothing fits and nothing needs it."""
+    folder = work.place.reconciliation
+    done = finished(work, folder)
+    if done is not None:
+        return done
+    key = reconciliation_key(work)
+    if not work.performs(RECONCILIATION):
+        taken = take_earlier(
+            work, lambda place: {"": place.reconciliation}, {"": folder}, lambda found: found[""].cache_key == key
+        )
+        if taken is not None:
+            return reused(ASSET, taken, {"": folder}, taken[""].data_version)
+        if any(work.performs(step) for step in (PREPARATION, TRAINING, TUNING, INFERENCE)):
+            raise nothing_to_reuse(work, RECONCILIATION, "made with the same query, files and process_func")
+        return None
+    return _work(work, key)
+
+
+def reconciliation_key(work: Work) -> str:
+    """What decides what reconciliation makes of the same production data."""
+    settings = work.settings
+    with_process = "process_func" in defined_functions(work.functions_source)
+    return cache_key(
+        ASSET,
+        labels_query=settings.labels_query,
+        files_from_prod=sorted(settings.files_from_prod),
+        files_on_research=sorted(settings.files_on_research),
+        process_func=functions_digest(work.functions_source, ["process_func"]) if with_process else None,
+    )
+
+
+def _work(work: Work, key: str) -> Outcome:
+    # The versions are read before the data: what changes meanwhile shows as stale, never as up to date.
+    inputs = production.versions(work.settings, work.labels, work.production)
+    result = reconcile(
+        place=work.place,
+        settings=work.settings,
+        functions_source=work.functions_source,
+        store=work.store,
+        production=work.production,
+        labels=work.labels,
+        environment=work.environment,
+        log=work.reporter.say,
+        progress=work.reporter.progress,
+    )
+    folder = work.place.reconciliation
+    manifest = publish_bytes(
+        work.store,
+        folder,
+        {
+            RECONCILED_TABLE: parquet(result.table),
+            LABEL_ROWS: parquet(result.label_rows),
+            FINDINGS: _findings(result).to_bytes(),
+        },
+        asset=ASSET,
+        experiment=work.place.experiment,
+        run=work.place.number,
+        cache_key=key,
+        data_version=result.data_version,
+        inputs=inputs,
+        code_version=CODE_VERSIONS[ASSET],
+    )
+    return Outcome(
+        asset=ASSET,
+        how="made",
+        why=f"{result.table.num_rows} files reconciled",
+        data_version=manifest.data_version,
+        inputs=manifest.inputs,
+        folders={"": folder},
+        manifests={"": manifest},
+    )
+
+
+def _findings(result: Reconciled) -> Findings:
+    samples = {name: table.slice(0, SAMPLE_ROWS).to_pylist() for name, table in result.problems.items()}
+    return Findings(funnel=dict(result.funnel), samples=samples)
+
+
+def read_findings(work: Work) -> Findings:
+    """The findings of a finished step."""
+    key = f"{work.place.reconciliation}/{FINDINGS}"
+    return Findings.from_bytes(work.store.get(key), key)

@@ -1,0 +1,97 @@
+"""experiment_snapshot: a run's frozen settings and functions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from docml_assets.experiment.claims import Claim, claim_run, read_claim, write_snapshot
+from docml_assets.experiment.folder import ExperimentFolder, validate
+from docml_assets.experiment.settings import Settings, SettingsError
+from docml_assets.steps.errors import UnclaimedRun
+from docml_assets.steps.work import Outcome
+from docml_contract.names import RunPlace
+from resources.finished import check_finished, read_manifest
+from resources.store import Store
+
+
+def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settings:
+    """The claim's settings; `operation` (keys that do not freeze, from the folder or a tag) goes before the claim's own."""
+    return claim.settings.with_operational({**operation, "run_num": claim.run}) if operation else claim.settings
+
+
+def operation_tag(settings: Settings) -> str:
+    """The settings that do not freeze, as the text of a run tag; `read_operation_tag` is the inverse."""
+    return json.dumps(settings.operational(), sort_keys=True)
+
+
+def read_operation_tag(text: str | None) -> dict[str, Any] | None:
+    """The settings of an `operation_tag`, or none."""
+    return json.loads(text) if text else None
+
+
+def existing_claim(store: Store, place: RunPlace) -> Claim:
+    """The claim of a run that must have one."""
+    claim = read_claim(store, place.experiment, place.number)
+    if claim is None:
+        raise UnclaimedRun(
+            f"{place.experiment} run {place.number} is not claimed: materialize experiment_snapshot for this partition first, "
+            f"or start the run with: docml run {place.experiment} --run {place.number}"
+        )
+    return claim
+
+
+def claim_from_ui(
+    store: Store,
+    place: RunPlace,
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    holder: str,
+    trigger: Mapping[str, Any],
+) -> Claim:
+    """The run's claim, made now if nobody made it and the run is the experiment's RUN_NUM.
+
+    A partition can be selected for every experiment and run number there ever was ("materialize all missing"); only the
+    experiment's own RUN_NUM may come into being that way, and only from a folder without mistakes.
+    """
+    claim = read_claim(store, place.experiment, place.number)
+    if claim is not None:
+        return claim
+    if not folder.is_dir():
+        raise UnclaimedRun(
+            f"there is no experiment folder {folder}: create it with `docml new {place.experiment}`, "
+            "or delete this partition key if it is a mistake"
+        )
+    experiment = ExperimentFolder.load(folder)
+    number = experiment.settings.run_num
+    if number != place.number:
+        raise UnclaimedRun(
+            f"{place.experiment} run {place.number} is not claimed and is not the experiment's RUN_NUM ({number}): set "
+            f"RUN_NUM = {place.number} in {folder / 'settings.ini'} and materialize again, or use "
+            f"`docml run {place.experiment} --run {place.number}`"
+        )
+    problems = validate(folder, environment)
+    if problems:
+        raise SettingsError(problems)
+    return claim_run(store, experiment, place.number, trigger=dict(trigger), request_id=holder)
+
+
+def snapshot(store: Store, claim: Claim) -> Outcome:
+    """Write the readable files of a claim, or verify them."""
+    place = RunPlace(claim.experiment, claim.run)
+    manifest = read_manifest(store, place.snapshot)
+    made = manifest is None
+    if manifest is None:
+        manifest = write_snapshot(store, claim)
+    else:
+        check_finished(store, manifest, place.snapshot)
+    return Outcome(
+        asset="experiment_snapshot",
+        how="made" if made else "finished",
+        why="settings and functions are frozen" if made else f"frozen since {manifest.created_at} and verified",
+        data_version=manifest.data_version,
+        inputs=manifest.inputs,
+        folders={"": place.snapshot},
+        manifests={"": manifest},
+    )

@@ -1,0 +1,138 @@
+"""Settings -> job specs: what each job is asked to do, and on what."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+from docml_assets.steps.work import INFERENCE, TRAINING, TUNING, Work
+from docml_contract.jobs import Channel, Compute, ExportedModel, InferTask, JobSpec, PrepareTask, TrainTask, Tuning
+from docml_contract.names import EXPORT, TORCHSCRIPT
+
+Phase = Literal["whole", "shard", "merge"]
+
+
+def compute(work: Work, step: Literal["preparation", "training", "inference"], *, hosts: int | None = None) -> Compute:
+    """On what a step's jobs run (a tuning's trials run on what a training runs on); `hosts` overrides the instance count."""
+    settings = work.settings
+    training = step == "training"
+    return Compute(
+        instance_type=getattr(settings, f"{step}_instance_type"),
+        instance_count=hosts or getattr(settings, f"{step}_instance_count"),
+        volume_gb=getattr(settings, f"{step}_volume_gb"),
+        max_runtime_seconds=getattr(settings, f"{step}_max_runtime_seconds"),
+        use_spot=training and settings.training_use_spot,
+        max_wait_seconds=settings.training_max_wait_seconds if training else None,
+        keep_alive_seconds=settings.training_keep_alive_seconds if training else None,
+        image=None if work.kind == "local" else settings.docker_image or work.image,
+        max_cost_usd=settings.max_cost_usd,
+    )
+
+
+def preparation(
+    work: Work, *, phase: Phase, channel: Channel, files: Mapping[str, bytes], inputs: Mapping[str, str]
+) -> JobSpec:
+    """Encode the run's documents into splits; sharded preparations end with a merge on one host."""
+    settings = work.settings
+    return JobSpec(
+        kind="processing",
+        experiment=work.place.experiment,
+        run=work.place.number,
+        step="preparation-merge" if phase == "merge" else "preparation",
+        task=PrepareTask(
+            phase=phase,
+            model_names=settings.model_names,
+            own_hyperparameters=settings.own_hyperparameters,
+            model_input_files=settings.model_input_files,
+            ignored_labels=settings.ignored_labels,
+            num_labels_threshold=settings.num_labels_threshold,
+            max_artifacts=settings.max_artifacts,
+            near_duplicate_threshold=settings.near_duplicate_threshold,
+            split=settings.split,
+            split_seed=settings.split_seed,
+            split_by=settings.split_by,
+            max_failed_share=settings.max_failed_share,
+            processes=settings.preparation_processes,
+        ),
+        channels=(channel,),
+        files=hashes(files),
+        inputs=dict(inputs),
+        compute=compute(work, "preparation", hosts=1 if phase == "merge" else None),
+    )
+
+
+def training(
+    work: Work,
+    model: str,
+    *,
+    prepared: str,
+    files: Mapping[str, bytes],
+    inputs: Mapping[str, str],
+    provenance: Mapping[str, str],
+) -> JobSpec:
+    """Train one model, or search for its hyperparameters, on the prepared data in the folder `prepared`."""
+    settings = work.settings
+    return JobSpec(
+        kind="tuning" if work.tunes else "training",
+        experiment=work.place.experiment,
+        run=work.place.number,
+        step=TUNING if work.tunes else TRAINING,
+        model=model,
+        task=TrainTask(
+            experiment=work.place.experiment,
+            run=work.place.number,
+            model_name=model,
+            model_names=settings.model_names,
+            use_distributed=settings.use_distributed,
+            cpu_processes=settings.cpu_processes,
+            objective_metric=settings.objective_metric_name,
+            objective_type=settings.objective_type,
+            tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes),
+        ),
+        hyperparameters=settings.tuning_constants if work.tunes else settings.hyperparameters,
+        channels=tuple(Channel(name=split, prefix=f"{prepared}/{split}") for split in ("train", "valid")),
+        files=hashes(files),
+        tuning=_search(work) if work.tunes else None,
+        metric_definitions=settings.metric_definitions,
+        inputs=dict(inputs),
+        provenance=dict(provenance),
+        compute=compute(work, "training"),
+    )
+
+
+def _search(work: Work) -> Tuning:
+    settings = work.settings
+    return Tuning(
+        ranges=settings.tunable,
+        strategy=settings.tuning_strategy,
+        objective_metric=settings.objective_metric_name,
+        objective_type=settings.objective_type,
+        max_jobs=settings.max_jobs,
+        max_parallel_jobs=settings.max_parallel_jobs,
+        seed=int(settings.hyperparameters["seed"]),
+    )
+
+
+def inference(work: Work, *, prepared: str, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]) -> JobSpec:
+    """Predict the test split in the folder `prepared` with every model of the run."""
+    return JobSpec(
+        kind="processing",
+        experiment=work.place.experiment,
+        run=work.place.number,
+        step=INFERENCE,
+        task=InferTask(model_names=work.settings.model_names, models=dict(models)),
+        channels=(
+            Channel(name="test", prefix=f"{prepared}/test"),
+            Channel(
+                name="models",
+                prefix=work.place.experiment,
+                files=tuple(f"{model.path}/{name}" for model in models.values() for name in (TORCHSCRIPT, EXPORT)),
+            ),
+        ),
+        inputs=dict(inputs),
+        compute=compute(work, "inference"),
+    )
+
+
+def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    """sha256 by name, as the spec carries them."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
