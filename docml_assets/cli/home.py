@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 DEFAULT_HOME = ".dagster_home"
-INSTANCE_SETTINGS = Path(__file__).resolve().parents[2] / "dagster.yaml"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# beside the package in a checkout; within it in a wheel
+INSTANCE_SETTINGS = (_PACKAGE.parent / "dagster.yaml", _PACKAGE / "dagster.yaml")
 
 
 def prepare_dagster_home() -> Path:
@@ -20,7 +22,7 @@ def prepare_dagster_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
         draft = home / f".dagster.yaml.{os.getpid()}"
-        shutil.copyfile(INSTANCE_SETTINGS, draft)
+        shutil.copyfile(next(path for path in INSTANCE_SETTINGS if path.is_file()), draft)
         draft.replace(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     return home
