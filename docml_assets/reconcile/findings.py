@@ -1,0 +1,50 @@
+"""What reconciliation leaves out, and why: counted in the funnel, shown in tables."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+# Rows kept of a table that people look at; the funnel counts them all.
+MAX_ROWS = 10_000
+
+_SCHEMAS = {
+    "refused": ("source", "name", "reason"),
+    "duplicates": ("file_hash", "kept", "artifact_guid"),
+    "conflicts": ("by", "value", "artifact_guid", "label"),
+    "labels_without_files": ("artifact_guid", "label"),
+    "files_without_labels": ("artifact_guid",),
+    "failures": ("artifact_guid", "file", "reason", "traceback"),
+}
+
+
+def findings_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """The table called `name` from its first MAX_ROWS rows; all columns are text."""
+    schema = pa.schema([(column, pa.string()) for column in _SCHEMAS[name]])
+    kept = [dict(row) for row, _ in zip(rows, range(MAX_ROWS), strict=False)]
+    return pa.Table.from_pylist(kept, schema=schema)
+
+
+def shown(name: object) -> str:
+    """An untrusted name as printable text of bounded length."""
+    text = ascii(name) if isinstance(name, str) else str(name)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+@dataclass
+class Findings:
+    """The funnel (stage -> count) and the tables of what was left out."""
+
+    funnel: dict[str, int] = field(default_factory=dict)
+    refused: pa.Table = field(default_factory=lambda: findings_table("refused", []))
+    duplicates: pa.Table = field(default_factory=lambda: findings_table("duplicates", []))
+    conflicts: pa.Table = field(default_factory=lambda: findings_table("conflicts", []))
+    labels_without_files: pa.Table = field(default_factory=lambda: findings_table("labels_without_files", []))
+    files_without_labels: pa.Table = field(default_factory=lambda: findings_table("files_without_labels", []))
+    failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
+
+    @property
+    def problems(self) -> dict[str, pa.Table]:
+        """Name -> table."""
+        return {name: getattr(self, name) for name in _SCHEMAS}

@@ -1,0 +1,121 @@
+"""From the label table to one trusted row an artifact: refusals, repeated rows, conflicting labels."""
+
+import polars as pl
+import pyarrow as pa
+
+from docml_assets.reconcile.errors import ReconciliationError
+from docml_assets.reconcile.findings import MAX_ROWS, Findings, findings_table, shown
+from resources.keys import refusals
+
+# A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
+MAX_LABEL_BYTES = 256
+REQUIRED = ("artifact_guid", "label", "file_hash")
+
+
+def trusted_rows(table: pa.Table, findings: Findings) -> pl.DataFrame:
+    """One row an artifact, all columns of the query, sorted by artifact_guid.
+
+    Left out and counted: rows with an unsafe GUID or an unusable label; GUIDs, and file hashes, that carry several labels
+    (which of them is right nobody here can say). Of several rows for one GUID with one label the first in the order of all
+    columns stays.
+    """
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        raise ReconciliationError(
+            f"LABELS_QUERY yields {', '.join(table.column_names)}; expected {', '.join(REQUIRED)} too: "
+            f"give {', '.join(missing)} a name with AS"
+        )
+    rows = pl.DataFrame(pl.from_arrow(table)).with_columns(pl.col(name).cast(pl.String) for name in REQUIRED)
+    findings.funnel["labels"] = rows.height
+    rows = _without_refused(rows, findings)
+    rows = _without_conflicts(rows, findings)
+    return _one_row_each(rows, findings)
+
+
+def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    unsafe = refusals(rows["artifact_guid"].to_arrow())
+    label = pl.col("label")
+    reason = (
+        pl.when(pl.col("artifact_guid").is_in(list(unsafe)) | pl.col("artifact_guid").is_null())
+        .then(pl.lit("unsafe artifact_guid"))
+        .when(label.is_null())
+        .then(pl.lit("label is NULL"))
+        .when(label.str.strip_chars() == "")
+        .then(pl.lit("label is empty"))
+        .when(label.str.len_bytes() > MAX_LABEL_BYTES)
+        .then(pl.lit(f"label is longer than {MAX_LABEL_BYTES} bytes"))
+        .when(label.str.contains("\ufffd", literal=True))
+        .then(pl.lit("label is not UTF-8"))
+        .when(label.str.contains(r"[\x00-\x1f\x7f]"))
+        .then(pl.lit("label has control characters"))
+    )
+    judged = rows.with_columns(reason.alias("__reason"))
+    refused = judged.filter(pl.col("__reason").is_not_null())
+    findings.funnel["refused"] = refused.height
+    for name, count in refused["__reason"].value_counts().sort("__reason").iter_rows():
+        findings.funnel[f"refused: {name}"] = count
+    shown_rows = refused.select("artifact_guid", "label", "__reason").head(MAX_ROWS).iter_rows()
+    findings.refused = findings_table(
+        "refused",
+        (
+            {"source": "labels", "name": shown(guid), "reason": f"{why}: {unsafe[guid]}" if guid in unsafe else why}
+            for guid, _, why in shown_rows
+        ),
+    )
+    if not refused.height:
+        return rows
+    return judged.filter(pl.col("__reason").is_null()).drop("__reason")
+
+
+def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    conflicting = []
+    for column in ("artifact_guid", "file_hash"):
+        known = rows.filter(pl.col(column).is_not_null()).select(column, "label")
+        if known[column].n_unique() == known.height:
+            continue
+        several = known.group_by(column).agg(pl.col("label").n_unique().alias("n")).filter(pl.col("n") > 1)
+        conflicting.append((column, several[column]))
+    out = pl.lit(False)
+    for column, values in conflicting:
+        out = out | pl.col(column).is_in(values.implode()).fill_null(False)
+    left_out = rows.filter(out)
+    findings.funnel["conflicts"] = left_out.height
+    findings.conflicts = findings_table(
+        "conflicts",
+        (
+            {"by": column, "value": row[column], "artifact_guid": row["artifact_guid"], "label": row["label"]}
+            for column, values in conflicting
+            for row in rows.filter(pl.col(column).is_in(values.implode()))
+            .sort(column, "artifact_guid", "label", nulls_last=True)
+            .head(MAX_ROWS)
+            .iter_rows(named=True)
+        ),
+    )
+    return rows.filter(~out) if left_out.height else rows
+
+
+def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    before = rows.height
+    if rows["artifact_guid"].n_unique() < before:
+        rest = [name for name in rows.columns if name != "artifact_guid"]
+        order = [pl.col("artifact_guid"), *(pl.col(name).cast(pl.String, strict=False) for name in rest)]
+        rows = rows.sort(order, nulls_last=True).unique("artifact_guid", keep="first", maintain_order=True)
+    else:
+        rows = rows.sort("artifact_guid")
+    findings.funnel["repeated rows"] = before - rows.height
+    return rows
+
+
+def drop_duplicates(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    """Of artifacts with one file hash, the one with the smallest GUID (in byte order). A NULL hash equals no other."""
+    known = rows.filter(pl.col("file_hash").is_not_null()).select("artifact_guid", "file_hash")
+    if known["file_hash"].n_unique() == known.height:
+        findings.funnel["duplicates"] = 0
+        return rows
+    kept = known.group_by("file_hash").agg(pl.col("artifact_guid").min().alias("kept"))
+    dropped = known.join(kept, on="file_hash").filter(pl.col("artifact_guid") != pl.col("kept"))
+    findings.funnel["duplicates"] = dropped.height
+    findings.duplicates = findings_table(
+        "duplicates", dropped.sort("file_hash", "artifact_guid").head(MAX_ROWS).iter_rows(named=True)
+    )
+    return rows.join(dropped, on="artifact_guid", how="anti", maintain_order="left")

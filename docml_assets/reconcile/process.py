@@ -1,0 +1,144 @@
+"""process_func over many artifacts: fetch their files, let a worker process them, keep what it wrote."""
+
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docml_assets.reconcile.plan import MARKER
+from docml_assets.reconcile.workers import TIMEOUT_SECONDS, Outcome, Worker
+from docml_contract.manifests import sha256_file
+from resources.keys import refusal
+from resources.store import Store
+
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """An artifact: its label row, the folder of its version in the store, its files from production there, and what an
+    earlier attempt already made."""
+
+    row: Mapping[str, Any]
+    folder: str
+    files: tuple[str, ...]
+    made: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An artifact that could not be processed."""
+
+    artifact_guid: str
+    reason: str
+    traceback: str
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_artifacts(
+    tasks: Iterable[Task],
+    *,
+    store: Store,
+    functions_source: str,
+    environment: Mapping[str, str],
+    processes: int,
+    processed: Callable[[], None],
+    timeout: float = TIMEOUT_SECONDS,
+) -> list[Failure]:
+    """Run process_func for every task in `processes` worker processes. Raises ProcessFuncBroken.
+
+    A failing artifact is tried a second time, then it is a Failure and the rest goes on. An artifact's outputs are stored one by
+    one, and last an empty object with their number in its name: without it, the artifact is processed again.
+    """
+    pending = iter(tasks)
+    lock, stop = threading.Lock(), threading.Event()
+    idle: queue.Queue[Worker] = queue.Queue()
+    workers = [Worker(functions_source, environment, timeout) for _ in range(processes)]
+    for worker in workers:
+        idle.put(worker)
+    failures: list[Failure] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                task = next(pending, None)
+            if task is None:
+                return
+            outcome = Outcome(None)
+            for _ in range(ATTEMPTS):
+                outcome = _process(task, store, idle)
+                if outcome.error is None or stop.is_set():
+                    break
+            with lock:
+                if outcome.error is not None:
+                    failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
+                processed()
+
+    # Twice as many threads as workers: one artifact is fetched and stored while another is processed.
+    with ThreadPoolExecutor(processes * 2) as pool:
+        try:
+            threads = [pool.submit(work) for _ in range(processes * 2)]
+            wait(threads, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.close()
+    for thread in threads:
+        thread.result()
+    return sorted(failures, key=lambda failure: failure.artifact_guid)
+
+
+def _process(task: Task, store: Store, idle: "queue.Queue[Worker]") -> Outcome:
+    directory = Path(tempfile.mkdtemp(prefix="docml-artifact-"))
+    try:
+        for name in task.files:
+            store.get_file(f"{task.folder}/{name}", directory / name)
+        before = {name: sha256_file(directory / name) for name in task.files}
+        worker = idle.get()
+        try:
+            outcome = worker.run(task.row, directory)
+        finally:
+            idle.put(worker)
+        if outcome.error is None:
+            complaint = "; ".join(_complaints(directory, before))
+            if complaint:
+                return Outcome(complaint)
+            _keep(directory, task, store)
+        return outcome
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _complaints(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
+    """What process_func must not have done to its directory."""
+    for name, digest in before.items():
+        path = directory / name
+        if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
+            yield f"process_func changed or removed {name!r}, which comes from production; write to a file of another name"
+    for path in sorted(directory.iterdir()):
+        if path.name in before:
+            continue
+        if path.is_symlink() or not path.is_file():
+            yield f"process_func left {path.name!r}, which is no plain file; an artifact is a flat folder of files"
+        elif (reason := refusal(path.name)) is not None:
+            yield f"process_func left a file with the name {path.name!r}: {reason}"
+        elif path.name.startswith(MARKER):
+            yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"
+
+
+def _keep(directory: Path, task: Task, store: Store) -> None:
+    """Store what was made. What is there already stays: a finished run's manifest may name it."""
+    made = {path.name for path in directory.iterdir() if path.name not in task.files}
+    for name in sorted(made - task.made):
+        store.put_file(f"{task.folder}/{name}", directory / name)
+    store.put(f"{task.folder}/{MARKER}{len(made | task.made)}", b"")

@@ -1,0 +1,364 @@
+"""Reconciliation from end to end: fetch and list, join, copy, process, verify, repair."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from docml_assets.experiment.functions import defined_functions, functions_digest
+from docml_assets.experiment.settings import Settings
+from docml_assets.reconcile.errors import NothingLeft, ReconciliationError, TooManyFailures
+from docml_assets.reconcile.findings import Findings, findings_table
+from docml_assets.reconcile.label_rows import trusted_rows
+from docml_assets.reconcile.pace import Pace
+from docml_assets.reconcile.plan import (
+    MARKER,
+    Plan,
+    Recipe,
+    artifact_files,
+    join,
+    make_plan,
+    production_files,
+    to_copy,
+    to_process,
+)
+from docml_assets.reconcile.process import Failure, Task, cores, process_artifacts
+from docml_contract.base import canonical_json
+from docml_contract.names import RunPlace
+from resources.labels import LabelSource
+from resources.store import PARALLEL_FILES, Store
+
+PROCESS_FUNC = "process_func"
+# Key ranges listed at once; more streams gain nothing (bench/listing.py).
+SHARDS = 16
+# Production may change while it is copied: so often everything is planned again.
+ROUNDS = 3
+FAILURES = "failures.jsonl"
+TABLE_COLUMNS = ["artifact_guid", "label", "file_hash", "file", "key", "size", "etag", "source_etag", "origin"]
+
+Log = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """table: one row a file, TABLE_COLUMNS. label_rows: the kept rows with all columns of the query. seconds: wall clock."""
+
+    table: pa.Table
+    label_rows: pa.Table
+    findings: Findings
+    data_version: str
+    bytes_copied: int
+    seconds: float
+
+    @property
+    def funnel(self) -> dict[str, int]:
+        """Stage -> count."""
+        return self.findings.funnel
+
+    @property
+    def problems(self) -> dict[str, pa.Table]:
+        """Name -> what was left out or needs a look."""
+        return self.findings.problems
+
+
+@dataclass
+class _Step:
+    """What all stages need, and what they count."""
+
+    place: RunPlace
+    settings: Settings
+    functions_source: str
+    store: Store
+    production: Store
+    environment: Mapping[str, str]
+    recipe: Recipe
+    log: Log
+    progress: Progress
+    copied: int = 0
+    bytes_copied: int = 0
+    repaired: int = 0
+    processed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def base(self) -> str:
+        return self.place.shared.reconciled_artifacts
+
+
+def reconcile(
+    *,
+    place: RunPlace,
+    settings: Settings,
+    functions_source: str,
+    store: Store,
+    production: Store,
+    labels: LabelSource,
+    environment: Mapping[str, str],
+    log: Log,
+    progress: Progress,
+) -> Reconciled:
+    """Bring labels and production files together below `<experiment>/data/reconciled_artifacts`.
+
+    Writes versioned artifact files only, each of them once, so that it can be killed at any moment and started again; files of
+    another version are never touched. Raises ReconciliationError and its kin, LabelError, StoreError.
+    """
+    started = time.monotonic()
+    recipe = recipe_of(place, settings, functions_source)
+    step = _Step(place, settings, functions_source, store, production, environment, recipe, log, progress)
+    progress("labels and files listed", 0, 3)
+    with ThreadPoolExecutor(3) as pool:
+        fetching = pool.submit(labels.fetch, settings.labels_query, max_rows=settings.max_label_rows)
+        existing = pool.submit(list_existing, store, step.base)
+        listing = pool.submit(list_production, production)
+        findings = Findings()
+        rows = trusted_rows(fetching.result(), findings)
+        progress("labels and files listed", 1, 3)
+        plan, existing_table = _copy_until_settled(step, rows, findings, listing.result(), existing.result())
+    existing_table = _process(step, plan, existing_table)
+    return _result(step, plan, existing_table, findings, started)
+
+
+def recipe_of(place: RunPlace, settings: Settings, functions_source: str) -> Recipe:
+    """What decides versions besides the source files."""
+    with_process = PROCESS_FUNC in defined_functions(functions_source)
+    return Recipe(
+        files_from_prod=tuple(sorted(set(settings.files_from_prod))),
+        files_on_research=tuple(sorted(set(settings.files_on_research))),
+        process_digest=functions_digest(functions_source, [PROCESS_FUNC]) if with_process else None,
+        overwrite_run=place.number if settings.overwrite else None,
+    )
+
+
+def list_existing(store: Store, base: str) -> pa.Table:
+    """What lies below `base`: key, size, etag (null in a folder store)."""
+    return store.list_table(base, SHARDS, etags=False)
+
+
+def list_production(production: Store) -> pa.Table:
+    """Everything in production: key, size, etag (null in a folder store)."""
+    return production.list_table("", SHARDS, etags=False)
+
+
+def plan_run(
+    rows: pl.DataFrame, listing: pa.Table, production: Store, base: str, recipe: Recipe, findings: Findings
+) -> Plan:
+    """From trusted label rows and a production listing to what every artifact should consist of."""
+    files = production_files(listing, recipe.files_from_prod, findings)
+    joined, files = join(rows, files, recipe, findings)
+    return make_plan(joined, with_etags(files, "source", "source_etag", production), base, recipe)
+
+
+def with_etags(files: pl.DataFrame, key: str, etag: str, store: Store) -> pl.DataFrame:
+    """`files` with the etags that the listing left out, as a folder's does."""
+    lacking = files.filter(pl.col(etag).is_null())[key]
+    if lacking.is_empty():
+        return files
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        found = [stored.etag if stored else None for stored in pool.map(store.head, lacking)]
+    known = pl.DataFrame({key: lacking, "__etag": pl.Series(found, dtype=pl.String)})
+    joined = files.join(known, on=key, how="left", maintain_order="left")
+    # A file that went between the listing and now is as good as never listed.
+    return (
+        joined.with_columns(pl.coalesce(etag, "__etag").alias(etag)).drop("__etag").filter(pl.col(etag).is_not_null())
+    )
+
+
+def _copy_until_settled(
+    step: _Step, rows: pl.DataFrame, findings: Findings, listing: pa.Table, existing: pa.Table
+) -> tuple[Plan, pa.Table]:
+    """Plan and copy; then list both sides again, and again copy what is missing or has changed meanwhile."""
+    copied: set[str] = set()
+    before = dict(findings.funnel), findings.refused
+    for round_number in range(ROUNDS + 1):
+        # Only the last look at production counts.
+        findings.funnel, findings.refused = dict(before[0]), before[1]
+        step.progress("labels and files listed", 3, 3)
+        plan = plan_run(rows, listing, step.production, step.base, step.recipe, findings)
+        if stale := sorted(copied.difference(plan.files["key"])):
+            # Copied under the version of what production held before: their content is not what the version says.
+            step.log(f"{len(stale)} files changed in production while they were copied; taking the new ones")
+            step.store.delete(stale)
+        missing = to_copy(plan, existing)
+        if missing.is_empty():
+            return plan, existing
+        if round_number == ROUNDS:
+            break
+        _copy(step, plan, missing, repair=round_number > 0)
+        copied.update(missing["key"])
+        existing, listing = list_existing(step.store, step.base), list_production(step.production)
+    names = ", ".join(missing["source"].head(20))
+    raise ReconciliationError(
+        f"{missing.height} production files could not be copied in {ROUNDS} rounds; they keep changing or vanishing: {names}"
+    )
+
+
+def _copy(step: _Step, plan: Plan, missing: pl.DataFrame, *, repair: bool) -> None:
+    total = missing.height
+    reused = plan.files.height - total
+    step.log(f"copying {total:,} files ({float(missing['size'].sum()) / 1e6:,.1f} MB); {reused:,} are there already")
+    pace = Pace("files copied", total, step.log, step.progress)
+    pairs = zip(missing["source"], missing["key"], strict=True)
+    gone = step.store.copy_many(step.production, pairs, copied=pace.tick)
+    step.copied += pace.done
+    step.repaired += pace.done if repair else 0
+    lost = pl.Series([lost.target for lost in gone], dtype=pl.String)
+    step.bytes_copied += int(missing.filter(~pl.col("key").is_in(lost.implode()))["size"].sum())
+    step.log(f"copied {pace.done:,} files, {pace.rate:,.0f} a second")
+
+
+def _process(step: _Step, plan: Plan, existing: pa.Table) -> pa.Table:
+    """Let process_func make what is not there; once more for what is still missing then. Returns the store's listing after it."""
+    for attempt in range(2):
+        files = artifact_files(plan, existing, step.base)
+        pending = to_process(plan, files, step.recipe)
+        failed = {failure.artifact_guid for failure in step.failures}
+        pending = pending.filter(~pl.col("artifact_guid").is_in(list(failed)))
+        if pending.is_empty():
+            break
+        if attempt:
+            step.repaired += pending.height
+        step.log(f"process_func: {pending.height:,} artifacts")
+        pace = Pace("artifacts processed", pending.height, step.log, step.progress)
+        step.failures += process_artifacts(
+            _tasks(step, pending, files),
+            store=step.store,
+            functions_source=step.functions_source,
+            environment=step.environment,
+            processes=min(step.settings.reconciliation_processes or cores(), pending.height),
+            processed=pace.tick,
+        )
+        step.processed += pace.done
+        existing = list_existing(step.store, step.base)
+    return existing
+
+
+def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[Task]:
+    made = files.filter(
+        ~pl.col("file").is_in(list(step.recipe.files_from_prod)) & ~pl.col("file").str.starts_with(MARKER)
+    ).join(pending.select("artifact_guid"), on="artifact_guid", how="semi")
+    already = dict(made.group_by("artifact_guid").agg("file").iter_rows())
+    for row in pending.iter_rows(named=True):
+        version = row.pop("version")
+        guid = row["artifact_guid"]
+        folder = f"{step.base}/{guid}/{version}"
+        yield Task(row, folder, step.recipe.files_from_prod, frozenset(already.get(guid, ())))
+
+
+def _result(step: _Step, plan: Plan, existing: pa.Table, findings: Findings, started: float) -> Reconciled:
+    recipe = step.recipe
+    files = artifact_files(plan, existing, step.base).filter(~pl.col("file").str.starts_with(MARKER))
+    failed = [
+        *(
+            {"artifact_guid": f.artifact_guid, "file": None, "reason": f.reason, "traceback": f.traceback}
+            for f in step.failures
+        ),
+        *_lacking(plan, files, recipe, {failure.artifact_guid for failure in step.failures}),
+    ]
+    out = {str(row["artifact_guid"]) for row in failed}
+    findings.failures = findings_table("failures", failed)
+    candidates = plan.artifacts.height + plan.incomplete["artifact_guid"].n_unique()
+    _check_share(step, failed, out, candidates)
+    artifacts = plan.artifacts.filter(~pl.col("artifact_guid").is_in(list(out)))
+    if artifacts.is_empty():
+        stages = "; ".join(f"{stage}: {count}" for stage, count in findings.funnel.items())
+        raise NothingLeft(
+            f"no artifact is left after joining labels and files ({stages}); check LABELS_QUERY and FILES_FROM_PROD"
+        )
+    table = _table(step, artifacts, files, plan)
+    findings.funnel |= {
+        "failed": len(out),
+        "copied": step.copied,
+        "reused": max(0, plan.files.height - step.copied),
+        "repaired": step.repaired,
+        "processed": step.processed,
+        "artifacts": artifacts.height,
+        "files": table.num_rows,
+    }
+    return Reconciled(
+        table=table,
+        label_rows=_arrow(artifacts.drop("version")),
+        findings=findings,
+        data_version=data_version(table),
+        bytes_copied=step.bytes_copied,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _lacking(plan: Plan, files: pl.DataFrame, recipe: Recipe, already: set[str]) -> Iterable[dict[str, Any]]:
+    """Files of FILES_ON_RESEARCH that production lacks, or that process_func did not make."""
+    for guid, file in plan.incomplete.iter_rows():
+        yield {"artifact_guid": guid, "file": file, "reason": "not in production", "traceback": ""}
+    if not recipe.made_files:
+        return
+    expected = plan.artifacts.select("artifact_guid").join(pl.DataFrame({"file": list(recipe.made_files)}), how="cross")
+    missing = expected.join(files, on=["artifact_guid", "file"], how="anti", maintain_order="left")
+    reason = "process_func did not write it" if recipe.process_digest else "nothing makes it: there is no process_func"
+    for guid, file in missing.iter_rows():
+        if guid not in already:
+            yield {"artifact_guid": guid, "file": file, "reason": reason, "traceback": ""}
+
+
+def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candidates: int) -> None:
+    if not failed:
+        return
+    key = f"{step.place.reconciliation}/{FAILURES}"
+    step.store.put(key, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in failed))
+    allowed = step.settings.max_failed_share
+    if len(out) <= allowed * candidates:
+        step.log(f"{len(out)} of {candidates} artifacts are left out: {step.store.uri(key)}")
+        return
+    listed = "\n".join(
+        f"  {row['artifact_guid']}" + (f" {row['file']}" if row["file"] else "") + f": {row['reason']}"
+        for row in failed[:20]
+    )
+    traceback = next((f"\nThe first traceback:\n{row['traceback']}" for row in failed if row["traceback"]), "")
+    raise TooManyFailures(
+        f"{len(out)} of {candidates} artifacts failed or lack files, more than MAX_FAILED_SHARE = {allowed:g} allows:\n{listed}"
+        + (f"\n  … and {len(failed) - 20} more" if len(failed) > 20 else "")
+        + f"\nAll of them: {step.store.uri(key)}{traceback}"
+    )
+
+
+def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: Plan) -> pa.Table:
+    """reconciled_manifest: one row a file, sorted by artifact_guid and file."""
+    from_prod = pl.col("file").is_in(list(step.recipe.files_from_prod))
+    rows = (
+        files.drop("version")
+        .join(artifacts.select("artifact_guid", "label", "file_hash", "version"), on="artifact_guid")
+        .join(plan.files.select("key", "source_etag"), on="key", how="left")
+        .with_columns(
+            pl.when(from_prod).then(pl.lit("prod")).otherwise(pl.lit("process_func")).alias("origin"),
+            # What process_func made has the version of what it was made from.
+            pl.coalesce("source_etag", "version").alias("source_etag"),
+        )
+        .sort("artifact_guid", "file")
+    )
+    return _arrow(with_etags(rows, "key", "etag", step.store).select(TABLE_COLUMNS))
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    """As Arrow with ordinary strings."""
+    table = frame.to_arrow()
+    fields = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def data_version(table: pa.Table) -> str:
+    """`docml_contract.versions.reconciled_version` of a manifest table sorted by artifact_guid and file, in little memory."""
+    columns = table.select(["artifact_guid", "label", "file", "source_etag"])
+    digest = hashlib.sha256(b'["reconciled",[')
+    first = True
+    for batch in columns.to_batches(max_chunksize=10_000):
+        rows = canonical_json([list(row.values()) for row in batch.to_pylist()])[1:-1]
+        if rows:
+            digest.update(rows if first else b"," + rows)
+            first = False
+    digest.update(b"]]")
+    return digest.hexdigest()
