@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -28,10 +29,9 @@ class Swept:
     "be re-executed. Starts nothing.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=60,
-    required_resource_keys={"jobs"},
 )
-def orphaned_jobs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    swept = sweep(context.instance, context.resources.jobs)
+def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceParam[Any]) -> dg.SkipReason:
+    swept = sweep(context.instance, jobs)
     if swept.ended_runs or swept.stopped_jobs:
         context.log.warning(str(swept))
     return dg.SkipReason(str(swept))

@@ -6,13 +6,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
-from docml_assets import run_processes
-from docml_assets.sensors.orphaned_jobs import fail_dead_runs, holder_ended, orphaned_jobs_sensor, stop_orphans
+from docml_assets.processes import PROCESS_TAG, is_gone, this_process
+from docml_assets.sensors.orphaned_jobs import has_ended, orphaned_jobs_sensor, sweep
 from resources.jobs.interface import Orphan
 
 STARTED, CANCELING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING
@@ -52,48 +51,47 @@ def add_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dic
 
 
 def test_a_killed_process_is_told_from_a_living_one() -> None:
-    program = "import docml_assets.run_processes as p; print(p.this_process(), flush=True); input()"
+    program = "import docml_assets.processes as p; print(p.this_process(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdin is not None
-    tags = {run_processes.TAG: child.stdout.readline().strip()}
-    assert not run_processes.is_dead(tags)
+    process = child.stdout.readline().strip()
+    assert not is_gone(process)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert run_processes.is_dead(tags)
+    assert is_gone(process)
     child.stdout.close()
     child.stdin.close()
 
 
 def test_a_reused_process_id_is_not_the_process() -> None:
-    assert run_processes.is_dead({run_processes.TAG: f"{socket.gethostname()}:{os.getpid()}:1"})
-    assert not run_processes.is_dead({run_processes.TAG: run_processes.this_process()})
+    assert is_gone(f"{socket.gethostname()} {os.getpid()} 1")
+    assert not is_gone(this_process())
 
 
-@pytest.mark.parametrize("tag", ["", "elsewhere:1:2", f"{socket.gethostname()}:x:2"])
-def test_what_is_not_known_is_not_called_dead(tag: str) -> None:
-    assert not run_processes.is_dead({run_processes.TAG: tag})
+def test_another_hosts_process_is_not_called_gone() -> None:
+    assert not is_gone("elsewhere 1 2")
 
 
 def test_runs_without_a_process_end(instance: dg.DagsterInstance) -> None:
-    gone = {run_processes.TAG: f"{socket.gethostname()}:{os.getpid()}:1"}
+    gone = {PROCESS_TAG: f"{socket.gethostname()} {os.getpid()} 1"}
     dead, canceled = add_run(instance, STARTED, gone), add_run(instance, CANCELING, gone)
-    alive = add_run(instance, STARTED)
-    run_processes.mark(instance, alive)
-    said = fail_dead_runs(instance)
-    assert len(said) == 2
+    alive = add_run(instance, STARTED, {PROCESS_TAG: this_process()})
+    unknown = add_run(instance, STARTED)
+    swept = sweep(instance, ListedJobs())
+    assert set(swept.ended_runs) == {dead, canceled}
     statuses = {run.run_id: run.status for run in instance.get_runs()}
     assert statuses[dead] is dg.DagsterRunStatus.FAILURE
-    assert statuses[canceled] is dg.DagsterRunStatus.CANCELED
-    assert statuses[alive] is STARTED
+    assert statuses[canceled] in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+    assert statuses[alive] is statuses[unknown] is STARTED
 
 
 def test_a_lapsed_lease_stops_the_job_and_fails_its_run(instance: dg.DagsterInstance) -> None:
     run = add_run(instance, STARTED)
     jobs = ListedJobs(orphan(run, "its lease lapsed 90 s ago"))
-    (said,) = stop_orphans(instance, jobs)
+    swept = sweep(instance, jobs)
     assert jobs.stopped == ["EXP-1-r1-training-a-1"]
-    assert "its lease lapsed 90 s ago" in said
+    assert "its lease lapsed 90 s ago" in str(swept)
     found = instance.get_run_by_id(run)
     assert found is not None
     assert found.status is dg.DagsterRunStatus.FAILURE
@@ -102,7 +100,7 @@ def test_a_lapsed_lease_stops_the_job_and_fails_its_run(instance: dg.DagsterInst
 def test_a_job_of_an_ended_run_is_stopped_and_the_run_left_as_it_ended(instance: dg.DagsterInstance) -> None:
     run = add_run(instance, dg.DagsterRunStatus.CANCELED)
     jobs = ListedJobs(orphan(run, "its Dagster run has ended"))
-    stop_orphans(instance, jobs)
+    sweep(instance, jobs)
     assert jobs.stopped
     found = instance.get_run_by_id(run)
     assert found is not None
@@ -112,15 +110,15 @@ def test_a_job_of_an_ended_run_is_stopped_and_the_run_left_as_it_ended(instance:
 def test_jobs_of_working_and_of_unknown_runs_go_on(instance: dg.DagsterInstance) -> None:
     working = add_run(instance, STARTED)
     jobs = ListedJobs(orphan(working, "held"), orphan("00000000-of-another-instance", "held"))
-    assert stop_orphans(instance, jobs) == []
+    assert sweep(instance, jobs).stopped_jobs == ()
     assert jobs.stopped == []
-    assert not holder_ended(instance)("00000000-of-another-instance")
+    assert not has_ended(instance)("00000000-of-another-instance")
 
 
 def test_the_sensor_says_what_it_did(instance: dg.DagsterInstance) -> None:
     run = add_run(instance, STARTED)
     jobs = ListedJobs(orphan(run, "its lease lapsed"))
-    with dg.build_sensor_context(instance=instance, resources={"deployment": SimpleNamespace(jobs=jobs)}) as context:
+    with dg.build_sensor_context(instance=instance, resources={"jobs": jobs}) as context:
         skipped = orphaned_jobs_sensor(context)
     assert isinstance(skipped, dg.SkipReason)
-    assert "was stopped: its lease lapsed" in (skipped.skip_message or "")
+    assert "stopped: its lease lapsed" in (skipped.skip_message or "")
