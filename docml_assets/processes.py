@@ -7,6 +7,7 @@ process id and start time of its process.
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import dagster as dg
 
@@ -26,16 +27,15 @@ def is_gone(process: str) -> bool:
 
 
 def _started_at(pid: int) -> str:
-    """When a process started, as `ps` says; empty if there is none. Tells a process from a later one with its id."""
-    answer = subprocess.run(
-        ["ps", "-o", "lstart=", "-o", "stat=", "-p", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
-    )
-    started, _, state = answer.stdout.strip().rpartition(" ")
-    return "" if state.startswith("Z") else "-".join(started.split())
+    """When a process started; empty if there is none. Tells a process from a later one with its id."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] in "ZX" else fields[19]
+    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return "-".join(answer.stdout.split())
 
 
 def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:

@@ -1,20 +1,43 @@
 """inference_report: every model of the run on the test split, and what can be said about it."""
 
+import json
+from collections.abc import Mapping
 
+import pyarrow as pa
+
+from docml_assets.report.build import ReportFiles, build_report
+from docml_assets.report.lineage import JobLine, Lineage
+from docml_assets.report.past import PreviousRun
+from docml_assets.report.schema import Report
 from docml_assets.steps import specs
-from docml_assets.steps.finished import finished
-from docml_assets.steps.preparation import prepared
+from docml_assets.steps.errors import NotReady
+from docml_assets.steps.excerpts import excerpts
+from docml_assets.steps.finished import earlier_runs, finished, reused, take_earlier
+from docml_assets.steps.job_records import job_records
+from docml_assets.steps.preparation import Prepared, prepared
+from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.training import models, version
 from docml_assets.steps.work import INFERENCE, Outcome, Work
+from docml_contract.jobs import ExportedModel
+from docml_contract.manifests import Manifest
 from docml_contract.names import (
+    EXPORT,
+    HISTORY,
+    ID2LABEL,
     PREDICTIONS,
     REPORT_HTML,
     REPORT_JSON,
+    SPLITS_TABLE,
+    TORCHSCRIPT,
+    RunPlace,
 )
 from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.finished import publish_bytes
+from resources.finished import publish_bytes, read_manifest
+from resources.jobs.interface import JobResult
 
 ASSET = "inference_report"
+DOCUMENTS = "documents.parquet"
+TIMINGS = "timings.json"
 
 
 def inference(work: Work) -> Outcome | None:
@@ -28,10 +51,10 @@ def inference(work: Work) -> Outcome | None:
     data = prepared(work)
     folders, manifests = models(work)
     inputs = {"encoded_splits": data.data_version, "best_torchscript_model": version(manifests)}
-    exported = {name: _exported(work, folder, manifests[name]) for name, folder in folders.items()}
+    exported = {name: _exported(work, folders[name], manifests[name]) for name in work.settings.model_names}
     spec = specs.inference(work, prepared=data.folder, models=exported, inputs=inputs)
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
-    report = _report(work, data, folders, inputs, result)
+    report = _report(work, data, folders, manifests, result)
     manifest = publish_bytes(
         work.store,
         folder,
@@ -52,10 +75,105 @@ def inference(work: Work) -> Outcome | None:
     return Outcome(
         asset=ASSET,
         how="made",
-        why="; ".join(report.summary[:1]) or "predicted and reported",
+        why=report.summary[0],
         data_version=manifest.data_version,
         inputs=manifest.inputs,
         folders={"": folder},
         manifests={"": manifest},
         jobs=(result,),
+    )
+
+
+def _skip(work: Work) -> Outcome | None:
+    """Take the newest earlier run's report on the same models and data. Nothing comes after it, so that none is no error."""
+    own = work.place.inference
+    try:
+        inputs = {
+            "encoded_splits": prepared(work).data_version,
+            "best_torchscript_model": version(models(work)[1]),
+        }
+    except NotReady:
+        return None
+    taken = take_earlier(work, lambda place: {"": place.inference}, {"": own}, lambda found: found[""].inputs == inputs)
+    return reused(ASSET, taken, {"": own}, taken[""].data_version) if taken is not None else None
+
+
+def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
+    return ExportedModel(
+        path=folder.removeprefix(f"{work.place.experiment}/"),
+        torchscript_sha256=manifest.file(TORCHSCRIPT).sha256,
+        export_sha256=manifest.file(EXPORT).sha256,
+    )
+
+
+def _report(
+    work: Work, data: Prepared, folders: Mapping[str, str], manifests: Mapping[str, Manifest], result: JobResult
+) -> ReportFiles:
+    """What can be said about the job's predictions, beside the store, where earlier runs can be compared."""
+    staged = result.output_prefix
+    return build_report(
+        experiment=work.place.experiment,
+        run=work.place.number,
+        predictions=read_parquet(work.store.get(f"{staged}/{PREDICTIONS}")),
+        labels=labels_of(work, data.folder),
+        documents=read_parquet(work.store.get(f"{staged}/{DOCUMENTS}")),
+        timings=json.loads(work.store.get(f"{staged}/{TIMINGS}")),
+        history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
+        lineage=_lineage(work, data, manifests),
+        previous=[found for place in earlier_runs(work) if (found := previous_run(work, place)) is not None],
+        settings={**work.settings.frozen_content(), **work.settings.operational()},
+        excerpts=excerpts(work),
+        group_column=work.settings.split_by,
+        groups=_groups(work, data.folder) if work.settings.split_by else None,
+    )
+
+
+def labels_of(work: Work, prepared_folder: str) -> list[str]:
+    """The labels in the order of their ids."""
+    by_id: dict[str, str] = json.loads(work.store.get(f"{prepared_folder}/{ID2LABEL}"))
+    return [label for _, label in sorted(by_id.items(), key=lambda item: int(item[0]))]
+
+
+def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
+    table: pa.Table = read_parquet(work.store.get(f"{prepared_folder}/{SPLITS_TABLE}"))
+    return dict(zip(table["artifact_guid"].to_pylist(), table["group"].to_pylist(), strict=True))
+
+
+def previous_run(work: Work, place: RunPlace) -> PreviousRun | None:
+    """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
+    manifest = read_manifest(work.store, place.inference)
+    if manifest is None or manifest.run != place.number:
+        return None
+    report = read_report(work, place)
+    predictions = read_parquet(work.store.get(f"{place.inference}/{PREDICTIONS}"))
+    return PreviousRun(place.experiment, place.number, predictions, report.labels)
+
+
+def read_report(work: Work, place: RunPlace) -> Report:
+    """report.json of a finished run."""
+    key = f"{place.inference}/{REPORT_JSON}"
+    return Report.from_bytes(work.store.get(key), work.store.uri(key))
+
+
+def _lineage(work: Work, data: Prepared, manifests: Mapping[str, Manifest]) -> Lineage:
+    upstream = [read_manifest(work.store, folder) for folder in (work.place.snapshot, work.place.reconciliation)]
+    versions: dict[str, str] = {}
+    for manifest in upstream:
+        if manifest is not None:
+            versions |= {**manifest.inputs, manifest.asset: manifest.data_version}
+    versions |= {"encoded_splits": data.data_version, "best_torchscript_model": version(manifests)}
+    return Lineage(
+        data_versions=versions,
+        hashes={f"{name}: {TORCHSCRIPT}": manifest.file(TORCHSCRIPT).sha256 for name, manifest in manifests.items()},
+        jobs=tuple(
+            JobLine(
+                step=record.spec.step,
+                name=record.name,
+                model=record.spec.model,
+                seconds=record.seconds or None,
+                cost_usd=record.cost_usd,
+            )
+            for record in job_records(work.store, work.place)
+            if record.status == "Completed"
+        ),
     )

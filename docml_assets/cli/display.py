@@ -1,0 +1,147 @@
+"""What `docml run` shows: bars and colours on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
+
+
+class RunDisplay(Protocol):
+    """A `docml_assets.progress.Display` that can be opened and closed."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def make_display(*, verbose: bool) -> "PlainDisplay | TerminalDisplay":
+    """Bars where stdout is a terminal, else lines. `verbose` shows the jobs' own log lines as well."""
+    if sys.stdout.isatty():
+        return TerminalDisplay(verbose=verbose)
+    return PlainDisplay(sys.stdout, verbose=verbose)
+
+
+def epoch_text(model: str | None, event: dict[str, Any]) -> str:
+    """One line for an epoch."""
+    names = {
+        "train_loss": "train loss",
+        "valid_loss": "valid loss",
+        "valid_accuracy": "accuracy",
+        "valid_f1_epoch": "macro-F1",
+    }
+    values = [f"{name} {event[key]:.3f}" for key, name in names.items() if isinstance(event.get(key), int | float)]
+    total = f" of {event['epochs']}" if isinstance(event.get("epochs"), int) else ""
+    return f"{f'{model}: ' if model else ''}epoch {event.get('epoch', '?')}{total}: {', '.join(values)}"
+
+
+class PlainDisplay:
+    """One line for everything that is said; progress every few seconds."""
+
+    def __init__(self, stream: TextIO, *, verbose: bool) -> None:
+        self._stream = stream
+        self._verbose = verbose
+        self._started: dict[str, float] = {}
+        self._shown: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "PlainDisplay":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.flush()
+
+    def _print(self, asset: str, text: str) -> None:
+        with self._lock:
+            print(f"{asset}: {text}", file=self._stream, flush=True)
+
+    def started(self, asset: str) -> None:
+        self._started[asset] = time.monotonic()
+
+    def said(self, asset: str, text: str) -> None:
+        self._print(asset, text)
+
+    def job_line(self, asset: str, model: str | None, text: str) -> None:
+        if self._verbose:
+            self._print(asset, f"  | {f'[{model}] ' if model else ''}{text}")
+
+    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._shown.get((asset, what), 0.0) >= SECONDS_BETWEEN_PLAIN_PROGRESS or done == total:
+            self._shown[asset, what] = now
+            self._print(asset, f"{what}: {done}{f' of {total}' if total else ''}")
+
+    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:
+        self._print(asset, epoch_text(model, event))
+
+    def finished(self, asset: str, text: str) -> None:
+        seconds = time.monotonic() - self._started.get(asset, time.monotonic())
+        self._print(asset, f"{text} ({seconds:.1f} s)")
+
+
+class TerminalDisplay:
+    """A bar for the step at work, what it says above."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[line]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._live: Live = self._progress.live
+        self._tasks: dict[tuple[str, str], Any] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> "TerminalDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def _print(self, mark: str, style: str, asset: str, text: str) -> None:
+        self._console.print(Text.assemble((f"{mark} ", style), (f"{asset:<23} ", "bold"), text), soft_wrap=True)
+
+    def started(self, asset: str) -> None:
+        self._started[asset] = time.monotonic()
+        self._task(asset, asset, None)
+
+    def _task(self, asset: str, what: str, total: int | None) -> Any:
+        key = (asset, what)
+        if key not in self._tasks:
+            shown = asset if what == asset else f"  {what}"
+            self._tasks[key] = self._progress.add_task(shown, total=total, line="")
+        return self._tasks[key]
+
+    def said(self, asset: str, text: str) -> None:
+        self._print("·", "dim", asset, text)
+
+    def job_line(self, asset: str, model: str | None, text: str) -> None:
+        if self._verbose:
+            self._console.print(Text(f"    {f'[{model}] ' if model else ''}{text}", style="dim"), soft_wrap=True)
+        else:
+            self._progress.update(self._task(asset, asset, None), line=text[:60])
+
+    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
+        self._progress.update(self._task(asset, what, total), completed=done, total=total)
+
+    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:
+        self._print("·", "dim", asset, epoch_text(model, event))
+
+    def finished(self, asset: str, text: str) -> None:
+        seconds = time.monotonic() - self._started.get(asset, time.monotonic())
+        for key in [key for key in self._tasks if key[0] == asset]:
+            self._progress.remove_task(self._tasks.pop(key))
+        self._print("✓", "green", asset, f"{text} ({seconds:.1f} s)")

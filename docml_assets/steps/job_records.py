@@ -1,0 +1,16 @@
+"""What the store records of a run's jobs."""
+
+from docml_contract.names import RunPlace
+from resources.jobs.records import JobRecord
+from resources.store import Store
+
+
+def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
+    """The records of a run's jobs, oldest first."""
+    start = len(place.jobs) + 1
+    keys = [stored.key for stored in store.list(place.jobs)]
+    names = [
+        key for key in keys if "/" not in key[start:] and key.endswith(".json") and not key.endswith(".lease.json")
+    ]
+    records = [JobRecord.from_bytes(store.get(key), store.uri(key)) for key in names]
+    return sorted(records, key=lambda record: record.created_at)
