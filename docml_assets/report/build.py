@@ -1,0 +1,174 @@
+"""Everything that the folder `inference/` of a run holds, made from what the inference job left."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from docml_assets.report.bootstrap import interval, resampled_f1
+from docml_assets.report.comparison import compare_pairs, disagreements, label_winners
+from docml_assets.report.evidence import Evidence
+from docml_assets.report.lineage import Lineage
+from docml_assets.report.page import render_page
+from docml_assets.report.past import PreviousRun, against_the_past
+from docml_assets.report.plots import draw_plots
+from docml_assets.report.predictions import GROUP, GUID, LABEL, PREDICTION, PROBABILITY, Predictions, read_predictions
+from docml_assets.report.predictions import with_groups as add_groups
+from docml_assets.report.schema import Bin, Calibration, ModelReport, PerLabel, Report
+from docml_assets.report.statistics import LabelScores, calibration, confusion_matrix, label_scores
+from docml_assets.report.summary import summarize, warnings
+from docml_contract.base import digest
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files of a finished report, and what is worth saying about them."""
+
+    report: Report
+    report_json: bytes
+    html: bytes
+    predictions_parquet: bytes
+    plots: Mapping[str, bytes]  # file name (such as scores.png) -> PNG
+    data_version: str  # of predictions and scores: not of timings, nor of anything else that differs between equal runs
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        return self.report.summary
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.report.warnings
+
+
+def build_report(
+    *,
+    experiment: str,
+    run: int,
+    predictions: pa.Table,
+    labels: Sequence[str],
+    documents: pa.Table,
+    timings: Mapping[str, Any],
+    history: Mapping[str, Sequence[Mapping[str, Any]]],
+    lineage: Lineage,
+    previous: Sequence[PreviousRun],
+    settings: Mapping[str, Any],
+    excerpts: Callable[[str], str],
+    group_column: str | None = None,
+    groups: Mapping[str, str | None] | None = None,
+) -> ReportFiles:
+    """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
+
+    predictions, documents, timings: predictions.parquet, documents.parquet and timings.json of the inference job. labels: in the order
+    of their ids. history: model -> rows of its history.json. previous: the experiment's earlier runs with a finished report. settings:
+    shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
+    group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
+    """
+    table = predictions if groups is None else add_groups(predictions, groups)
+    table = table.select(_columns(table)).sort_by(GUID)
+    read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
+    scores = {
+        model: label_scores(confusion_matrix(read.truth, ids, len(read.labels)))
+        for model, ids in read.predicted.items()
+    }
+    resampled = resampled_f1(read)
+    f1 = {model: score.f1_macro for model, score in scores.items()}
+    models = {
+        model: _model_report(read, model, scores[model], interval(f1[model], resampled[model]), timings)
+        for model in read.models
+    }
+    comparison = compare_pairs(read, f1, resampled)
+    past = against_the_past(read, previous)
+    apart = disagreements(read)
+    report = Report(
+        experiment=experiment,
+        run=run,
+        num_test=len(read),
+        labels=read.labels,
+        models=models,
+        comparison=tuple(comparison),
+        label_winners=tuple(label_winners(scores, read.labels)) if len(scores) > 1 else (),
+        disagreements=len(apart),
+        past=past,
+        summary=summarize(read, models, comparison, past),
+        warnings=tuple(warnings(read, scores, past)),
+    )
+    evidence = Evidence.gather(read, documents, history, apart, excerpts)
+    return ReportFiles(
+        report=report,
+        report_json=report.to_bytes(),
+        html=render_page(report, evidence, lineage, settings, timings, group_column).encode(),
+        predictions_parquet=_parquet(table),
+        plots=draw_plots(report, evidence),
+        data_version=report_version(table, report),
+    )
+
+
+def report_version(predictions: pa.Table, report: Report) -> str:
+    """Data version of a report: its predictions and scores.
+
+    Probabilities differ in their last digits between batch sizes and machines, so they enter by the calibration error to four digits.
+    """
+    said = [name for name in predictions.column_names if not name.endswith(PROBABILITY)]
+    scores = {
+        name: [
+            model.accuracy,
+            model.f1_macro,
+            model.f1_weighted,
+            list(model.f1_macro_ci95),
+            round(model.calibration.ece, 4),
+        ]
+        for name, model in report.models.items()
+    }
+    return digest(["report", list(report.labels), [predictions[name].to_pylist() for name in said], said, scores])
+
+
+def _model_report(
+    predictions: Predictions,
+    name: str,
+    scores: LabelScores,
+    bounds: tuple[float, float],
+    timings: Mapping[str, Any],
+) -> ModelReport:
+    predicted = predictions.predicted[name]
+    ece, bins = calibration(predictions.probability[name], predicted == predictions.truth)
+    rows = [
+        PerLabel(
+            label=label,
+            f1=float(scores.f1[index]),
+            accuracy=float(scores.accuracy[index]),
+            precision=float(scores.precision[index]),
+            recall=float(scores.recall[index]),
+            support=int(scores.support[index]),
+            correct=int(scores.correct[index]),
+        )
+        for index, label in enumerate(predictions.labels)
+    ]
+    measured = timings.get("models", {}).get(name, {})
+    confusion = confusion_matrix(predictions.truth, predicted, len(predictions.labels))
+    return ModelReport(
+        accuracy=scores.total_accuracy,
+        f1_macro=scores.f1_macro,
+        f1_weighted=scores.f1_weighted,
+        f1_macro_ci95=bounds,
+        per_label=tuple(sorted(rows, key=lambda row: (-row.f1, row.support == 0, row.label))),
+        confusion_matrix=tuple(map(tuple, confusion.tolist())),
+        calibration=Calibration(ece=ece, bins=tuple(Bin(**asdict(entry)) for entry in bins)),
+        docs_per_second=measured.get("docs_per_second"),
+        latency_ms=measured.get("latency_ms"),
+        torchscript_sha256=measured.get("torchscript_sha256"),
+    )
+
+
+def _columns(table: pa.Table) -> list[str]:
+    """The columns of the contract, whatever else the job added."""
+    kept = [name for name in table.column_names if name.endswith((PREDICTION, PROBABILITY))]
+    return [name for name in (GUID, LABEL, *kept, GROUP) if name in table.column_names]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,168 @@
+"""What a report shows besides numbers: mistakes with excerpts, disagreements, errors by length, learning curves."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from docml_assets.report.predictions import GUID, Floats, Ids, Predictions
+
+SHOWN_MISTAKES = 10  # a model
+SHOWN_DISAGREEMENTS = 10
+EXCERPT = 400  # characters
+LENGTH_BINS = 10
+TOKENS = "_tokens"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model said about a document."""
+
+    model: str
+    label: str
+    probability: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A document that the report shows."""
+
+    guid: str
+    label: str
+    said: tuple[Said, ...]
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Documents of about one length: their number, and the share that is labelled wrongly with its 95 % Wilson interval."""
+
+    shortest: int
+    longest: int
+    count: int
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """By model where a model's name is the key."""
+
+    mistakes: Mapping[str, tuple[Shown, ...]]  # the most confident ones first
+    disagreements: tuple[Shown, ...]
+    lengths: Mapping[str, tuple[LengthBin, ...]]
+    curves: Mapping[str, Mapping[str, list[tuple[float, float]]]]  # model -> metric -> (epoch, value)
+
+    @classmethod
+    def gather(
+        cls,
+        predictions: Predictions,
+        documents: pa.Table,
+        history: Mapping[str, Sequence[Mapping[str, Any]]],
+        apart: Ids,
+        excerpts: Callable[[str], str],
+    ) -> "Evidence":
+        """documents: documents.parquet of the inference job. apart: positions of the documents on which models disagree."""
+        texts: dict[str, str] = {}
+
+        def excerpt(guid: str) -> str:
+            if guid not in texts:
+                text = " ".join(excerpts(guid).split())
+                texts[guid] = text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"
+            return texts[guid]
+
+        return cls(
+            mistakes={
+                model: tuple(
+                    _shown(predictions, row, (model,), excerpt) for row in confident_mistakes(predictions, model)
+                )
+                for model in predictions.models
+            },
+            disagreements=tuple(
+                _shown(predictions, row, predictions.models, excerpt) for row in apart[:SHOWN_DISAGREEMENTS]
+            ),
+            lengths={model: error_by_length(predictions, model, documents) for model in predictions.models},
+            curves={model: _curves(rows) for model, rows in history.items() if model in predictions.predicted},
+        )
+
+
+def confident_mistakes(predictions: Predictions, model: str) -> Ids:
+    """Positions of the model's most confident mistakes; ties in the order of the GUIDs."""
+    wrong = np.flatnonzero(predictions.predicted[model] != predictions.truth)
+    order = np.argsort(-predictions.probability[model][wrong], kind="stable")
+    return wrong[order][:SHOWN_MISTAKES]
+
+
+def error_by_length(predictions: Predictions, model: str, documents: pa.Table) -> tuple[LengthBin, ...]:
+    """Error in up to ten bins of equally many documents by token count; empty where lengths are not known."""
+    column = model + TOKENS
+    if column not in documents.column_names:
+        return ()
+    length_of = dict(zip(documents[GUID].to_pylist(), documents[column].to_pylist(), strict=True))
+    lengths = np.array([length_of.get(guid) or 0 for guid in predictions.guids], dtype=np.int64)
+    wrong = predictions.predicted[model] != predictions.truth
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_BINS + 1)[1:-1], method="higher"))
+    which = np.searchsorted(edges, lengths, side="right")
+    bins = []
+    for index in np.unique(which):
+        inside = which == index
+        count, errors = int(inside.sum()), int(wrong[inside].sum())
+        low, high = wilson(errors, count)
+        inner = lengths[inside]
+        bins.append(LengthBin(int(inner.min()), int(inner.max()), count, errors / count, low, high))
+    return tuple(bins)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927); trials at least 1."""
+    z = float(stats.norm.ppf(0.975))
+    centre = (successes + z * z / 2) / (trials + z * z)
+    share = successes / trials
+    half = z / (trials + z * z) * math.sqrt(trials * share * (1 - share) + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _shown(predictions: Predictions, row: int, models: Sequence[str], excerpt: Callable[[str], str]) -> Shown:
+    guid = str(predictions.guids[row])
+    return Shown(
+        guid=guid,
+        label=predictions.labels[predictions.truth[row]],
+        said=tuple(
+            Said(
+                model=model,
+                label=predictions.labels[predictions.predicted[model][row]],
+                probability=float(predictions.probability[model][row]),
+                right=bool(predictions.predicted[model][row] == predictions.truth[row]),
+            )
+            for model in models
+        ),
+        excerpt=excerpt(guid),
+    )
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The numbers of a history by metric: (epoch, value); what is no finite number is left out."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        epoch = row.get("epoch")
+        if not _is_number(epoch):
+            continue
+        for metric, value in row.items():
+            if metric != "epoch" and _is_number(value):
+                curves.setdefault(metric, []).append((float(epoch), float(value)))
+    return curves
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def length_axis(bins: Sequence[LengthBin]) -> Floats:
+    """Where each bin lies on an axis of lengths: the middle of its range."""
+    return np.array([(entry.shortest + entry.longest) / 2 for entry in bins])

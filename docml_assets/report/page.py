@@ -1,0 +1,202 @@
+"""report.html: one self-contained page. Everything in it is escaped, and it can load nothing: documents are untrusted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from docml_assets.report.evidence import Evidence, length_axis
+from docml_assets.report.lineage import Lineage
+from docml_assets.report.plots import COLORS
+from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, Report
+from docml_assets.report.svg import Chart, Series
+
+TEMPLATE = "page.html.j2"
+MATRIX_LABELS = 100  # up to which the page shows the confusion matrix itself
+SHOWN_CONFUSIONS = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the confusion matrix as the page shows it."""
+
+    count: int
+    share: float  # of the row, the label's documents
+    right: bool
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Documents of `label` that were given the label `taken_for`."""
+
+    label: str
+    taken_for: str
+    count: int
+    support: int
+
+
+def render_page(
+    report: Report,
+    evidence: Evidence,
+    lineage: Lineage,
+    settings: Mapping[str, Any],
+    timings: Mapping[str, Any],
+    group_column: str | None,
+) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, share=share, duration=duration, signed=signed, setting=setting)
+    names = list(report.models)
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        evidence=evidence,
+        lineage=lineage,
+        settings=settings,
+        timings=timings,
+        group_column=group_column,
+        no_difference=NO_DIFFERENCE,
+        css_of={name: f"m{index % len(COLORS)}" for index, name in enumerate(names)},
+        colors=COLORS,
+        f1_by_label={name: {row.label: row for row in model.per_label} for name, model in report.models.items()},
+        winners={winner.label: winner for winner in report.label_winners},
+        matrices={name: matrix(model) for name, model in report.models.items()}
+        if len(report.labels) <= MATRIX_LABELS
+        else {},
+        confusions={name: confusions(report, model) for name, model in report.models.items()},
+        charts=charts(report, evidence),
+    )
+
+
+def matrix(model: ModelReport) -> list[list[Cell]]:
+    """The confusion matrix, with shares of the rows."""
+    rows = []
+    for index, row in enumerate(model.confusion_matrix):
+        support = sum(row)
+        rows.append([Cell(count, count / support if support else 0.0, index == at) for at, count in enumerate(row)])
+    return rows
+
+
+def confusions(report: Report, model: ModelReport) -> list[Confusion]:
+    """The most frequent confusions."""
+    found = [
+        Confusion(label, taken_for, count, sum(row))
+        for index, (label, row) in enumerate(zip(report.labels, model.confusion_matrix, strict=True))
+        for at, (taken_for, count) in enumerate(zip(report.labels, row, strict=True))
+        if index != at and count
+    ]
+    return sorted(found, key=lambda confusion: (-confusion.count, confusion.label, confusion.taken_for))[
+        :SHOWN_CONFUSIONS
+    ]
+
+
+def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
+    """Inline SVG by name; empty where there is nothing to draw."""
+    css = {name: f"m{index % len(COLORS)}" for index, name in enumerate(report.models)}
+    return {
+        "calibration": Chart(
+            "probability of the predicted label",
+            "share that is right",
+            [_reliability(name, model, css[name]) for name, model in report.models.items()],
+            x_range=(0, 1),
+            y_range=(0, 1),
+            diagonal=True,
+        ).svg(),
+        "lengths": Chart(
+            "length in tokens",
+            "share labelled wrongly",
+            [_error(name, evidence, css[name]) for name in evidence.lengths],
+        ).svg(),
+        "losses": _curves(evidence, css, "loss", (("train_loss", True), ("valid_loss", False))),
+        "scores": _curves(
+            evidence,
+            css,
+            "validation score",
+            (("valid_accuracy", True), ("valid_f1_epoch", False), ("valid_f1", False)),
+        ),
+    }
+
+
+def _reliability(name: str, model: ModelReport, css: str) -> Series:
+    filled = [entry for entry in model.calibration.bins if entry.confidence is not None and entry.accuracy is not None]
+    return Series(
+        name,
+        css,
+        [(entry.confidence or 0.0, entry.accuracy or 0.0) for entry in filled],
+        titles=[
+            f"{name}: {entry.count} documents, mean probability {entry.confidence:.3f}, {entry.accuracy:.1%} right"
+            for entry in filled
+        ],
+    )
+
+
+def _error(name: str, evidence: Evidence, css: str) -> Series:
+    bins = evidence.lengths[name]
+    middle = length_axis(bins)
+    return Series(
+        name,
+        css,
+        [(x, entry.error) for x, entry in zip(middle, bins, strict=True)],
+        band=[(x, entry.low, entry.high) for x, entry in zip(middle, bins, strict=True)],
+        titles=[
+            f"{name}: {entry.count} documents of {entry.shortest} to {entry.longest} tokens, {entry.error:.1%} wrong"
+            for entry in bins
+        ],
+    )
+
+
+def _curves(evidence: Evidence, css: Mapping[str, str], y_label: str, metrics: Sequence[tuple[str, bool]]) -> Any:
+    """One line a model and metric. Of valid_f1_epoch and valid_f1 (the best so far) only the former, where it was kept."""
+    series = []
+    for name, curves in evidence.curves.items():
+        for metric, dashed in metrics:
+            if metric not in curves or (metric == "valid_f1" and "valid_f1_epoch" in curves):
+                continue
+            points = curves[metric]
+            titles = [f"{name}: {metric} {value:.4g} after epoch {epoch:g}" for epoch, value in points]
+            series.append(Series(name, css[name], points, dashed=dashed, titles=titles))
+    return Chart("epoch", y_label, series, whole_x=True).svg()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With thousands separated; an en dash for what is not known."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def signed(value: float) -> str:
+    """With a true minus sign."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def setting(value: Any) -> str:
+    """As settings.ini would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value) or "none"
+    return str(value)

@@ -1,0 +1,155 @@
+"""The report's plots as PNG, for Dagster's metadata and for slides. The page draws its own, with the same numbers."""
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from docml_assets.report.evidence import Evidence, length_axis
+from docml_assets.report.schema import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#2563a8", "#d9822b", "#3a8f5c", "#a13d73", "#6b5bb0", "#8a6d3b", "#3c8dbc", "#b0413e")
+WRITTEN_CELLS = 20  # labels up to which the confusion matrix shows its numbers
+WRITTEN_LABELS = 60  # labels up to which it shows their names
+Draw = Callable[["Figure", "Axes"], None]
+
+
+def draw_plots(report: Report, evidence: Evidence) -> dict[str, bytes]:
+    """File name -> PNG. A plot without data (lengths, curves) is left out."""
+    models, labels = len(report.models), len(report.labels)
+    plots = {
+        "scores.png": _png((7, 1.4 + 0.45 * models), lambda _, axes: _scores(axes, report)),
+        "per_label.png": _png(
+            (8, 1.6 + min(40, 0.14 * labels * (models + 1))), lambda _, axes: _per_label(axes, report)
+        ),
+        "calibration.png": _png((5.5, 5), lambda _, axes: _calibration(axes, report)),
+    }
+    for name in report.models:
+        side = min(14.0, 3.5 + 0.28 * labels)
+        plots[f"confusion_{name}.png"] = _png(
+            (side + 1, side),
+            lambda figure, axes, name=name: _confusion(figure, axes, report, name),  # type: ignore[misc]
+        )
+    if any(evidence.lengths.values()):
+        plots["error_by_length.png"] = _png((7, 4), lambda _, axes: _lengths(axes, evidence))
+    if any(evidence.curves.values()):
+        plots["learning_curves.png"] = _png((7, 4), lambda _, axes: _curves(axes, evidence))
+    return plots
+
+
+def color(index: int) -> str:
+    """Of the model at this position, in every plot and on the page."""
+    return COLORS[index % len(COLORS)]
+
+
+def _png(size: tuple[float, float], draw: Draw) -> bytes:
+    # Figure objects rather than pyplot: no global state, so that several runs can be reported at once.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(figure, axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plain(text: str, length: int = 40) -> str:
+    """A label as matplotlib shows it: shortened, on one line, and with `$` as a character, not as mathematics."""
+    line = " ".join(text.split())
+    return (line if len(line) <= length else line[: length - 1] + "…").replace("$", r"\$")
+
+
+def _scores(axes: "Axes", report: Report) -> None:
+    for index, model in enumerate(report.models.values()):
+        low, high = model.f1_macro_ci95
+        axes.plot([low, high], [index, index], color=color(index), linewidth=2)
+        axes.plot(model.f1_macro, index, "o", color=color(index))
+        axes.annotate(f"{model.f1_macro:.3f}", (model.f1_macro, index), (0, 7), textcoords="offset points", ha="center")
+    axes.set_title(f"{report.experiment} run {report.run}", fontsize=10)
+    axes.set_yticks(range(len(report.models)), [_plain(name) for name in report.models])
+    axes.set_ylim(len(report.models) - 0.4, -0.6)
+    axes.set_xlabel("macro-F1 on the test split, 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _per_label(axes: "Axes", report: Report) -> None:
+    first = next(iter(report.models.values()))
+    order = [row.label for row in first.per_label]
+    height = 0.8 / len(report.models)
+    for index, (name, model) in enumerate(report.models.items()):
+        f1 = {row.label: row.f1 for row in model.per_label}
+        places = np.arange(len(order)) - 0.4 + (index + 0.5) * height
+        axes.barh(places, [f1[label] for label in order], height, color=color(index), label=_plain(name))
+    support = {row.label: row.support for row in first.per_label}
+    axes.set_yticks(range(len(order)), [f"{_plain(label)} ({support[label]})" for label in order], fontsize=8)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("F1 by label (test documents)")
+    if len(report.models) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _calibration(axes: "Axes", report: Report) -> None:
+    axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    for index, (name, model) in enumerate(report.models.items()):
+        filled = [entry for entry in model.calibration.bins if entry.count]
+        axes.plot(
+            [entry.confidence for entry in filled if entry.confidence is not None],
+            [entry.accuracy for entry in filled if entry.accuracy is not None],
+            "o-",
+            color=color(index),
+            label=f"{_plain(name)} (ECE {model.calibration.ece:.3f})",
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted label", ylabel="share that is right")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _confusion(figure: "Figure", axes: "Axes", report: Report, name: str) -> None:
+    matrix = np.array(report.models[name].confusion_matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = len(report.labels)
+    if size <= WRITTEN_LABELS:
+        texts = [_plain(label, 24) for label in report.labels]
+        axes.set_xticks(range(size), texts, rotation=90, fontsize=8)
+        axes.set_yticks(range(size), texts, fontsize=8)
+    if size <= WRITTEN_CELLS:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            dark = shares[row, column] > 0.5
+            axes.text(
+                column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="w" if dark else "k"
+            )
+    axes.set(xlabel="predicted", ylabel="truth", title=_plain(name))
+    figure.colorbar(image, ax=axes, label="share of the label's documents", shrink=0.7)
+
+
+def _lengths(axes: "Axes", evidence: Evidence) -> None:
+    for index, (name, bins) in enumerate(evidence.lengths.items()):
+        if not bins:
+            continue
+        middle, error = length_axis(bins), np.array([entry.error for entry in bins])
+        axes.fill_between(
+            middle, [entry.low for entry in bins], [entry.high for entry in bins], color=color(index), alpha=0.12
+        )
+        axes.plot(middle, error, "o-", color=color(index), label=_plain(name))
+    axes.set(xlabel="length in tokens", ylabel="share labelled wrongly")
+    axes.set_ylim(0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _curves(axes: "Axes", evidence: Evidence) -> None:
+    for index, (name, curves) in enumerate(evidence.curves.items()):
+        for metric, style in (("train_loss", "--"), ("valid_loss", "-")):
+            if points := curves.get(metric):
+                axes.plot(*zip(*points, strict=True), style, color=color(index), label=f"{_plain(name)} {metric}")
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,118 @@
+"""report.json: what a run's inference report says in numbers. The HTML page and the summary show the same numbers."""
+
+from typing import Annotated
+
+from pydantic import AllowInfNan, Field
+
+from docml_contract.base import Document
+
+NO_DIFFERENCE = "no difference shown"
+
+Number = Annotated[float, AllowInfNan(False)]
+Share = Annotated[float, AllowInfNan(False), Field(ge=0, le=1)]
+Interval = tuple[Number, Number]
+
+
+class PerLabel(Document):
+    """One label's scores; all 0 where undefined (scikit-learn's zero_division = 0)."""
+
+    label: str
+    f1: Share
+    accuracy: Share = Field(description="correct / support")
+    precision: Share
+    recall: Share
+    support: int = Field(ge=0, description="test documents of this label")
+    correct: int = Field(ge=0)
+
+
+class Bin(Document):
+    """Documents whose top probability lies in (low, high]."""
+
+    low: Share
+    high: Share
+    count: int = Field(ge=0)
+    confidence: Share | None = Field(description="mean top probability; null in an empty bin")
+    accuracy: Share | None = Field(description="share that is right; null in an empty bin")
+
+
+class Calibration(Document):
+    """Whether probabilities mean what they say."""
+
+    ece: Share = Field(description="expected calibration error over 15 equal-width bins of the top probability")
+    bins: tuple[Bin, ...]
+
+
+class ModelReport(Document):
+    """One model on the test split."""
+
+    accuracy: Share
+    f1_macro: Share = Field(description="mean F1 over the labels with support")
+    f1_weighted: Share = Field(description="mean F1 weighted by support")
+    f1_macro_ci95: Interval = Field(description="bias-corrected bootstrap over test documents, or over SPLIT_BY groups")
+    per_label: tuple[PerLabel, ...] = Field(description="by f1, highest first")
+    confusion_matrix: tuple[tuple[int, ...], ...] = Field(description="rows truth, columns prediction, as `labels`")
+    calibration: Calibration
+    docs_per_second: Number | None = Field(description="of the whole test split; null where it was not measured")
+    latency_ms: Number | None = Field(description="median of one document at a time; null where it was not measured")
+    torchscript_sha256: str | None = Field(description="of the file that was loaded; null where it is not known")
+
+
+class Pair(Document):
+    """Two models on the same documents."""
+
+    a: str
+    b: str
+    both_correct: int
+    only_a: int = Field(description="documents that only a has right")
+    only_b: int
+    both_wrong: int
+    f1_difference: Number = Field(description="macro-F1 of a minus that of b")
+    f1_difference_ci95: Interval = Field(description="paired bootstrap")
+    mcnemar_p: Share = Field(description="McNemar's mid-p, two-sided")
+    mcnemar_p_holm: Share = Field(description="corrected by Holm's method over the pairs of this list")
+    verdict: str = Field(
+        description=f"the better model, if mcnemar_p_holm < .05 and the interval excludes 0 on the same side; else {NO_DIFFERENCE!r}"
+    )
+
+
+class LabelWinner(Document):
+    """Who reads one label best; a description, not a test."""
+
+    label: str
+    models: tuple[str, ...] = Field(description="with the highest F1, several where they are equal")
+    f1: Share
+    lead: Share = Field(description="over the next model's F1")
+
+
+class PastComparison(Document):
+    """This run's models against an earlier run's, on the test documents that both were scored on."""
+
+    experiment: str
+    run: int
+    common_documents: int
+    pairs: tuple[Pair, ...] = Field(
+        description="a: `<model>` of this run, b: `run <n> <model>`; the same model where both have it, else the earlier run's best"
+    )
+
+
+class Past(Document):
+    """How this test set has been used before."""
+
+    runs_on_this_test_set: int = Field(description="earlier runs of this experiment scored on any of these documents")
+    comparisons: tuple[PastComparison, ...] = Field(description="with the latest of these runs, newest first")
+
+
+class Report(Document):
+    """report.json."""
+
+    experiment: str
+    run: int = Field(ge=1)
+    num_test: int = Field(ge=1)
+    labels: tuple[str, ...] = Field(description="in the order of their ids")
+    models: dict[str, ModelReport]
+    comparison: tuple[Pair, ...] = Field(description="every pair of models of this run")
+    label_winners: tuple[LabelWinner, ...] = Field(description="empty for a single model")
+    disagreements: int = Field(ge=0, description="documents on which not all models give the same label")
+    past: Past
+    summary: tuple[str, ...] = Field(description="three sentences")
+    warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

@@ -1,0 +1,138 @@
+"""What a report says in three sentences, and what a reader should know before trusting it."""
+
+from collections.abc import Mapping, Sequence
+
+from docml_assets.report.predictions import Predictions
+from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, Pair, Past
+from docml_assets.report.statistics import LabelScores
+
+FEW = 10  # documents of a label below which its score says little
+NOT_OTHER_SEEDS = "a verdict is about these trained models, not about models trained with other seeds"
+
+
+def summarize(
+    predictions: Predictions, models: Mapping[str, ModelReport], comparison: Sequence[Pair], past: Past
+) -> tuple[str, str, str]:
+    """Three sentences: the score; where it fails, or which model is better; against the past."""
+    best = max(models, key=lambda name: models[name].f1_macro)
+    second = _verdicts(models, comparison) if len(models) > 1 else _weakness(predictions, best, models[best])
+    return _score(predictions, best, models), second, _past(past)
+
+
+def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: Past) -> list[str]:
+    """Facts about the test split that limit what its numbers mean."""
+    first = next(iter(scores.values()))
+    support = dict(zip(predictions.labels, first.support.tolist(), strict=True))
+    absent = [label for label, count in support.items() if count == 0]
+    few = [f"{label} ({count})" for label, count in support.items() if 0 < count < FEW]
+    said = []
+    if absent:
+        said.append(
+            f"No test document has the label {_list(absent)}: macro-F1 is the mean over the other "
+            f"{len(predictions.labels) - len(absent)} labels, and nothing is known about {'it' if len(absent) == 1 else 'them'}."
+        )
+    if len(predictions.labels) - len(absent) == 1:
+        said.append(
+            "All test documents have one and the same label: no score here tells a good model from a constant one."
+        )
+    if few:
+        said.append(f"Labels with fewer than {FEW} test documents, whose scores say little: {_list(few)}.")
+    perfect = [name for name, score in scores.items() if score.correct.sum() == score.support.sum()]
+    if perfect:
+        bound = min(1.0, 3 / len(predictions))
+        said.append(
+            f"{_list(perfect)} made no mistake, so the bootstrap has none to resample and its interval is too narrow: "
+            f"with {_count(len(predictions), 'document')} the error rate may still be up to {bound:.1%} (rule of three)."
+        )
+    if predictions.groups is not None:
+        said.append(
+            f"Documents come in {int(predictions.groups.max()) + 1} groups (SPLIT_BY): intervals resample groups; McNemar's p treats "
+            "documents as independent, and counts in a verdict only together with the interval."
+        )
+    if past.runs_on_this_test_set >= 5:
+        said.append(
+            f"{past.runs_on_this_test_set} earlier runs were scored on these test documents: choosing the best of many by its test score "
+            "makes the score too good. Fresh documents would tell."
+        )
+    return said
+
+
+def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport]) -> str:
+    model = models[best]
+    low, high = model.f1_macro_ci95
+    lead = f"On {_count(len(predictions), 'unseen document')} of {_count(len(predictions.labels), 'label')}, "
+    others = [f"{name} {models[name].f1_macro:.3f}" for name in models if name != best]
+    rest = f" ({_list(others)})" if others else ""
+    return (
+        f"{lead}{best} reaches a macro-F1 of {model.f1_macro:.3f} (95 % interval {low:.3f} to {high:.3f}) and labels "
+        f"{model.accuracy:.1%} correctly{rest}."
+    )
+
+
+def _weakness(predictions: Predictions, name: str, model: ModelReport) -> str:
+    present = [row for row in model.per_label if row.support]
+    worst = present[-1]
+    row = predictions.labels.index(worst.label)
+    wrong = {
+        label: count
+        for index, (label, count) in enumerate(zip(predictions.labels, model.confusion_matrix[row], strict=True))
+        if index != row and count
+    }
+    if all(entry.correct == entry.support for entry in present):
+        return f"{name} made no mistake on these documents."
+    if not wrong:
+        return f"Its weakest label is {worst.label} (F1 {worst.f1:.3f}), which it gives to documents of other labels."
+    taken_for = max(wrong, key=lambda label: wrong[label])
+    return (
+        f"Its weakest label is {worst.label} (F1 {worst.f1:.3f}), which it takes for {taken_for} in "
+        f"{wrong[taken_for]} of {_count(worst.support, 'document')}."
+    )
+
+
+def _verdicts(models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> str:
+    shown = [
+        (pair.verdict, pair.b if pair.verdict == pair.a else pair.a)
+        for pair in comparison
+        if pair.verdict != NO_DIFFERENCE
+    ]
+    open_pairs = [f"{pair.a} and {pair.b}" for pair in comparison if pair.verdict == NO_DIFFERENCE]
+    if not shown:
+        if len(comparison) == 1:
+            low, high = comparison[0].f1_difference_ci95
+            return (
+                f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {comparison[0].f1_difference:+.3f} "
+                f"(95 % interval {low:+.3f} to {high:+.3f})."
+            )
+        return f"Between none of the {len(models)} models is a difference shown."
+    losers = {winner: [b for a, b in shown if a == winner] for winner in dict(shown)}
+    said = "; ".join(f"{winner} is better than {_list(beaten)}" for winner, beaten in losers.items())
+    rest = f"; {NO_DIFFERENCE} between {_list(open_pairs)}" if open_pairs else ""
+    return f"Of these {len(models)} models, {said}{rest}."
+
+
+def _past(past: Past) -> str:
+    if not past.comparisons:
+        return f"No earlier run was scored on these test documents; {NOT_OTHER_SEEDS}."
+    latest = past.comparisons[0]
+    count = past.runs_on_this_test_set
+    said = []
+    for pair in latest.pairs:
+        if pair.verdict == NO_DIFFERENCE:
+            said.append(f"{NO_DIFFERENCE} between {pair.a} and {pair.b} ({pair.f1_difference:+.3f})")
+        else:
+            said.append(
+                f"{pair.a} is {'better' if pair.verdict == pair.a else 'worse'} than {pair.b} ({pair.f1_difference:+.3f})"
+            )
+    return (
+        f"{_count(count, 'earlier run')} {'was' if count == 1 else 'were'} scored on these test documents; on the "
+        f"{latest.common_documents} shared with run {latest.run}, {_list(said)}; {NOT_OTHER_SEEDS}."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _list(items: Sequence[str]) -> str:
+    shown = list(items[:8]) + ([f"{len(items) - 8} more"] if len(items) > 8 else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
