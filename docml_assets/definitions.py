@@ -11,14 +11,15 @@ import dagster as dg
 
 from docml_assets.assets import inference, preparation, production, reconciliation, snapshot, training
 from docml_assets.deployment import RESOURCES
-from docml_assets.sensors.experiments import experiment_sensor
-from docml_assets.sensors.new_data import new_data_sensor
 from docml_assets.sensors.orphaned_jobs import orphaned_jobs_sensor
 from docml_assets.sensors.run_failures import run_failure_sensor
 
 run_experiment = dg.define_asset_job(
     "run_experiment",
-    selection=dg.AssetSelection.all() - dg.AssetSelection.groups("production"),
+    # The check that looks at production is for people and for the data sensor: a finished run never reads production again.
+    selection=dg.AssetSelection.all()
+    - dg.AssetSelection.groups("production")
+    - dg.AssetSelection.checks(reconciliation.production_unchanged),
     description="One run of an experiment, from labels and files to the report. Finished steps launch nothing.",
 )
 
@@ -42,7 +43,7 @@ defs = dg.Definitions(
         inference.report_checks,
     ],
     jobs=[run_experiment],
-    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, run_failure_sensor],
+    sensors=[orphaned_jobs_sensor, run_failure_sensor],
     resources=RESOURCES,
     executor=dg.in_process_executor,
 )

@@ -37,10 +37,13 @@ class Deployment:
     @property
     def kind(self) -> Literal["local", "aws"]:
         """DOCML_ENV: jobs as subprocesses on this machine, or on SageMaker."""
-        value = self.environment.get("DOCML_ENV") or "local"
-        if value == "local" or value == "aws":
-            return value
-        raise DeploymentError(f"DOCML_ENV is {value!r}: expected local or aws")
+        match self.environment.get("DOCML_ENV") or "local":
+            case "local":
+                return "local"
+            case "aws":
+                return "aws"
+            case other:
+                raise DeploymentError(f"DOCML_ENV is {other!r}: expected local or aws")
 
     @cached_property
     def store(self) -> Store:

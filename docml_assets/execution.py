@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import dagster as dg
 
 from docml_assets.assets.common import OPERATION_TAG, STEPS_TAG, TRIGGER_TAG
+from docml_assets.errors import DocmlError
 from docml_assets.experiment.claims import Claim
 from docml_assets.experiment.settings import Settings
 from docml_assets.partitions import register
 from docml_assets.processes import PROCESS_TAG, this_process
 from docml_assets.steps.snapshot import operation_tag
 from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, STEPS, TRAINING, TUNING
+from docml_contract.errors import ContractError
+from resources.errors import ResourceError
 
 # The assets of a run in the order of their making, with the steps that make them.
 ASSETS = (
@@ -31,8 +34,8 @@ class Failure:
     """A step of a Dagster run that failed."""
 
     step: str
-    error: str  # class name of the innermost error
     message: str
+    explained: bool  # the message says what was found, what was expected and the remedy: no traceback is needed
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,20 @@ def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str]
 
 def _failures(result: dg.ExecuteInProcessResult) -> Iterator[Failure]:
     """The innermost error of every step that failed: Dagster's own wrapping says nothing more."""
+    explained = {kind.__name__ for base in (DocmlError, ResourceError, ContractError) for kind in _family(base)}
     for event in result.all_events:
         if not event.is_step_failure:
             continue
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
+        while error is not None and error.cause is not None and error.cls_name not in explained:
             error = error.cause
-        message = error.message.partition(": ")[2].strip() if error else ""
-        yield Failure(event.step_key or "", (error.cls_name if error else "") or "", message or event.message or "")
+        name = (error.cls_name if error else None) or "Error"
+        message = (error.message if error else event.message or "").strip()
+        known = name in explained
+        yield Failure(event.step_key or "", message.partition(": ")[2] if known else message, known)
+
+
+def _family(base: type[Exception]) -> Iterator[type[Exception]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _family(kind)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +33,18 @@ class Check:
     blocking: bool = False
 
 
+@contextmanager
+def preview_features() -> Iterator[None]:
+    """Checks by partition are a preview feature of Dagster; its version is pinned, so that the warning says nothing new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        yield
+
+
 def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
     """The checks of an asset as Dagster runs them: after it is materialized, or alone."""
     by_name = {check.name: check for check in checks}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitions_def of checks
+    with preview_features():
         specs = [
             dg.AssetCheckSpec(
                 check.name,

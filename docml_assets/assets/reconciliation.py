@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from docml_assets.assets import charts, production
-from docml_assets.assets.checking import Check, Finding, checks_of, result
+from docml_assets.assets.checking import Check, Finding, checks_of, preview_features, result
 from docml_assets.assets.common import OWNERS, RESOURCES, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, common, image, table
 from docml_assets.assets.snapshot import experiment_snapshot
@@ -230,13 +230,7 @@ def unchanged(work: Work, current: Mapping[str, str]) -> Finding:
     )
 
 
-@dg.asset_check(
-    asset=reconciled_data,
-    partitions_def=experiment_runs,
-    required_resource_keys=set(RESOURCES),
-    description="Labels and files in production are what this run was made of. Looks at production; never part of run_experiment.",
-)
-def production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     work = work_for(context, DATA)
     try:
         current = versions(work.settings, work.labels, work.production)
@@ -246,6 +240,17 @@ def production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetChec
         production.observe(context, current)
         finding = unchanged(work, current)
     return result(context, DATA, "production_unchanged", finding)
+
+
+with preview_features():
+    production_unchanged = dg.asset_check(
+        asset=reconciled_data,
+        name="production_unchanged",
+        partitions_def=experiment_runs,
+        required_resource_keys=set(RESOURCES),
+        description="Labels and files in production are what this run was made of. Looks at production; never part of "
+        "run_experiment.",
+    )(_production_unchanged)
 
 
 data_checks = checks_of(

@@ -144,10 +144,8 @@ def _conclude(deployment: "Deployment", claim: "Claim", executed: "Executed") ->
         return 130
     for failure in executed.failures:
         click.secho(f"{failure.step} failed: {failure.message}", fg="red", err=True)
-        if failure.error not in _EXPLAINED:
-            click.echo(
-                f"  ({failure.error}; the traceback is in the log of Dagster run {executed.dagster_run_id})", err=True
-            )
+        if not failure.explained:
+            click.echo(f"  the traceback is in the log of Dagster run {executed.dagster_run_id}", err=True)
     if not executed.success:
         return 1
     click.secho(f"{claim.experiment} run {claim.run}: done; {deployment.store.uri(claim.place.root)}", fg="green")

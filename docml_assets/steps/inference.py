@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from docml_assets.report.build import ReportFiles, build_report
 from docml_assets.report.lineage import JobLine, Lineage
-from docml_assets.report.past import PreviousRun
 from docml_assets.report.schema import Report
 from docml_assets.steps import specs
 from docml_assets.steps.errors import NotReady
@@ -34,6 +33,10 @@ from docml_contract.names import (
 from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.finished import publish_bytes, read_manifest
 from resources.jobs.interface import JobResult
+
+if TYPE_CHECKING:
+    from docml_assets.report.build import ReportFiles
+    from docml_assets.report.past import PreviousRun
 
 ASSET = "inference_report"
 DOCUMENTS = "documents.parquet"
@@ -108,8 +111,10 @@ def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
 
 def _report(
     work: Work, data: Prepared, folders: Mapping[str, str], manifests: Mapping[str, Manifest], result: JobResult
-) -> ReportFiles:
+) -> "ReportFiles":
     """What can be said about the job's predictions, beside the store, where earlier runs can be compared."""
+    from docml_assets.report.build import build_report  # scipy takes most of a second to load
+
     staged = result.output_prefix
     return build_report(
         experiment=work.place.experiment,
@@ -139,8 +144,10 @@ def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
     return dict(zip(table["artifact_guid"].to_pylist(), table["group"].to_pylist(), strict=True))
 
 
-def previous_run(work: Work, place: RunPlace) -> PreviousRun | None:
+def previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
     """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
+    from docml_assets.report.past import PreviousRun
+
     manifest = read_manifest(work.store, place.inference)
     if manifest is None or manifest.run != place.number:
         return None

@@ -1,12 +1,11 @@
 """reconciled_data: every label with its files, copied, processed and verified; the one step that reads production."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.source import functions_digest
-from docml_assets.reconcile import Reconciled, reconcile
 from docml_assets.steps import production
 from docml_assets.steps.finished import finished, nothing_to_reuse, reused, take_earlier
 from docml_assets.steps.tables import parquet
@@ -15,6 +14,9 @@ from docml_contract.base import Document
 from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
 from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.finished import publish_bytes
+
+if TYPE_CHECKING:
+    from docml_assets.reconcile import Reconciled
 
 ASSET = "reconciled_data"
 FINDINGS = "findings.json"
@@ -61,6 +63,8 @@ def reconciliation_key(work: Work) -> str:
 
 
 def _work(work: Work, key: str) -> Outcome:
+    from docml_assets.reconcile import reconcile  # polars loads where it is used
+
     # The versions are read before the data: what changes meanwhile shows as stale, never as up to date.
     inputs = production.versions(work.settings, work.labels, work.production)
     result = reconcile(
@@ -102,7 +106,7 @@ def _work(work: Work, key: str) -> Outcome:
     )
 
 
-def _findings(result: Reconciled) -> Findings:
+def _findings(result: "Reconciled") -> Findings:
     samples = {name: table.slice(0, SAMPLE_ROWS).to_pylist() for name, table in result.problems.items()}
     return Findings(funnel=dict(result.funnel), samples=samples)
 
