@@ -15,3 +15,11 @@ class UserCodeError(TrainerError):
 
 class DataError(TrainerError):
     """The documents, tables or encoded rows are not what the job needs."""
+
+
+class TrainingError(TrainerError):
+    """The training diverged, ran out of memory, or lost a process."""
+
+
+class ExportError(TrainerError):
+    """The TorchScript model is not the trained model."""

@@ -1,0 +1,75 @@
+"""The encoded splits as the training reads them: labels and one model's columns, rows by number, lengths without reading rows."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from docml_trainer.errors import DataError
+from docml_trainer.sampling import Rows
+from docml_trainer.shapes import LABELS, main_feature, model_shapes
+
+
+def load_split(folder: Path, prefix: str) -> datasets.Dataset:
+    """A split with the labels and this model's columns. DataError if it is missing or empty."""
+    if not (folder / "dataset_info.json").is_file():
+        raise DataError(
+            f"{folder}: no data set; expected the split that preparation wrote (a training never goes without)"
+        )
+    split = datasets.load_from_disk(str(folder))
+    if not len(split):
+        raise DataError(f"{folder}: the split has no documents; expected at least one (raise its share in SPLIT)")
+    if LABELS not in split.features or not isinstance(split.features[LABELS], datasets.ClassLabel):
+        raise DataError(f"{folder}: found columns {sorted(split.features)}; expected labels as a ClassLabel among them")
+    return split.select_columns([name for name in split.features if name == LABELS or name.startswith(prefix)])
+
+
+def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
+    """Rows as the collator takes them, each with its `row_id`."""
+    columns = data[rows.tolist()]
+    return [
+        {name: values[index] for name, values in columns.items()} | {"row_id": int(row)}
+        for index, row in enumerate(rows)
+    ]
+
+
+def document_lengths(dataset: datasets.Dataset, prefix: str) -> Rows:
+    """int64[documents]: number of values in each document's main feature, 1 each where there is no sequence."""
+    name = main_feature(model_shapes(dataset.features, prefix))
+    if name is None or not len(dataset):
+        return np.ones(len(dataset), dtype=np.int64)
+    column = dataset.with_format("arrow")[prefix + name]
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return np.concatenate([_leaf_counts(chunk) for chunk in chunks])
+
+
+def _leaf_counts(array: pa.Array) -> Rows:
+    """Leaves below each list of `array`, through all levels of nesting."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if not pa.types.is_nested(array.type):
+        return np.ones(len(array), dtype=np.int64)
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    below = _leaf_counts(array.flatten())
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(below)])
+    bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    return ends[bounds[1:]] - ends[bounds[:-1]]
+
+
+def longest_axes(data: datasets.Dataset, column: str, axes: tuple[int | None, ...]) -> list[int]:
+    """The greatest length of every axis of a column."""
+    values = data.with_format("arrow")[column]
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    result = []
+    for fixed in axes:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if fixed is not None:
+            result.append(fixed)
+        else:
+            result.append(int(pc.max(pc.list_value_length(array)).as_py() or 0))
+        array = array.flatten()
+    return result

@@ -1,0 +1,111 @@
+"""The trained model as TorchScript, and the gate that proves it equal to the trained model.
+
+torch.jit.trace records what happens to one example. A model that decides by its input's shape (Longformer bakes in the length it was traced
+at) or by its values gives a trace that is silently wrong elsewhere. So the saved file is compared with the eager model in cases
+that vary batch size, document length and padding (`parity`). Where the trace does not hold at other shapes, it is made anew
+for one shape, to which inference pads, and has to hold there for short and long documents alike. Otherwise there is no export.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from docml_trainer.classifier import find_logits
+from docml_trainer.errors import ExportError, UserCodeError
+from docml_trainer.parity import Case, Parity, Samples, compare
+
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the larger of 1 and the case's largest logit
+OUTPUTS = "dict:logits"
+
+
+class Positional(torch.nn.Module):
+    """A model whose forward takes its inputs in order, and returns `{"logits": float[documents, labels]}`."""
+
+    def __init__(self, model: torch.nn.Module, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.keys = tuple(keys)
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = find_logits(self.model(**dict(zip(self.keys, inputs, strict=True))))
+        assert logits is not None
+        return {"logits": logits}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the gate let through. `content` is export.json; `errors` the relative difference of each case."""
+
+    content: dict[str, Any]
+    errors: dict[str, float]
+
+
+def export(
+    model: torch.nn.Module, keys: Sequence[str], samples: Samples, labels: Sequence[str], path: Path
+) -> Exported:
+    """Write the TorchScript file of `model` (bare, on the CPU, with its final weights) and pass the gate.
+
+    keys: what ordered_input_keys returned. UserCodeError if they are not the model's inputs; ExportError names the case
+    in which the trace differs.
+    """
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model = model.float()
+    eager = Positional(model, keys).eval()
+    check_keys(keys, samples)
+    fixed_shape: dict[str, list[int]] | None = None
+    parity = trace_and_compare(eager, samples.trace_example(), samples.dynamic_cases(eager), path)
+    if parity.failure is not None:
+        fixed_shape = samples.fixed_shape(eager)
+        print(
+            f"The trace holds only at the shape it was made at ({parity.failure}); it is made anew for "
+            f"{fixed_shape}, to which inference will pad.",
+            flush=True,
+        )
+        parity = trace_and_compare(eager, samples.trace_example(fixed_shape), samples.fixed_cases(fixed_shape), path)
+    if parity.failure is not None:
+        path.unlink(missing_ok=True)
+        raise ExportError(
+            f"the TorchScript model differs from the trained one, also at the one shape {fixed_shape}: {parity.failure}. "
+            f"Expected a relative difference of at most {TOLERANCE} in every case. Usually forward() decides by the values of its "
+            "inputs (if, while, .item()): express that with torch.where or a mask"
+        )
+    example = samples.trace_example(fixed_shape).inputs
+    content = {
+        "input_keys": list(keys),
+        "input_dtypes": {key: str(example[key].dtype).removeprefix("torch.") for key in keys},
+        "feature_names": list(samples.collate.feature_names),
+        "labels": list(labels),
+        "padding": dict(samples.collate.padding),
+        "fixed_shape": fixed_shape,
+        "outputs": OUTPUTS,
+        "tolerance": TOLERANCE,
+        "cases": list(parity.errors),
+    }
+    print(
+        f"TorchScript equals the trained model in {len(parity.errors)} cases: largest difference {parity.worst:.1e}",
+        flush=True,
+    )
+    return Exported(content, parity.errors)
+
+
+def check_keys(keys: Sequence[str], samples: Samples) -> None:
+    """UserCodeError if ordered_input_keys names what the data do not have."""
+    unknown = [key for key in keys if key not in samples.collate.feature_names]
+    if unknown:
+        raise UserCodeError(
+            f"ordered_input_keys returned {', '.join(unknown)}, which are no features of the encoded data; "
+            f"expected some of {', '.join(samples.collate.feature_names)}, in the order of forward()'s parameters"
+        )
+
+
+def trace_and_compare(eager: Positional, example: Case, cases: Sequence[Case], path: Path) -> Parity:
+    """Trace at `example`, save, load the file again, and compare it with the eager model in all cases."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # jit is deprecated; TracerWarnings are what the gate decides about
+        traced = torch.jit.trace(eager, example.ordered(eager.keys), strict=False, check_trace=False)
+        torch.jit.save(traced, str(path))
+        return compare(eager, torch.jit.load(str(path)), cases, TOLERANCE)

@@ -1,0 +1,140 @@
+"""Several training processes: one a GPU, or `cpu_processes` on a machine without, on every host of the job, through torchrun.
+
+The launcher is what the image's ENTRYPOINT becomes, so that tuning's child jobs get it too and SIGTERM arrives here. It passes the signal
+on to the processes and gives them the grace period; a process that dies takes the others down, and its own reason becomes the job's.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from docml_contract.errors import ContractError
+from docml_contract.jobs import TrainTask
+from docml_trainer.classifier import is_out_of_memory
+from docml_trainer.errors import TrainerError, TrainingError
+from docml_trainer.folders import Folders
+from docml_trainer.stopping import EXIT_STOPPED
+
+FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
+PORT = 29_512
+GRACE_SECONDS = 100  # SageMaker kills 120 seconds after SIGTERM
+START_SECONDS = 900  # hosts do not all start at once
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process."""
+    return FAILURES in os.environ
+
+
+def processes_per_host(task: TrainTask) -> int:
+    """One process a GPU, or `cpu_processes` without; one where the task is not distributed."""
+    if not task.use_distributed:
+        return 1
+    return torch.cuda.device_count() or task.cpu_processes
+
+
+def launch(folders: Folders, processes: int) -> None:
+    """Run the training in `processes` processes on this host, together with those of the other hosts.
+
+    TrainingError if one of them died without a reason; SystemExit with the exit code of the processes otherwise.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    hosts = folders.resource_config()
+    alone = len(hosts.hosts) == 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    with tempfile.TemporaryDirectory(prefix="docml-failures-") as reasons:
+        os.environ[FAILURES] = reasons
+        config = LaunchConfig(
+            min_nodes=len(hosts.hosts),
+            max_nodes=len(hosts.hosts),
+            nproc_per_node=processes,
+            run_id="docml",
+            rdzv_backend="c10d" if alone else "static",
+            rdzv_endpoint="localhost:0" if alone else f"{sorted(hosts.hosts)[0]}:{PORT}",
+            rdzv_configs={"timeout": START_SECONDS} | ({} if alone else {"rank": hosts.index}),
+            max_restarts=0,
+            monitor_interval=0.2,
+            shutdown_timeout=GRACE_SECONDS,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "docml_trainer", "train")
+        except SignalException:
+            sys.exit(EXIT_STOPPED)
+        except ChildFailedError as error:
+            _explain(folders, Path(reasons), {rank: failure.exitcode for rank, failure in error.failures.items()})
+
+
+def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> None:
+    """Which process failed first, and why; what the others say about lost connections is its consequence."""
+    if EXIT_STOPPED in exit_codes.values():  # the signal reached a process before it reached the launcher
+        sys.exit(EXIT_STOPPED)
+    killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and -code != signal.SIGTERM}
+    if killed:
+        rank, number = min(killed.items())
+        raise TrainingError(
+            f"training process {rank} was killed by {signal.Signals(number).name}"
+            + (
+                " (SIGKILL usually means that the machine ran out of memory: lower train_batch_size, or take a larger one)"
+                if number == signal.SIGKILL
+                else ""
+            )
+        )
+    said = sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in reasons.glob("*.json")), key=lambda r: r["time"]
+    )
+    if not said:
+        raise TrainingError(f"training processes ended with exit codes {exit_codes} and gave no reason; see the log")
+    first: dict[str, Any] = said[0]
+    folders.fail(first["reason"], first["detail"])
+    sys.exit(1)
+
+
+@contextmanager
+def worker_failures() -> Iterator[None]:
+    """In a process that a launcher started: leave the reason of a failure for it, and end at once.
+
+    At once, since a collective that waits for the others would otherwise hold the process back.
+    """
+    try:
+        yield
+    except Exception as error:
+        expected = isinstance(error, TrainerError | ContractError)
+        detail = "" if expected else traceback.format_exc()
+        rank = os.environ["RANK"]
+        said = {
+            "time": time.time(),
+            "reason": str(error) if expected else f"{type(error).__name__}: {error} (process {rank})",
+            "detail": detail,
+        }
+        (Path(os.environ[FAILURES]) / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+        print(detail or f"Process {rank}: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn an out-of-memory error, of the GPU or the machine, into a TrainingError with the remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__} (lower train_batch_size and raise "
+            "gradient_accumulation_steps by as much, which trains on the same documents a step; or set gradient_checkpointing, "
+            "shorten documents in encode_data, or take a larger instance)"
+        ) from error

@@ -1,0 +1,201 @@
+"""The cases in which an exported model is compared with the trained one, and the comparison."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+
+from docml_trainer.collate import Collator
+from docml_trainer.data import document_lengths, fetch, longest_axes
+from docml_trainer.shapes import main_feature
+
+if TYPE_CHECKING:
+    from docml_trainer.export import Positional
+
+BATCH_SIZES = (1, 2, 5)
+VALIDATION_DOCUMENTS = 32
+VALIDATION_BATCH = 8
+FIXED_DOCUMENTS = 12
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs by name, as the collator makes them."""
+
+    name: str
+    inputs: Mapping[str, torch.Tensor]
+
+    def ordered(self, keys: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        return tuple(self.inputs[key] for key in keys)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Relative difference by case, and what is wrong with the first case that failed."""
+
+    errors: dict[str, float]
+    failure: str | None
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values(), default=0.0)
+
+
+def compare(eager: "Positional", traced: torch.nn.Module, cases: Sequence[Case], tolerance: float) -> Parity:
+    """Logits of both models in every case. Stops at the first case that differs by more than `tolerance`."""
+    errors: dict[str, float] = {}
+    for case in cases:
+        inputs = case.ordered(eager.keys)
+        expected = eager(*inputs)["logits"]
+        try:
+            found = traced(*inputs)["logits"]
+        except RuntimeError as error:  # whatever TorchScript raises
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            return Parity(errors, f"case '{case.name}': it raises {last.strip()}")
+        if found.shape != expected.shape:
+            return Parity(errors, f"case '{case.name}': logits {list(found.shape)}, expected {list(expected.shape)}")
+        scale = max(1.0, float(expected.abs().max()))
+        errors[case.name] = float((found - expected).abs().max()) / scale
+        if not errors[case.name] <= tolerance:  # also when it is no number
+            return Parity(errors, f"case '{case.name}': a logit differs by {errors[case.name]:.2g}")
+    return Parity(errors, None)
+
+
+class Samples:
+    """Real documents to compare with: the shortest, middle and longest for training, and some for validation."""
+
+    def __init__(
+        self,
+        collator: Callable[..., Collator],
+        train: datasets.Dataset,
+        valid: datasets.Dataset,
+        max_length: int | None = None,
+    ) -> None:
+        self.collator = collator  # called with nothing, or with `fixed_shape`
+        self.collate = collator()
+        self.train, self.valid = train, valid
+        self.max_length = max_length  # to which documents may be as long, where the experimenter says so
+        self.lengths = document_lengths(train, self.collate.prefix)
+        self.order = np.argsort(self.lengths, kind="stable")
+        self.documents = self._three_documents()
+
+    def trace_example(self, fixed_shape: Mapping[str, Sequence[int]] | None = None) -> Case:
+        """What a trace is made at: two documents, one of them padded; or one, padded to the fixed shape."""
+        if fixed_shape is not None:
+            return Case("trace", self._fixed(fixed_shape)([self.documents[1]]))
+        return Case("trace", self.collate([self.documents[1], self.documents[2]]))
+
+    def dynamic_cases(self, eager: "Positional") -> list[Case]:
+        """Batch sizes × lengths × padding, and batches of validation documents. Made-up documents that the model refuses are left out."""
+        cases = []
+        for row in self.documents:
+            length = self._length(row)
+            for size in BATCH_SIZES:
+                cases.append(Case(f"batch {size} × length {length}, no padding", self.collate([row] * size)))
+            for size in BATCH_SIZES[1:]:
+                longest = [self.documents[2], *self.documents[:2], row, row]
+                others = [document for document in longest if document is not row][: size - 1]
+                rows = [row, *others, *[row] * (size - 1 - len(others))]
+                cases.append(Case(f"batch {size} × length {length}, padded with others", self.collate(rows)))
+        cases = [case for case in cases if _accepts(eager, case)]
+        return cases + self._validation_cases()
+
+    def fixed_cases(self, fixed_shape: Mapping[str, Sequence[int]]) -> list[Case]:
+        """Short to long documents, all padded to the one shape; training's and validation's."""
+        collate = self._fixed(fixed_shape)
+        cases = []
+        for name, data in (("training", self.train), ("validation", self.valid)):
+            order = np.argsort(document_lengths(data, self.collate.prefix), kind="stable")
+            chosen = order[np.linspace(0, len(order) - 1, min(FIXED_DOCUMENTS, len(order))).round().astype(int)]
+            for number, row in enumerate(fetch(data, chosen), start=1):
+                cases.append(
+                    Case(
+                        f"{name} document {number} of length {self._length(row)}, padded to the one shape",
+                        collate([row]),
+                    )
+                )
+        return cases
+
+    def fixed_shape(self, eager: "Positional") -> dict[str, list[int]]:
+        """One document a batch, as long as the model takes: documents to come may be longer than those at hand."""
+        longest = self._longest()
+        main = main_feature(self.collate.shapes)
+        own = longest[main][-1] if main else 0
+        config = getattr(eager.model, "config", None)
+        positions = getattr(config, "max_position_embeddings", None) or 0
+        for limit in (self.max_length or 0, positions, positions - 2):  # some models keep two positions for padding
+            if limit <= own:
+                continue
+            shape = {name: [1, *self._stretched(name, sizes, own, limit)] for name, sizes in longest.items()}
+            if _accepts(eager, Case("as long as it takes", self._fixed(shape)([self._filled(shape)]))):
+                return shape
+        return {name: [1, *sizes] for name, sizes in longest.items()}
+
+    def _stretched(self, name: str, sizes: list[int], own: int, limit: int) -> list[int]:
+        """Token axes, which are as long as the longest document, at the limit instead."""
+        axes = self.collate.shapes[name].axes
+        return [limit if axis is None and size == own else size for axis, size in zip(axes, sizes, strict=True)]
+
+    def _filled(self, shape: Mapping[str, Sequence[int]]) -> Row:
+        """The longest document, repeated until it has no room left: padding would hide that there are too few positions."""
+        row = dict(self.documents[2])
+        for name, (_, *sizes) in shape.items():
+            column = self.collate.prefix + name
+            row[column] = np.resize(np.asarray(row[column]), sizes).tolist()
+        return row
+
+    def _longest(self) -> dict[str, list[int]]:
+        """By feature, the greatest length of every axis over both splits."""
+        result = {}
+        for name, shape in self.collate.shapes.items():
+            per_split = [
+                longest_axes(data, self.collate.prefix + name, shape.axes) for data in (self.train, self.valid)
+            ]
+            result[name] = [max(pair) for pair in zip(*per_split, strict=True)]
+        return result
+
+    def _fixed(self, fixed_shape: Mapping[str, Sequence[int]]) -> Collator:
+        return self.collator(fixed_shape=fixed_shape)
+
+    def _validation_cases(self) -> list[Case]:
+        rows = np.linspace(0, len(self.valid) - 1, min(VALIDATION_DOCUMENTS, len(self.valid))).round().astype(int)
+        cases = []
+        for start in range(0, len(rows), VALIDATION_BATCH):
+            batch = rows[start : start + VALIDATION_BATCH]
+            name = f"validation documents {start + 1} to {start + len(batch)}"
+            cases.append(Case(name, self.collate(fetch(self.valid, batch))))
+        return cases
+
+    def _three_documents(self) -> list[Row]:
+        """Documents of three lengths; cut from the longest where all have one length."""
+        short, middle, long = fetch(self.train, self.order[[0, len(self.order) // 2, -1]])
+        lengths = {self._length(row) for row in (short, middle, long)}
+        if len(lengths) == 3:
+            return [short, middle, long]
+        return [self._cut(long, 0.3), self._cut(long, 0.6), long]
+
+    def _cut(self, row: Row, share: float) -> Row:
+        """The beginning of a document: the same share of every feature that may be of any length."""
+        cut = dict(row)
+        for name, shape in self.collate.shapes.items():
+            if shape.rank and shape.axes[0] is None:
+                value = row[self.collate.prefix + name]
+                cut[self.collate.prefix + name] = value[: max(1, math.ceil(len(value) * share))]
+        return cut
+
+    def _length(self, row: Row) -> int:
+        name = main_feature(self.collate.shapes)
+        return int(sum(np.size(part) for part in row[self.collate.prefix + name])) if name else 1
+
+
+def _accepts(eager: "Positional", case: Case) -> bool:
+    try:
+        eager(*case.ordered(eager.keys))
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return True

@@ -1,0 +1,159 @@
+"""Weights & Biases, kept at arm's length: our own files are the truth.
+
+The client runs in a process of its own, fed through a pipe that is never waited for. If it hangs, dies or cannot reach its server,
+the training says so once and goes on.
+
+    python -m docml_trainer.tracking     # the other end: JSON lines from standard input
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from docml_contract.events import TRACKING, format_event
+from docml_contract.jobs import Tracking
+
+SECRET = "secretsmanager:"
+SECONDS_TO_FINISH = 30  # to send what is left after the training
+SECONDS_TO_START = 60
+
+
+class Tracker:
+    """Reports to Weights & Biases, or nowhere."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None = None, folder: Path | None = None) -> None:
+        self._process = process
+        self.folder = folder  # the client's files
+
+    @classmethod
+    def start(cls, tracking: Tracking, *, run_id: str, config: Mapping[str, Any]) -> "Tracker":
+        """Start the client for `tracking`; no process where tracking is disabled.
+
+        run_id: equal for all attempts of one training, so that they make one curve.
+        """
+        if tracking.mode == "disabled":
+            return cls()
+        folder = Path(tempfile.mkdtemp(prefix="docml-tracking-"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "docml_trainer.tracking"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        tracker = cls(process, folder)
+        tracker._send({"start": tracking.model_dump(), "run_id": run_id, "config": dict(config), "folder": str(folder)})
+        return tracker
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """The numbers of an epoch."""
+        self._send({"log": {name: value for name, value in record.items() if isinstance(value, int | float)}})
+
+    def offline_runs(self) -> list[Path]:
+        """Folders of runs that were not sent, for `wandb sync`."""
+        return sorted(self.folder.glob("wandb/offline-run-*")) if self.folder else []
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Let the client send what is left, for a bounded time."""
+        self._send({"summary": dict(summary)})
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        _close(process)
+        try:
+            code = process.wait(SECONDS_TO_FINISH + 5)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            code = None
+        if code != 0:
+            _warn(f"it ended with {'a time-out' if code is None else f'exit code {code}'}")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        line = (json.dumps(message, default=str) + "\n").encode()
+        try:
+            written = os.write(self._process.stdin.fileno(), line)
+        except OSError as error:  # a dead reader, or a full pipe
+            written, reason = 0, f"{type(error).__name__}: {error}"
+        else:
+            reason = "it does not read"
+        if written != len(line):
+            process, self._process = self._process, None
+            _kill(process)
+            _warn(reason)
+
+
+def _warn(reason: str) -> None:
+    print(f"Warning: tracking is off from here on, the training goes on without it ({reason}).", flush=True)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With whatever the client started: it leads a session of its own."""
+    _close(process)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def resolve_key(value: str) -> str:
+    """A key, or what the reference `secretsmanager:NAME#key` stands for, read with the job's own role."""
+    if not value.startswith(SECRET):
+        return value
+    import boto3
+
+    name, _, field = value.removeprefix(SECRET).partition("#")
+    text: str = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
+    return str(json.loads(text)[field]) if field else text
+
+
+def client() -> None:
+    """Read messages until the training closes the pipe or dies; then finish within a bounded time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.alarm(SECONDS_TO_START)  # the default action ends the process
+    messages = (json.loads(line) for line in sys.stdin)
+    first = next(messages)
+    tracking = Tracking.model_validate(first["start"])
+    if key := os.environ.get("WANDB_API_KEY"):
+        os.environ["WANDB_API_KEY"] = resolve_key(key)
+    import wandb
+
+    run = wandb.init(
+        mode=tracking.mode,
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        name=tracking.name,
+        job_type=tracking.job_type,
+        id=first["run_id"],
+        resume="allow" if tracking.mode == "online" else None,
+        config=first["config"],
+        dir=first["folder"],
+        settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS_TO_START - 10),
+    )
+    signal.alarm(0)
+    if run.url:
+        print(format_event(TRACKING, url=run.url), flush=True)
+    for message in messages:
+        if "log" in message:
+            run.log(message["log"])
+        else:
+            run.summary.update(message["summary"])
+    signal.alarm(SECONDS_TO_FINISH)
+    run.finish()
+
+
+if __name__ == "__main__":
+    client()

@@ -1,0 +1,406 @@
+"""Train one model, keep its best epoch, export it: `python -m docml_trainer train`, in a container over /opt/ml.
+
+    SAGEMAKER_BASE_DIR=folder python -m docml_trainer train      # the same over a folder of one's own
+
+Read from top to bottom: main, then a Training's life in the order in which it happens. A step of the optimizer trains on one global
+batch of train_batch_size × gradient_accumulation_steps × processes documents, whichever way they are spread (`sampling`); its loss
+is a mean over these documents (`loss`). After every epoch the validation documents are scored, each once, and the best epoch's weights
+are kept (`history`). Everything that the next step depends on is in a checkpoint (`checkpoint`), so that a training that is killed
+and started again ends with the same weights. At last the best weights become TorchScript that is proved equal (`export`).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.nn import functional
+
+from docml_contract.base import digest
+from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
+from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.names import column_prefix
+from docml_trainer import checkpoint, history, launch, results, sampling
+from docml_trainer.classifier import LABELS, Classifier, check_all_parameters_used, check_model
+from docml_trainer.collate import Collator
+from docml_trainer.data import document_lengths, fetch, load_split
+from docml_trainer.errors import FolderError, TrainingError
+from docml_trainer.folders import Folders
+from docml_trainer.functions import Context, UserFunctions
+from docml_trainer.loss import DocumentLoss
+from docml_trainer.metrics import scores
+from docml_trainer.optimization import build_optimizer
+from docml_trainer.stopping import StopSignal, stop
+from docml_trainer.tracking import Tracker
+
+
+def main(folders: Folders) -> None:
+    """Run the training in this process, or start the processes that do."""
+    task = task_of(folders.spec())
+    processes = launch.processes_per_host(task)
+    if launch.is_worker():
+        with launch.worker_failures(), launch.clear_errors():
+            train(folders)
+    elif processes * len(folders.resource_config().hosts) > 1:
+        launch.launch(folders, processes)
+    else:
+        with launch.clear_errors():
+            train(folders)
+
+
+def train(folders: Folders) -> None:
+    """One process' part of the training; the first process also reports, exports and writes the output."""
+    started = time.monotonic()
+    signal = StopSignal()
+    training = Training(folders, signal)
+    training.resume()
+    tracker = training.start_tracking()
+    training.run(tracker)
+    training.accelerator.end_training()
+    if training.is_main:
+        assert training.progress.best is not None
+        tracker.finish(results.best_scores(training.progress.best))
+        results.write(training, seconds=time.monotonic() - started, tracked=tracker.offline_runs())
+
+
+def task_of(spec: JobSpec) -> TrainTask:
+    if not isinstance(spec.task, TrainTask):
+        raise FolderError(f"the spec asks for {spec.task.command!r}; expected a training task")
+    return spec.task
+
+
+@dataclass
+class Progress:
+    """How far the training is. All of it is in a checkpoint."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0  # optimizer steps done in the epoch that runs
+    total_steps: int = 0
+    step_losses: list[float] = field(default_factory=list)  # of the epoch that runs
+    step_documents: list[int] = field(default_factory=list)
+    gradient_norm: float = 0.0  # the largest of the epoch that runs
+    records: list[history.Record] = field(default_factory=list)
+    best: dict[str, Any] | None = None  # the best epoch's record, with `file` and `sha256` of its weights
+    epochs_without_better: int = 0
+    seconds: float = 0.0  # of training and validation, over all attempts
+
+
+class Training:
+    """Everything that one training is made of."""
+
+    def __init__(self, folders: Folders, signal: StopSignal) -> None:
+        self.folders, self.signal = folders, signal
+        self.spec = folders.spec()
+        self.task = task_of(self.spec)
+        self.values = {**self.spec.hyperparameters, **folders.hyperparameters()}
+        self.is_trial = TUNING_OBJECTIVE in self.values  # of a tuning
+        self.values.pop(TUNING_OBJECTIVE, None)
+        self.settings: TrainingHyperparameters = check(self.values)
+        self.accelerator = build_accelerator(self.settings)
+        self.is_main = self.accelerator.is_main_process
+        self.load_data()
+        self.load_model()
+        self.progress = Progress()
+        # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
+        self.identity = digest([self.spec.spec_hash, self.values, self.global_batch])
+        self.checkpoints = checkpoint.Checkpoints(folders.checkpoints, self.identity)
+
+    def load_data(self) -> None:
+        self.prefix = column_prefix(self.task.model_name, self.task.model_names)
+        self.train_data = load_split(self.folders.channel("train"), self.prefix)
+        self.valid_data = load_split(self.folders.channel("valid"), self.prefix)
+        names = self.train_data.features[LABELS].names
+        self.functions = UserFunctions.load(self.folders.user_functions)
+        # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.
+        self.context = Context.of(self.task.model_name, self.task.model_names, names, self.values)
+        self.train_lengths = document_lengths(self.train_data, self.prefix)
+        self.valid_lengths = document_lengths(self.valid_data, self.prefix)
+        self.global_batch = (
+            self.settings.train_batch_size * self.settings.gradient_accumulation_steps * self.accelerator.num_processes
+        )
+        self.steps_per_epoch = -(-len(self.train_data) // self.global_batch)
+
+    def load_model(self) -> None:
+        accelerate.utils.set_seed(self.settings.seed)  # equal initial weights in every process
+        model = self.functions.load_model(self.task.model_name, self.context)
+        bare = Classifier.of(model)
+        self.collator = partial(
+            Collator,
+            self.train_data.features,
+            self.functions.padding,
+            prefix=self.prefix,
+            forward_parameters=bare.parameters,
+        )
+        self.collate = self.collator(pad_to_multiple_of=8 if self.accelerator.device.type == "cuda" else None)
+        first = self.collate(fetch(self.train_data, np.argsort(self.train_lengths)[-2:]))
+        check_model(bare, first, self.context.num_labels, self.functions)
+        if self.accelerator.num_processes > 1:
+            check_all_parameters_used(bare, first, self.functions)
+        if self.settings.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        self.loss = DocumentLoss(self.settings, self.train_data[LABELS], self.context.num_labels)
+        optimizer, self.scheduler = build_optimizer(
+            model.to(self.accelerator.device), self.settings, self.steps_per_epoch * self.settings.epochs
+        )
+        module, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.classifier = bare.wrapped(module)  # for training: perhaps one of several processes
+        self.bare = bare.wrapped(self.accelerator.unwrap_model(module))  # for validation: needs no other process
+        # Dropout differs between processes; everything else that is random does not depend on them.
+        accelerate.utils.set_seed(self.settings.seed + self.accelerator.process_index)
+
+    def resume(self) -> None:
+        """Continue where the newest checkpoint that every process has whole leaves off, if there is one."""
+        name = checkpoint.newest_common(self.checkpoints.names(), lambda mine: gather_object([mine]))
+        if name is None:
+            self.say(
+                f"Training {self.task.model_name} on {len(self.train_data)} documents, {self.steps_per_epoch} steps of "
+                f"{self.global_batch} documents an epoch, {self.settings.epochs} epochs, "
+                f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
+            )
+            return
+        saved = self.checkpoints.open(name)
+        saved.load_model(self.bare.module)
+        state = saved.load_state()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        checkpoint.restore_random_states(state["random"][self.accelerator.process_index])
+        self.progress = Progress(**saved.progress)
+        self.say(f"Resumed from {name}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    def start_tracking(self) -> Tracker:
+        """Of the first process only."""
+        if not self.is_main:
+            return Tracker()
+        tracking = self.task.tracking
+        if self.is_trial:
+            name = f"{tracking.name}-{self.identity[:6]}"
+            tracking = tracking.model_copy(update={"job_type": "tuning", "name": name})
+        return Tracker.start(tracking, run_id=self.identity[:16], config=self.values)
+
+    def run(self, tracker: Tracker) -> None:
+        """Epochs until the last one, or until validation has not improved for too long."""
+        with self.signal.deferred():
+            while not self.is_done:
+                begun = time.monotonic()
+                speed = self.train_epoch()
+                self.finish_epoch(speed, begun, tracker)
+
+    @property
+    def is_done(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        stopped_early = patience is not None and self.progress.epochs_without_better >= patience
+        return self.progress.epoch >= self.settings.epochs or stopped_early
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group, now."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def train_epoch(self) -> dict[str, float]:
+        """The rest of an epoch's optimizer steps. Returns its speed."""
+        progress, every = self.progress, self.settings.checkpoint_every_steps
+        epoch = progress.epoch + 1
+        steps = sampling.global_batches(self.train_lengths, self.global_batch, self.settings.seed, epoch)
+        lines = history.ProgressLines(epoch, self.settings.epochs, len(steps))
+        batches = self.batches_of(steps[progress.step :])
+        self.classifier.module.train()
+        while progress.step < len(steps):
+            rows = steps[progress.step]
+            loss, stopping = self.optimizer_step(rows, batches)
+            progress.step += 1
+            progress.total_steps += 1
+            progress.step_losses.append(loss)
+            progress.step_documents.append(len(rows))
+            if self.is_main:
+                tokens = int(self.train_lengths[rows].sum())
+                lines.step(progress.step, loss, self.learning_rate, len(rows), tokens)
+            if stopping:
+                self.save()
+                stop(f"after a checkpoint at epoch {epoch}, step {progress.step}")
+            if every and progress.total_steps % every == 0 and progress.step < len(steps):
+                self.save()
+        return lines.speed()
+
+    def micro_batches(self, rows: sampling.Rows) -> list[sampling.Rows]:
+        """This process' micro-batches of a global batch."""
+        shares = sampling.micro_batches(rows, self.settings.train_batch_size, self.accelerator.num_processes)
+        return shares[self.accelerator.process_index]
+
+    def batches_of(self, steps: list[sampling.Rows]) -> Iterator[dict[str, torch.Tensor]]:
+        """This process' micro-batches of `steps`, one after the other, collated ahead of use."""
+        mine = [part if len(part) else rows[:1] for rows in steps for part in self.micro_batches(rows)]
+        return sampling.ahead(lambda part: self.collate(fetch(self.train_data, part)), mine)
+
+    def optimizer_step(self, rows: sampling.Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
+        """Train on the documents `rows`, all processes together. Returns their mean loss, and whether anyone was asked to stop."""
+        parts = self.micro_batches(rows)
+        weight, processes = self.loss.weight_of(rows), self.accelerator.num_processes
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for number, part in enumerate(parts, start=1):
+            batch = self.to_device(next(batches))
+            # Gradients are exchanged once a step, with the last micro-batch.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.classifier.module):
+                output = self.classifier(batch, with_labels=self.loss.takes_models)
+                loss = self.loss(output, batch[LABELS]) / weight
+                if not len(part):
+                    loss = loss * 0  # fewer documents than processes: takes part, counts nothing
+                self.accelerator.backward(loss * processes)  # processes' gradients are averaged, not summed
+            total += loss.detach()
+        mean, stopping = self.sum_over_processes(total, self.signal.requested)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the training loss became {mean} in {self.place()} (lower learning_rate, raise warmup_ratio, or look for "
+                "infinite or missing numbers in the encoded features)"
+            )
+        self.update(self.settings.max_grad_norm)
+        return mean, stopping > 0
+
+    def update(self, max_norm: float) -> None:
+        """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped)."""
+        norm = float(self.accelerator.clip_grad_norm_(self.bare.module.parameters(), max_norm or math.inf))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.accelerator.optimizer_step_was_skipped:  # fp16's scaler found an overflow and takes a smaller scale
+            return
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient exploded: its norm became {norm} in {self.place()} "
+                "(lower learning_rate or max_grad_norm, raise warmup_ratio)"
+            )
+        self.progress.gradient_norm = max(self.progress.gradient_norm, norm)
+        self.scheduler.step()
+
+    def place(self) -> str:
+        return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+
+    def finish_epoch(self, speed: dict[str, float], begun: float, tracker: Tracker) -> None:
+        """Validate, record, keep the best, checkpoint."""
+        progress = self.progress
+        record: history.Record = {
+            "epoch": progress.epoch + 1,
+            "train_loss": float(np.average(progress.step_losses, weights=progress.step_documents)),
+            **self.validate(),
+            "learning_rate": self.learning_rate,
+            "gradient_norm": progress.gradient_norm,
+            "step_losses": progress.step_losses,
+            **speed,
+        }
+        better = history.is_better(record, progress.best)
+        if better:
+            kept = self.checkpoints.save_best(record["epoch"], self.bare.module) if self.is_main else {}
+            progress.best = {**record, **kept}
+            progress.best.pop("step_losses")
+        progress.records.append(record)
+        progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.step_losses, progress.step_documents, progress.gradient_norm = [], [], 0.0
+        progress.seconds += time.monotonic() - begun
+        if self.is_main:
+            assert progress.best is not None
+            history.report_epoch(record, progress.best, self.settings.epochs)
+            tracker.log(record)
+        self.save()
+
+    def validate(self) -> dict[str, float]:
+        """Cross-entropy, accuracy and macro-F1 over the validation documents, each counted once by its row id."""
+        self.bare.module.eval()
+        shares = sampling.evaluation_batches(
+            self.valid_lengths, self.settings.eval_batch_size, self.accelerator.num_processes
+        )
+        mine = shares[self.accelerator.process_index]
+        batches = sampling.ahead(lambda part: self.collate(fetch(self.valid_data, part)), [p for p in mine if len(p)])
+        found: list[tuple[int, int, int, float]] = []  # row id, prediction, label, loss
+        for part in mine:
+            if len(part):
+                found += self.score(self.to_device(next(batches)))
+            if self.sum_over_processes(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
+                self.save()
+                stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")
+        by_id = {row: rest for row, *rest in gather_object(found)}
+        if len(by_id) != len(self.valid_data):
+            raise TrainingError(f"validation scored {len(by_id)} of {len(self.valid_data)} documents")
+        predictions, labels, losses = zip(*(by_id[row] for row in sorted(by_id)), strict=True)
+        scored = scores(predictions, labels)
+        loss = float(np.mean(losses))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss became {loss} in epoch {self.progress.epoch + 1} (lower learning_rate)"
+            )
+        return {"valid_loss": loss, "valid_accuracy": scored["accuracy"], "valid_f1": scored["f1"]}
+
+    def score(self, batch: dict[str, torch.Tensor]) -> list[tuple[int, int, int, float]]:
+        """Row id, predicted label, true label and cross-entropy of every document of a batch."""
+        logits = self.bare.logits(batch).double()
+        losses = functional.cross_entropy(logits, batch[LABELS], reduction="none")
+        columns = (batch["row_ids"], logits.argmax(dim=1), batch[LABELS], losses)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def sum_over_processes(self, value: torch.Tensor, flag: bool) -> tuple[float, float]:
+        """The sums of a number and a flag, equal in every process."""
+        if self.accelerator.num_processes == 1:
+            return float(value), float(flag)
+        pair = torch.stack(
+            [value.to(self.accelerator.device), torch.full_like(value, float(flag)).to(self.accelerator.device)]
+        )
+        first, second = self.accelerator.reduce(pair, "sum").tolist()
+        return first, second
+
+    def save(self) -> None:
+        """A checkpoint at a boundary between optimizer steps; the first process writes it."""
+        random_states = gather_object([checkpoint.random_states()])
+        if self.is_main:
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "random": random_states,
+            }
+            self.checkpoints.save(self.progress.total_steps, self.bare.module, state, asdict(self.progress))
+        self.accelerator.wait_for_everyone()
+
+    def best_model(self) -> torch.nn.Module:
+        """The bare model on the CPU, with the best epoch's weights, in evaluation mode."""
+        model: torch.nn.Module = self.accelerator.unwrap_model(self.classifier.module, keep_fp32_wrapper=False)
+        assert self.progress.best is not None
+        model = model.cpu()
+        self.checkpoints.load_best(self.progress.best, model)
+        return model.eval()
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            print(text, flush=True)
+
+
+def build_accelerator(settings: TrainingHyperparameters) -> accelerate.Accelerator:
+    """On the GPU where there is one, in the precision that it supports."""
+    on_gpu = torch.cuda.is_available()
+    precision = settings.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise TrainingError("mixed_precision = fp16 needs a GPU, and there is none; expected auto, fp32 or bf16")
+    return accelerate.Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not on_gpu)
+
+
+def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
+    """Where the model supports it (transformers' do)."""
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        print(
+            f"gradient_checkpointing is on, and {type(model).__name__} does not support it: training goes on without."
+        )
+    else:
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
