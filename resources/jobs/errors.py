@@ -24,7 +24,9 @@ class JobUnreachable(JobError):
 class JobFailed(JobError):
     """The job ended without success. `reason` is the job's own, `last_lines` the end of its log."""
 
-    def __init__(self, name: str, reason: str, *, last_lines: Sequence[str] = (), links: Mapping[str, str] | None = None):
+    def __init__(
+        self, name: str, reason: str, *, last_lines: Sequence[str] = (), links: Mapping[str, str] | None = None
+    ):
         self.name = name
         self.reason = reason
         self.last_lines = tuple(last_lines)

@@ -1,0 +1,55 @@
+"""What a job costs, and the worst that it can cost, where prices are known (DOCML_PRICES)."""
+
+import json
+from collections.abc import Mapping
+
+from docml_contract.jobs import Compute, JobSpec
+from resources.errors import SettingError
+from resources.jobs.errors import CostTooHigh
+
+SECONDS_AN_HOUR = 3600.0
+
+
+def read_prices(environment: Mapping[str, str]) -> dict[str, float]:
+    """DOCML_PRICES: a JSON object of instance type -> USD an hour; {} if unset. SettingError."""
+    text = environment.get("DOCML_PRICES")
+    if not text:
+        return {}
+    try:
+        prices = {str(instance): float(price) for instance, price in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SettingError(
+            f'DOCML_PRICES: expected JSON such as {{"ml.g5.xlarge": 1.408}} (USD an hour), found {text[:80]!r}'
+        ) from error
+    return prices
+
+
+def cost(compute: Compute, prices: Mapping[str, float], billable_seconds: float | None) -> float | None:
+    """USD for `billable_seconds` of every host; none if the price or the time is unknown."""
+    price = prices.get(compute.instance_type)
+    if price is None or billable_seconds is None:
+        return None
+    return price * compute.instance_count * billable_seconds / SECONDS_AN_HOUR
+
+
+def worst_case(spec: JobSpec, prices: Mapping[str, float]) -> float | None:
+    """USD if every job of the spec runs into its time limit and its warm pool is never used again; spot counts in full."""
+    compute = spec.compute
+    seconds = compute.max_runtime_seconds + (compute.keep_alive_seconds or 0)
+    single = cost(compute, prices, seconds)
+    return single * (spec.tuning.max_jobs if spec.tuning else 1) if single is not None else None
+
+
+def check_cost(spec: JobSpec, prices: Mapping[str, float]) -> None:
+    """Refuse a job whose worst case exceeds MAX_COST_USD. CostTooHigh."""
+    limit = spec.compute.max_cost_usd
+    worst = worst_case(spec, prices)
+    if limit is None or worst is None or worst <= limit:
+        return
+    compute = spec.compute
+    trials = f"{spec.tuning.max_jobs} trials x " if spec.tuning else ""
+    raise CostTooHigh(
+        f"{spec.step} of {spec.experiment} run {spec.run} may cost {worst:.2f} USD ({trials}{compute.instance_count} x "
+        f"{compute.instance_type} for {compute.max_runtime_seconds} s), MAX_COST_USD is {limit:g}: "
+        "lower MAX_RUNTIME_SECONDS, INSTANCE_TYPE or INSTANCE_COUNT of the step, or raise MAX_COST_USD"
+    )

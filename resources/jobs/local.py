@@ -1,0 +1,195 @@
+"""The local twin: every job a detached supervisor process with containers of its own, over the same folders as in SageMaker.
+
+The supervisor outlives the orchestrator; a restarted one finds the job's state in the store and attaches.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docml_contract.jobs import JobSpec
+from resources.errors import MissingKey
+from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
+from resources.jobs.engine import Engine
+from resources.jobs.errors import JobRefused
+from resources.jobs.processes import kill_group
+from resources.jobs.supervised import Assignment, LocalState, log_key, state_key, stop_key
+from resources.store import Store
+
+START_SECONDS = 60.0
+# A supervisor on another machine that shows no sign of life for this long has died with it.
+SILENCE_SECONDS = 90.0
+OLD_SECONDS = 14 * 24 * 3600.0
+
+
+def local_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
+    """Jobs on this machine. The trainer runs under DOCML_WORKER_PYTHON (this interpreter)."""
+    python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
+    return Engine(store, LocalBackend(store, environment, [python, "-m", "docml_trainer"]))
+
+
+def scratch_folder(environment: Mapping[str, str]) -> Path:
+    """Where supervisors work: $DAGSTER_HOME/jobs, else a folder of this user's among the temporary files."""
+    home = environment.get("DAGSTER_HOME")
+    return Path(home).resolve() / "jobs" if home else Path(tempfile.gettempdir()) / f"docml-jobs-{os.getuid()}"
+
+
+class LocalBackend:
+    """Implements `Backend`. `command` runs the trainer; tests give another."""
+
+    name = "local"
+    poll_seconds = 0.2
+    log_settle_seconds = 0.0
+    stop_seconds = 20.0
+
+    def __init__(self, store: Store, environment: Mapping[str, str], command: Sequence[str]) -> None:
+        self.store = store
+        self.environment = dict(environment)
+        self.command = tuple(command)
+        self.scratch = scratch_folder(environment)
+
+    def check(self, spec: JobSpec) -> None:
+        """Nothing is refused here: the trainer says what it lacks."""
+
+    def request(self, job: Job) -> dict[str, Any]:
+        return {"command": [*self.command, job.spec.task.command], "hosts": job.spec.compute.instance_count}
+
+    def stage(self, job: Job) -> None:
+        """The supervisor reads the channels from the store."""
+
+    def create(self, job: Job) -> None:
+        if self._state(job) is not None:
+            raise NameTaken(job.name)
+        self.store.delete([stop_key(job)])  # of an attempt that never came into being
+        self._forget_old()
+        token = secrets.token_hex(8)
+        folder = self.scratch / f"{job.name}-{token[:6]}"
+        folder.mkdir(parents=True, mode=0o700)
+        assignment = Assignment(
+            name=job.name,
+            attempt=job.attempt,
+            token=token,
+            store_url=self.store.url,
+            spec=job.spec,
+            command=self.command,
+        )
+        (folder / "job.json").write_bytes(assignment.to_bytes())
+        log = folder / "supervisor.log"
+        with log.open("wb") as output:
+            subprocess.run(
+                [sys.executable, "-m", "resources.jobs.supervisor", str(folder)],
+                env=self.environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        self._await_claim(job, token, log)
+
+    def _await_claim(self, job: Job, token: str, log: Path) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while (state := self._state(job)) is None:
+            if time.monotonic() > deadline or (log.stat().st_size and b"Traceback" in log.read_bytes()):
+                raise JobRefused(f"job {job.name}: its supervisor did not start: {log.read_text()[-800:] or log}")
+            time.sleep(0.05)
+        if state.token != token:
+            raise NameTaken(job.name)
+
+    def spec_hash(self, job: Job) -> str | None:
+        state = self._state(job)
+        return state.spec_hash if state else None
+
+    def observe(self, job: Job) -> JobState | None:
+        state = self._state(job)
+        if state is None:
+            return None
+        if not state.ended and self._is_dead(state):
+            state = self._state(job) or state  # it may have ended between the two looks
+        if not state.ended and self._is_dead(state):
+            if state.process.here:
+                for group in state.groups:
+                    kill_group(group, state.folder)
+            reason = "its supervisor process died (killed, or the machine restarted)"
+            return JobState("Failed", reason=reason, cause="lost", started_at=state.started_at)
+        return JobState(
+            status=state.status,
+            secondary=state.secondary,
+            reason=state.reason,
+            cause=state.cause,
+            started_at=state.started_at,
+            ended_at=state.ended_at,
+            seconds=state.seconds,
+        )
+
+    def _is_dead(self, state: LocalState) -> bool:
+        if state.process.here:
+            return not state.process.alive()
+        return time.time() - state.beat > SILENCE_SECONDS
+
+    def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
+        state = self._state(job)
+        if state is None:
+            return []
+        folder = Path(state.folder) / "logs"
+        if not (state.process.here and folder.is_dir()):
+            return self._uploaded_log(job, cursor)
+        lines = []
+        for path in sorted(folder.glob("*.log")):
+            with path.open("rb") as stream:
+                stream.seek(cursor.get(path.name, 0))
+                data = stream.read()
+            end = len(data) if state.ended else data.rfind(b"\n") + 1
+            cursor[path.name] = cursor.get(path.name, 0) + end
+            lines += [LogLine(path.stem, text) for text in _lines(data[:end])]
+        return lines
+
+    def _uploaded_log(self, job: Job, cursor: Cursor) -> list[LogLine]:
+        """The log of a job on another machine is seen when it has ended."""
+        if "uploaded" in cursor:
+            return []
+        try:
+            data = self.store.get(log_key(job))
+        except MissingKey:
+            return []
+        cursor["uploaded"] = len(data)
+        return [LogLine("algo-1", text) for text in _lines(data)]
+
+    def stop(self, job: Job) -> None:
+        state = self._state(job)
+        if state is None or not state.ended:
+            self.store.put(stop_key(job), b"")
+
+    def collect(self, job: Job) -> str:
+        return job.output_prefix
+
+    def links(self, job: Job) -> Mapping[str, str]:
+        return {"log": self.store.uri(log_key(job))}
+
+    def _state(self, job: Job) -> LocalState | None:
+        key = state_key(job)
+        try:
+            return LocalState.from_bytes(self.store.get(key), self.store.uri(key))
+        except MissingKey:
+            return None
+
+    def _forget_old(self) -> None:
+        """Remove folders of jobs long past."""
+        if not self.scratch.is_dir():
+            return
+        for folder in self.scratch.iterdir():
+            if time.time() - folder.stat().st_mtime > OLD_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lines(data: bytes) -> list[str]:
+    """Lines of text; of a line that was drawn over itself (a progress bar) the last state."""
+    lines = [line.rsplit("\r", 1)[-1] for line in data.decode(errors="replace").split("\n")]
+    return [line for line in lines if line.strip()]

@@ -1,0 +1,151 @@
+"""What the store knows of jobs: the record (intent, then end), the lease of whoever waits, the list of active jobs.
+
+    <run>/jobs/<name>.json         written before the job is created, put-if-absent; completed when its end is seen
+    <run>/jobs/<name>.lease.json   renewed by whoever waits for the job; lapses when nobody does
+    _active_jobs/<name>.json       points to the record while the job's end has not been seen
+
+Times are compared between machines: their clocks must agree within a minute or so, as AWS itself demands.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from docml_contract.base import Document
+from docml_contract.jobs import JobSpec
+from docml_contract.names import ACTIVE_JOBS, RunPlace
+from resources.errors import MissingKey
+from resources.jobs.backend import Cause, Job, JobState
+from resources.store import Store
+
+# A lease not renewed for this long has lapsed: whoever held it is dead or cut off.
+LAPSE_SECONDS = 120.0
+RENEW_SECONDS = 20.0
+
+D = TypeVar("D", bound=Document)
+
+
+class JobRecord(Document):
+    """jobs/<name>.json: what was asked, by whom, and how it ended."""
+
+    schema_version: int = 1
+    name: str
+    backend: str = Field(description="local or sagemaker")
+    attempt: int
+    spec_hash: str
+    spec: JobSpec
+    request: dict[str, Any] = Field(description="the request as it was sent")
+    holder: str = Field(description="the Dagster run that asked")
+    created_at: float = Field(description="seconds since the epoch")
+    status: Literal["Asked", "Refused", "Completed", "Failed", "Stopped"] = Field(
+        "Asked", description="Asked: its end has not been seen; Refused: it was never created"
+    )
+    cause: Cause | None = None
+    reason: str = ""
+    swept: bool = Field(False, description="stopped because nobody waited for it")
+    started_at: str = ""
+    ended_at: str = ""
+    seconds: float = 0.0
+    billable_seconds: float | None = None
+    cost_usd: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("Completed", "Failed", "Stopped")
+
+    def with_end(self, state: JobState, cost_usd: float | None) -> "JobRecord":
+        """The record of a job whose end was seen."""
+        cause = None if state.status == "Completed" else "swept" if self.swept else state.cause
+        return self.model_copy(
+            update={
+                "status": state.status,
+                "cause": cause,
+                "reason": state.reason,
+                "started_at": state.started_at,
+                "ended_at": state.ended_at,
+                "seconds": state.seconds,
+                "billable_seconds": state.billable_seconds,
+                "cost_usd": cost_usd,
+            }
+        )
+
+
+class Lease(Document):
+    """jobs/<name>.lease.json: who waits for the job."""
+
+    holder: str
+    renewed_at: float = Field(description="seconds since the epoch; 0: released")
+
+    def lapsed(self, now: float) -> bool:
+        return now - self.renewed_at > LAPSE_SECONDS
+
+
+class ActiveJob(Document):
+    """_active_jobs/<name>.json."""
+
+    experiment: str
+    run: int
+    name: str
+    since: float
+
+    @property
+    def place(self) -> RunPlace:
+        return RunPlace(self.experiment, self.run)
+
+
+class Records:
+    """Reads and writes them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def read(self, place: RunPlace, name: str) -> JobRecord | None:
+        return self._get(JobRecord, place.job_record(name))
+
+    def intend(self, record: JobRecord) -> bool:
+        """Write the record unless there is one; whether it is ours."""
+        return self.store.put_if_absent(_record_key(record), record.to_bytes())
+
+    def write(self, record: JobRecord) -> None:
+        self.store.put(_record_key(record), record.to_bytes())
+
+    def activate(self, job: Job, now: float) -> None:
+        entry = ActiveJob(experiment=job.spec.experiment, run=job.spec.run, name=job.name, since=now)
+        self.store.put(_active_key(job.name), entry.to_bytes())
+
+    def deactivate(self, name: str) -> None:
+        self.store.delete([_active_key(name)])
+
+    def active(self) -> Iterator[ActiveJob]:
+        for stored in list(self.store.list(ACTIVE_JOBS)):
+            entry = self._get(ActiveJob, stored.key)
+            if entry is not None:
+                yield entry
+
+    def lease(self, place: RunPlace, name: str) -> Lease | None:
+        return self._get(Lease, place.job_lease(name))
+
+    def hold(self, place: RunPlace, name: str, holder: str, now: float) -> None:
+        """Take or renew the lease."""
+        self.store.put(place.job_lease(name), Lease(holder=holder, renewed_at=now).to_bytes())
+
+    def release(self, place: RunPlace, name: str, holder: str) -> None:
+        """Give the lease up if it is ours."""
+        lease = self.lease(place, name)
+        if lease is not None and lease.holder == holder:
+            self.store.delete([place.job_lease(name)])
+
+    def _get(self, model: type[D], key: str) -> D | None:
+        with contextlib.suppress(MissingKey):
+            return model.from_bytes(self.store.get(key), self.store.uri(key))
+        return None
+
+
+def _record_key(record: JobRecord) -> str:
+    return RunPlace(record.spec.experiment, record.spec.run).job_record(record.name)
+
+
+def _active_key(name: str) -> str:
+    return f"{ACTIVE_JOBS}/{name}.json"

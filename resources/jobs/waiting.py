@@ -1,0 +1,388 @@
+"""One call of `Jobs.run`: walk through the attempts at a piece of work until one has completed.
+
+attempt n    no record          write the intent, create the job, follow it
+             record, no end     the job runs: attach; it ended: take its end; there is none: create it
+             Completed          take its output
+             Failed, Stopped    attempt n + 1, within the budget where the failure is this Dagster run's own
+"""
+
+import contextlib
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from docml_contract.errors import UnreadableDocument
+from docml_contract.events import parse_event
+from docml_contract.jobs import JobSpec
+from docml_contract.manifests import JobOutput
+from docml_contract.names import OUTPUT, SPEC
+from resources.errors import MissingKey, ResourceError
+from resources.jobs.backend import Busy, Cursor, Job, JobState, NameTaken, NoCapacity
+from resources.jobs.errors import JobFailed, JobRefused, JobStopped
+from resources.jobs.interface import JobResult, Listener
+from resources.jobs.records import LAPSE_SECONDS, RENEW_SECONDS, JobRecord
+from resources.jobs.retries import Budget
+
+if TYPE_CHECKING:
+    from resources.jobs.engine import Engine
+
+LAST_LINES = 20
+# How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.
+INVISIBLE_SECONDS = 60.0
+
+Answer = TypeVar("Answer")
+
+
+class Canceled(BaseException):
+    """The caller's cancel event was set."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt without a result."""
+
+    state: JobState
+    mine: bool  # started by this Dagster run, or watched to its end by it
+
+
+class Waiting:
+    """The state of one call of `Jobs.run`."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        spec: JobSpec,
+        files: Mapping[str, bytes],
+        holder: str,
+        listener: Listener,
+        cancel: threading.Event,
+    ) -> None:
+        self.engine = engine
+        self.backend = engine.backend
+        self.records = engine.records
+        self.spec = spec
+        self.files = files
+        self.holder = holder
+        self.listener = listener
+        self.cancel = cancel
+        self.budget = Budget(engine.clock)
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._held: Job | None = None
+        self._renewed = 0.0
+        self._created = False  # the job may exist: Create was begun, or the job was seen
+
+    # -- the walk
+
+    def complete(self) -> JobResult:
+        """See `Jobs.run`."""
+        self._check_files()
+        attempt = 1
+        while True:
+            job = Job.plan(self.spec, attempt, self.engine.store.url)
+            try:
+                outcome = self._attempt(job)
+            except Canceled:
+                raise JobStopped(job.name, "canceled, and stopped") from None
+            if isinstance(outcome, JobResult):
+                return outcome
+            if outcome.mine:
+                self._wait_for_next(job, outcome.state)
+            attempt += 1
+
+    def _check_files(self) -> None:
+        found = {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
+        if found != self.spec.files:
+            raise JobRefused(f"the files of {self.spec.step} are not those that its spec names: {sorted(found)}")
+
+    def _wait_for_next(self, job: Job, state: JobState) -> None:
+        seconds = self.budget.after(state)
+        if seconds is None:
+            kind = JobStopped if state.status == "Stopped" else JobFailed
+            raise kind(job.name, state.reason, last_lines=[*self.last_lines], links=self.backend.links(job))
+        self.listener.status(f"{job.name}: {state.reason}; next attempt in {seconds:.0f} s")
+        try:
+            self._pause(seconds)
+        except Canceled:
+            raise JobStopped(job.name, f"canceled while waiting for the next attempt ({state.reason})") from None
+
+    def _attempt(self, job: Job) -> JobResult | Ended:
+        record = self.records.read(job.place, job.name)
+        if record is not None and record.spec_hash != self.spec.spec_hash:
+            return self._foreign(job, record)
+        if record is not None and record.ended:
+            return self._past(job, record)
+        try:
+            self._hold(job)
+            record, fresh = (record, False) if record else self._intend(job)
+            state = None if fresh else self._ask(job, self.backend.observe)
+            self._created = state is not None
+            launched = state is None and self._launch(job, record)
+            if not launched:
+                self.listener.status(f"attached to the job {job.name}")
+            if launched or record.holder == self.holder:
+                self.budget.attempts += 1
+            return self._conclude(job, record, self._follow(job), launched)
+        except ResourceError:
+            raise
+        except BaseException:
+            self._abandon(job)
+            raise
+        finally:
+            self._held = None
+
+    def _past(self, job: Job, record: JobRecord) -> JobResult | Ended:
+        """An attempt whose end is on record."""
+        mine = record.holder == self.holder
+        self.budget.attempts += mine
+        if record.status == "Completed":
+            result = self._result(job, record, launched=False)
+            if result is not None:
+                self.listener.status(f"took the result of the completed job {job.name}")
+                return result
+            state = JobState("Failed", reason="its output is no longer complete", cause="lost")
+            return Ended(state, mine=False)
+        cause = record.cause or "work"
+        state = JobState("Stopped" if record.status == "Stopped" else "Failed", reason=record.reason, cause=cause)
+        return Ended(state, mine)
+
+    def _foreign(self, job: Job, record: JobRecord) -> Ended:
+        """An attempt at other work under the same name: passed over if it has ended, refused while it runs."""
+        if not record.ended:
+            state = self._ask(job, self.backend.observe)
+            lease = self.records.lease(job.place, job.name)
+            alive = lease is not None and not lease.lapsed(self.engine.clock())
+            if (state is None and alive) or (state is not None and not state.ended):
+                raise JobRefused(
+                    f"job {job.name} does other work under the same name (spec {record.spec_hash[:12]}…, wanted "
+                    f"{self.spec.spec_hash[:12]}…): wait until it has ended, or stop it, then run again"
+                )
+            self.engine.end(record, state or JobState("Failed", reason="it was never created", cause="lost"))
+        return Ended(JobState("Failed", reason="did other work", cause="lost"), mine=False)
+
+    # -- starting
+
+    def _intend(self, job: Job) -> tuple[JobRecord, bool]:
+        """(the job's record, whether it is new). Two callers with the same work meet in one record."""
+        intent = JobRecord(
+            name=job.name,
+            backend=self.backend.name,
+            attempt=job.attempt,
+            spec_hash=self.spec.spec_hash,
+            spec=self.spec,
+            request=self.backend.request(job),
+            holder=self.holder,
+            created_at=self.engine.clock(),
+        )
+        if self.records.intend(intent):
+            return intent, True
+        found = self.records.read(job.place, job.name)
+        return found or intent, False
+
+    def _launch(self, job: Job, record: JobRecord) -> bool:
+        """Create the job; False if it exists by now."""
+        self._stage(job)
+        request = self.backend.request(job)
+        if record.status == "Refused" or record.request != request:  # on other machines than first asked for
+            update = {"status": "Asked", "reason": "", "request": request, "spec": self.spec, "holder": self.holder}
+            self.records.write(record.model_copy(update=update))
+        self.listener.status(f"starting the job {job.name} (attempt {job.attempt})")
+        self._created = True
+        while True:
+            try:
+                self._ask(job, self.backend.create)
+                return True
+            except NameTaken:
+                self._recognize(job)
+                return False
+            except NoCapacity as error:
+                seconds = self.budget.capacity()
+                if seconds is None:
+                    self._refuse(job, f"no machine was to be had: {error}")
+                    raise JobRefused(f"job {job.name}: no machine was to be had: {error}") from error
+                self.listener.status(f"no capacity ({error}); asking again in {seconds:.0f} s")
+                self._pause(seconds)
+            except JobRefused as error:
+                self._refuse(job, str(error))
+                raise
+
+    def _stage(self, job: Job) -> None:
+        contents = {SPEC: self.spec.to_bytes(), **self.files}
+        for name, content in contents.items():
+            self.engine.store.put(f"{job.spec_prefix}/{name}", content)
+        self.backend.stage(job)
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        """Record that the job was never created; a later run may use its name."""
+        record = self.records.read(job.place, job.name)
+        if record is not None:
+            self.records.write(record.model_copy(update={"status": "Refused", "reason": reason}))
+        self.records.deactivate(job.name)
+        self.records.release(job.place, job.name, self.holder)
+
+    def _recognize(self, job: Job) -> None:
+        """Refuse a job that has our name and does other work: a store at the same place may have existed before."""
+        self._visible(job)
+        found = self._ask(job, self.backend.spec_hash)
+        if found != self.spec.spec_hash:
+            self._refuse(job, "its name is taken by a job with another spec")
+            raise JobRefused(
+                f"job {job.name} exists already and does other work (spec {found or 'unknown'}): was the store "
+                f"{self.engine.store.url} deleted and made anew? Take the next run number"
+            )
+
+    # -- following
+
+    def _visible(self, job: Job) -> JobState:
+        """The state of a job that must exist, with patience."""
+        deadline = self.engine.clock() + INVISIBLE_SECONDS
+        while True:
+            state = self._ask(job, self.backend.observe)
+            if state is not None:
+                return state
+            if self.engine.clock() > deadline:
+                return JobState("Failed", reason="the job has disappeared", cause="lost")
+            self._pause(self.backend.poll_seconds)
+
+    def _follow(self, job: Job) -> JobState:
+        cursor: Cursor = {}
+        told = ""
+        while True:
+            state = self._visible(job)
+            if state.secondary and state.secondary != told:
+                told = state.secondary
+                self.listener.status(told)
+            self._relay(job, cursor)
+            if state.ended:
+                break
+            self._pause(self.backend.poll_seconds)
+        deadline = self.engine.clock() + self.backend.log_settle_seconds
+        while self.engine.clock() < deadline:
+            self._pause(min(1.0, self.backend.log_settle_seconds))
+            self._relay(job, cursor)
+        return state
+
+    def _relay(self, job: Job, cursor: Cursor) -> None:
+        for line in self._ask(job, lambda job: self.backend.logs(job, cursor)):
+            event = parse_event(line.text)
+            if event is None:
+                self.last_lines.append(line.text)
+                self.listener.line(line.host, line.text)
+            else:
+                self.listener.event({**event, "host": line.host})
+
+    def _conclude(self, job: Job, record: JobRecord, state: JobState, launched: bool) -> JobResult | Ended:
+        current = self.records.read(job.place, job.name) or record  # the sweep may have marked it meanwhile
+        result = None
+        if state.status == "Completed":
+            result = self._result(job, self.engine.with_end(current, state), launched)
+            if result is None:
+                state = JobState("Failed", reason="it completed without a complete output", cause="lost")
+        ended = self.engine.end(current, state)
+        self.records.release(job.place, job.name, self.holder)
+        return result or Ended(replace(state, cause=ended.cause or "work"), mine=True)
+
+    def _result(self, job: Job, record: JobRecord, launched: bool) -> JobResult | None:
+        """The result of a completed job; none if its output is missing or not complete."""
+        prefix = self._ask(job, self.backend.collect)
+        key = f"{prefix}/{OUTPUT}"
+        try:
+            output = JobOutput.from_bytes(self.engine.store.get(key), self.engine.store.uri(key))
+        except (MissingKey, UnreadableDocument):
+            return None
+        sizes = {stored.key: stored.size for stored in self.engine.store.list(prefix)}
+        if any(sizes.get(f"{prefix}/{entry.path}") != entry.size for entry in output.files):
+            return None
+        return JobResult(
+            name=job.name,
+            attempt=job.attempt,
+            launched=launched,
+            output_prefix=prefix,
+            output=output,
+            started_at=record.started_at,
+            ended_at=record.ended_at,
+            seconds=record.seconds,
+            billable_seconds=record.billable_seconds,
+            cost_usd=record.cost_usd,
+            links=self.backend.links(job),
+        )
+
+    # -- stopping
+
+    def _abandon(self, job: Job) -> None:
+        """After an interrupt: stop the job, unless another Dagster run waits for it too, and wait until it has stopped.
+
+        Nothing that goes wrong here may hide the interrupt: the lease lapses, and the sweep looks after what is left.
+        """
+        with contextlib.suppress(Exception):
+            lease = self.records.lease(job.place, job.name)
+            if lease is not None and lease.holder != self.holder and not lease.lapsed(self.engine.clock()):
+                return
+            state = self._stop(job)
+            record = self.records.read(job.place, job.name)
+            if record is not None and not record.ended and state is not None and state.ended:
+                if state.status != "Completed":
+                    self.engine.end(record, state)
+                self.records.release(job.place, job.name, self.holder)
+            else:  # still active: its entry stays, and its lease is given up
+                self.records.hold(job.place, job.name, self.holder, self.engine.clock() - LAPSE_SECONDS - 1)
+
+    def _stop(self, job: Job) -> JobState | None:
+        """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""
+        deadline = self.engine.clock() + (self.backend.stop_seconds if self._created else 0.0)
+        while True:
+            state = None
+            with contextlib.suppress(Busy):
+                self.backend.stop(job)
+                state = self.backend.observe(job)
+            if (state is not None and state.ended) or self.engine.clock() >= deadline:
+                return state
+            self.engine.pause(min(self.backend.poll_seconds, 2.0))
+
+    # -- time and leases
+
+    def _ask(self, job: Job, question: Callable[[Job], Answer]) -> Answer:
+        """Ask the backend, again while it is busy, within the budget."""
+        while True:
+            try:
+                answer = question(job)
+            except Busy as error:
+                seconds = self.budget.busy(error, job.name)
+                if seconds > 10:
+                    self.listener.status(f"{job.name}: {error}; asking again in {seconds:.0f} s")
+                self._pause(seconds)
+            else:
+                self.budget.answered()
+                return answer
+
+    def _hold(self, job: Job) -> None:
+        """Announce the job to the sweep and take its lease."""
+        now = self.engine.clock()
+        self.records.hold(job.place, job.name, self.holder, now)
+        self.records.activate(job, now)
+        self._held, self._renewed = job, now
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; renew the lease meanwhile. The waiting loop itself renews it, since a lease says that somebody watches."""
+        until = self.engine.clock() + seconds
+        while True:
+            if self.cancel.is_set():
+                raise Canceled
+            self._renew()
+            left = until - self.engine.clock()
+            if left <= 0:
+                return
+            self.engine.pause(min(left, 1.0))
+
+    def _renew(self) -> None:
+        """Renew the lease if it is ours or nobody's; another run that has attached since keeps it while it lives."""
+        now = self.engine.clock()
+        if self._held is None or now - self._renewed < RENEW_SECONDS:
+            return
+        self._renewed = now
+        job = self._held
+        lease = self.records.lease(job.place, job.name)
+        if lease is None or lease.holder == self.holder or lease.lapsed(now):
+            self.records.hold(job.place, job.name, self.holder, now)

@@ -1,0 +1,92 @@
+"""Stands in for `python -m docml_trainer`: real files, signals and exit codes, no learning.
+
+What it does is told by the spec: `own_hyperparameters` of a preparation, `hyperparameters` of a training.
+
+    steps     ticks of 0.05 s; a training writes a checkpoint each and resumes from it (default 3)
+    fail      the reason to fail with
+    die       "once" or "always": SIGKILL to itself after the first tick
+    deaf      ignores SIGTERM
+    print     a line to print
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from docml_contract import hyperparameters as encoding
+from docml_contract.events import EPOCH, format_event
+from docml_contract.jobs import JobSpec, PrepareTask
+from docml_contract.manifests import write_atomically, write_output
+from docml_contract.names import SPEC
+
+command = sys.argv[1]
+base = Path(os.environ["SAGEMAKER_BASE_DIR"])
+training = command == "train"
+channels = base / ("input/data" if training else "processing/input")
+output = base / ("model" if training else "processing/output/result")
+checkpoint = base / "checkpoints" / "state.json"
+spec = JobSpec.from_bytes((channels / "spec" / SPEC).read_bytes(), SPEC)
+if training:
+    options = encoding.decode(json.loads((base / "input/config/hyperparameters.json").read_text()))
+else:
+    options = spec.task.own_hyperparameters if isinstance(spec.task, PrepareTask) else {}
+resources = json.loads((base / ("input/config" if training else "config") / "resourceconfig.json").read_text())
+host = resources["hosts"].index(resources["current_host"])
+
+state = json.loads(checkpoint.read_text()) if training and checkpoint.exists() else {"step": 0, "starts": 0}
+state["starts"] += 1
+
+
+def save() -> None:
+    if training:
+        write_atomically(checkpoint, json.dumps(state).encode())
+
+
+def terminated(*_: object) -> None:
+    state["terminated"] = True
+    save()
+    print("checkpoint written on SIGTERM", flush=True)
+    sys.exit(143)
+
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if options.get("deaf") else terminated)
+print(f"{command} starts at step {state['step']} on host {host}", flush=True)
+if "print" in options:
+    print(options["print"], flush=True)
+for name in sorted(os.environ):
+    if "CANARY" in os.environ[name]:
+        print(f"found a secret: {name}={os.environ[name]}", flush=True)
+save()
+if options.get("fail"):
+    reason = base / "output" / ("failure" if training else "message")
+    reason.parent.mkdir(parents=True, exist_ok=True)
+    reason.write_text(options["fail"])
+    (base / "output/failure").write_text(options["fail"])
+    print(options["fail"], flush=True)
+    sys.exit(1)
+while state["step"] < options.get("steps", 3):
+    time.sleep(0.05)
+    state["step"] += 1
+    save()
+    if training:
+        rate = float(options.get("learning_rate", 0.5))
+        print(format_event(EPOCH, epoch=state["step"], valid_f1=1 - abs(rate - 0.3)), flush=True)
+        print(f"epoch {state['step']} valid_f1={1 - abs(rate - 0.3)}", flush=True)
+    if options.get("die") == "always" or (options.get("die") == "once" and state["starts"] == 1):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+inputs = {
+    path.relative_to(channels).as_posix(): path.read_text(errors="replace")
+    for path in sorted(channels.rglob("*"))
+    if path.is_file() and path.relative_to(channels).parts[0] != "spec"
+}
+if host == 0 or not training:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"result-{host}.json").write_text(json.dumps({"inputs": inputs, "options": options}, sort_keys=True))
+    if host == 0:
+        write_output(
+            output, command, f"version-of-{options.get('learning_rate', 'nothing')}", {"starts": state["starts"]}
+        )
