@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from docml_assets.experiment.scaffold import new_experiment
+from docml_contract.names import check_experiment_name
 
 
 @click.command()
@@ -21,7 +22,7 @@ def command(experiment: str, model: str | None) -> None:
 
     The folder validates and runs as it is on the bundled sample documents.
     """
-    folder = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments") / experiment
+    folder = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments") / check_experiment_name(experiment)
     for path in new_experiment(folder, model):
         click.echo(f"wrote {path}")
     click.echo(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")

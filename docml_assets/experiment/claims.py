@@ -6,7 +6,6 @@ everything a run needs of its experiment folder; the readable files beside it ar
 
 import ast
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -15,18 +14,32 @@ from pydantic import Field
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
+from docml_assets.experiment.runs import claimed_runs, next_run
 from docml_assets.experiment.settings import Settings, parse_settings
 from docml_contract.base import Document
 from docml_contract.manifests import Manifest, utc_now
-from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
+from docml_contract.names import USER_FUNCTIONS, RunPlace
 from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
 from resources.errors import MissingKey, StoreError
 from resources.finished import publish_bytes
 from resources.store import Store
 
+__all__ = [
+    "Claim",
+    "RunChanged",
+    "RunClaimed",
+    "changed_keys",
+    "claim_next",
+    "claim_or_continue",
+    "claim_run",
+    "claimed_runs",
+    "next_run",
+    "read_claim",
+    "write_snapshot",
+]
+
 ASSET = "experiment_snapshot"
 RESOLVED_SETTINGS = "settings.json"
-_RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
 
 
 class RunClaimed(DocmlError):
@@ -153,21 +166,6 @@ def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
         return Claim.from_bytes(store.get(key), store.uri(key))
     except MissingKey:
         return None
-
-
-def claimed_runs(store: Store, experiment: str) -> list[int]:
-    """Numbers of the experiment's claimed runs, ascending."""
-    return [number for number in _run_folders(store, experiment) if store.exists(RunPlace(experiment, number).claim)]
-
-
-def next_run(store: Store, experiment: str) -> int:
-    """One more than the highest number in use (gaps stay gaps, so that a later run has a higher number)."""
-    return max(_run_folders(store, experiment), default=0) + 1
-
-
-def _run_folders(store: Store, experiment: str) -> list[int]:
-    names = store.list_folders(check_experiment_name(experiment))
-    return sorted(int(match[1]) for name in names if (match := _RUN_FOLDER.fullmatch(name)))
 
 
 def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:

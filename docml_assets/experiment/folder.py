@@ -8,11 +8,12 @@ from typing import Self
 
 from docml_assets.errors import ExperimentError
 from docml_assets.experiment.functions import check_functions, defined_functions
-from docml_assets.experiment.preflight import deployment_problems, step_problems
+from docml_assets.experiment.preflight import deployment_problems, finished_in, step_problems
 from docml_assets.experiment.problems import Problem, SettingsError
 from docml_assets.experiment.settings import Settings, parse_settings
 from docml_contract.errors import BadName
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name
+from resources.store import Store
 
 SETTINGS = "settings.ini"
 
@@ -74,7 +75,9 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
         problems += error.problems
     else:
         problems += _unmade_files(settings, folder)
-        problems += step_problems(settings, str(path / SETTINGS), folder.settings_text)
+        store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
+        finished = finished_in(store, folder.name, settings)
+        problems += step_problems(settings, str(path / SETTINGS), folder.settings_text, finished)
         problems += deployment_problems(settings, environment)
     return sorted(problems, key=lambda problem: (problem.file, problem.line))
 

@@ -2,23 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from docml_assets.experiment.ini import parse_ini
 from docml_assets.experiment.problems import Problem
+from docml_assets.experiment.runs import run_folders
 from docml_assets.experiment.settings import SECTIONS, Settings
+from docml_contract.names import MANIFEST, RunPlace
+from resources.errors import ResourceError
+from resources.store import Store
 
 ENVIRONMENT = "the environment"
 _STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REFERENCE = "secretsmanager:"
 
 Complaint = tuple[str, str, str]  # found, expected, remedy
+Finished = Callable[[str], bool]  # whether an earlier run has finished the step of a RUN_ key
 
 
-def step_problems(settings: Settings, path: str, text: str) -> list[Problem]:
-    """Skipped steps of a first run whose artifacts nothing can supply. Later runs may find them in an earlier one."""
-    if settings.run_num != 1:
-        return []
+def step_problems(settings: Settings, path: str, text: str, finished: Finished) -> list[Problem]:
+    """Skipped steps whose results a performed step needs and no run up to this one has."""
     ini = parse_ini(text, path, SECTIONS)
     trains = settings.run_training or settings.run_tuning
     needs = (
@@ -31,13 +34,38 @@ def step_problems(settings: Settings, path: str, text: str) -> list[Problem]:
         Problem(
             path,
             ini.line("settings", key),
-            f"{key} off in run 1, which is to perform {user}",
-            "a step whose result a later one needs, as there is no earlier run to take it from",
+            f"{key} off in run {settings.run_num}, which is to perform {user}",
+            "a step whose result a later one needs, as no run so far has one to take",
             f"turn {key} on, or turn off {user}",
         )
         for key, performed, needed, user in needs
-        if needed and not performed
+        if needed and not performed and not finished(key)
     ]
+
+
+def finished_in(store: Store, experiment: str, settings: Settings) -> Finished:
+    """Whether some run of the experiment, up to the settings' own, has finished a step. A store that does not answer may have."""
+
+    def folders(place: RunPlace, key: str) -> list[list[str]]:
+        """Alternatives: all folders of one of them are needed."""
+        if key == "RUN_RECONCILIATION":
+            return [[place.reconciliation]]
+        if key == "RUN_PREPARATION":
+            return [[place.preparation]]
+        return [[place.trained(model, tuned=tuned) for model in settings.model_names] for tuned in (False, True)]
+
+    def finished(key: str) -> bool:
+        try:
+            numbers = [number for number in run_folders(store, experiment) if number <= settings.run_num]
+            return any(
+                all(store.exists(f"{folder}/{MANIFEST}") for folder in alternative)
+                for number in reversed(numbers)
+                for alternative in folders(RunPlace(experiment, number), key)
+            )
+        except ResourceError:
+            return True
+
+    return finished
 
 
 def deployment_problems(settings: Settings, environment: Mapping[str, str]) -> list[Problem]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from docml_assets.experiment.ini import Entry, Ini
 from docml_assets.experiment.problems import nearest, shown
+from docml_contract.base import canonical_json
 from docml_contract.hyperparameters import (
     KNOWN,
     TUNING_OBJECTIVE,
@@ -38,8 +39,13 @@ _WORDS = {"true": True, "false": False}
 
 
 def parse_constant(text: str) -> Any:
-    """JSON if it is JSON, True and False in any case, else the text itself."""
-    return _WORDS.get(text.lower(), parse_scalar(text))
+    """JSON if it is JSON (without infinities), True and False in any case, else the text itself."""
+    value = _WORDS.get(text.lower(), parse_scalar(text))
+    try:
+        canonical_json(value)
+    except ValueError:  # 1e999 is JSON and infinite
+        return text
+    return value
 
 
 def read_hyperparameters(ini: Ini) -> dict[str, Any]:

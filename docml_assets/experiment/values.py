@@ -7,7 +7,7 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, StringConstraints
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
 
 from docml_contract.names import MODEL_NAME
 from resources.keys import refusal
@@ -88,6 +88,7 @@ FileNames = Annotated[tuple[Annotated[str, AfterValidator(_file_name)], ...], Be
 ModelName = Annotated[str, StringConstraints(pattern=f"^{MODEL_NAME.pattern}$")]
 ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_distinct)]
 Labels = Annotated[tuple[str, ...], BeforeValidator(_distinct)]
-Shares = Annotated[tuple[float, float, float], BeforeValidator(_list)]
+Share = Annotated[float, AllowInfNan(False)]
+Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(_list)]
 InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
 MetricDefinitions = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_metric_definitions)]

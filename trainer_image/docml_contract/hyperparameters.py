@@ -21,7 +21,7 @@ TUNING_OBJECTIVE = "_tuning_objective_metric"
 class TrainingHyperparameters(BaseModel):
     """What the training loop itself reads. Any other hyperparameter is the experimenter's own."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     epochs: int = Field(3, ge=1, le=10_000, description="passes over the training split")
     learning_rate: float = Field(5e-5, gt=0, le=10, description="peak learning rate of AdamW")

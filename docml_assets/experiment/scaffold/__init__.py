@@ -7,6 +7,7 @@ templates stands for what is filled in.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from docml_assets.errors import ExperimentError
 from docml_contract.errors import BadName
@@ -45,21 +46,22 @@ def _transformer_values(model: str) -> dict[str, str]:
     path = Path(model).expanduser()
     config = _config(path)
     source = str(path.resolve()) if path.is_dir() else model
-    longest = config.get("max_position_embeddings", MAX_LENGTH)
-    pad = config.get("pad_token_id")
-    if pad is None:
+    longest, pad = config.get("max_position_embeddings"), config.get("pad_token_id")
+    if not isinstance(longest, int) or longest < 8:
+        longest = MAX_LENGTH
+    if not isinstance(pad, int):
         pad = 1 if _PADS_WITH_ONE.search(model) else 0
     if _PADS_WITH_ONE.search(str(config.get("model_type", ""))):
         longest -= 2  # their positions begin after the padding's
     return {
         "MODEL": model_name_for(model),
         "PRETRAINED": json.dumps(source, ensure_ascii=False),
-        "PAD": str(int(pad)),
-        "MAX_LENGTH": str(min(MAX_LENGTH, int(longest))),
+        "PAD": str(pad),
+        "MAX_LENGTH": str(min(MAX_LENGTH, longest)),
     }
 
 
-def _config(path: Path) -> dict[str, object]:
+def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not path.is_dir():
         return {}

@@ -1,0 +1,83 @@
+"""docs/settings.md, made from the key table: `python -m docml_assets.experiment.reference > docs/settings.md`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from docml_assets.experiment.keys import Keys, extra_of
+from docml_contract.hyperparameters import TrainingHyperparameters
+
+INTRODUCTION = """# settings.ini
+
+Made from the code by `python -m docml_assets.experiment.reference > docs/settings.md`; a test keeps it true.
+
+`settings.ini` has three sections. `docml validate` reports every mistake in it at once.
+
+- A value may go on over further lines if these are indented. Lines whose first character is `#` or `;` are comments; everywhere else
+  these two, and `%`, are ordinary characters. Lists are comma-separated. Keys of `[settings]` are upper-case.
+- The file is copied into the store with every run: it must hold no secret.
+- A run keeps its settings for ever. Only the keys marked *free* do not freeze with it: the sensors and `docml run` take them
+  from the folder, everything else from the run's claim.
+
+## [settings]
+
+| key | meaning | value | default | |
+| --- | --- | --- | --- | --- |"""
+
+HYPERPARAMETERS = """
+## [hyperparameters]
+
+Constants. These are read by the training loop; any further key is the experiment's own: `load_model` sees all, `encode_data`
+only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `[1, 2]`), and as
+text where they are none. A key that is nearly one of these is refused: a typo would go unnoticed.
+
+| key | meaning | default |
+| --- | --- | --- |"""
+
+TUNABLE = """
+## [tunable]
+
+What `RUN_TUNING = true` searches. A key may stand in `[hyperparameters]` too: training takes the constant, tuning the range.
+
+| written | means |
+| --- | --- |
+| `learning_rate = 1e-6 -> 1e-4` | an interval, both ends included |
+| `learning_rate = 1e-6 -> 1e-4 log` | the same, searched on a logarithmic scale |
+| `warmup_steps = 0 -> 100` | an interval of whole numbers, as both ends are |
+| `train_batch_size = 8, 16, 32` | a choice; the only kind that `TUNING_STRATEGY = Grid` takes |
+
+At most 30 keys, and at most 30 values a choice; at most 100 hyperparameters in all (limits of SageMaker)."""
+
+
+def reference() -> str:
+    """The whole document."""
+    lines = [INTRODUCTION, *_settings(), HYPERPARAMETERS, *_hyperparameters(), TUNABLE]
+    return "\n".join(lines) + "\n"
+
+
+def _settings() -> Iterator[str]:
+    for name, field in Keys.model_fields.items():
+        extra = extra_of(name)
+        default = "**required**" if field.is_required() else extra["shown"] or _text(field.get_default())
+        free = "free" if extra["operational"] else ""
+        yield f"| {name.upper()} | {field.description} | {extra['expected']} | {default} | {free} |".replace(
+            "  |", " |"
+        )
+
+
+def _hyperparameters() -> Iterator[str]:
+    for name, field in TrainingHyperparameters.model_fields.items():
+        yield f"| {name} | {field.description} | {_text(field.default)} |"
+
+
+def _text(value: Any) -> str:
+    if value is None or value is PydanticUndefined:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

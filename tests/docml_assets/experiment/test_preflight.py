@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from docml_assets.experiment.preflight import deployment_problems, finished_in, step_problems
+from docml_assets.experiment.settings import parse_settings
+from docml_contract.names import MANIFEST, RunPlace
+from resources.errors import StoreError
+from resources.store import Store
+from tests.docml_assets.experiment.experiments import settings_text
+
+AWS = {
+    "DOCML_ENV": "aws",
+    "DOCML_STORE": "s3://bucket/prefix",
+    "DOCML_SAGEMAKER_ROLE_ARN": "arn:aws:iam::123456789012:role/docml",
+    "DOCML_IMAGE": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/docml:1",
+    "AWS_REGION": "eu-west-1",
+}
+
+
+def skipped(text: str, store: Store) -> list[str]:
+    settings = parse_settings(settings_text(text), "f")
+    problems = step_problems(settings, "f", settings_text(text), finished_in(store, "EXP", settings))
+    return [problem.found for problem in problems]
+
+
+def test_skipped_steps_that_a_first_run_needs(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), environment={})
+    assert skipped("", store) == []
+    assert skipped("RUN_RECONCILIATION = false", store) == [
+        "RUN_RECONCILIATION off in run 1, which is to perform RUN_PREPARATION"
+    ]
+    assert skipped("RUN_PREPARATION = false", store) == [
+        "RUN_PREPARATION off in run 1, which is to perform RUN_TRAINING or RUN_TUNING"
+    ]
+    assert skipped("RUN_TRAINING = false", store) == ["RUN_TRAINING off in run 1, which is to perform RUN_INFERENCE"]
+    assert len(skipped("RUN_PREPARATION = false\nRUN_TRAINING = false", store)) == 2
+    assert skipped("RUN_PREPARATION = false\nRUN_TRAINING = false\nRUN_INFERENCE = false", store) == []
+
+
+def test_an_earlier_run_supplies_them(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), environment={})
+    place = RunPlace("EXP", 2)
+    store.put(f"{place.preparation}/{MANIFEST}", b"{}")
+    store.put(f"{place.trained('a', tuned=True)}/{MANIFEST}", b"{}")
+    assert skipped("RUN_NUM = 3\nRUN_PREPARATION = false", store) == []
+    assert skipped("RUN_NUM = 2\nRUN_PREPARATION = false", store) == []  # finished before in this run
+    assert skipped("RUN_NUM = 1\nRUN_PREPARATION = false", store) != []  # later runs do not count
+    assert skipped("RUN_NUM = 3\nRUN_RECONCILIATION = false", store) != []
+    assert skipped("RUN_NUM = 3\nMODEL_NAMES = a\nRUN_TRAINING = false", store) == []
+    assert skipped("RUN_NUM = 3\nMODEL_NAMES = a, b\nRUN_TRAINING = false", store) != []
+
+
+def test_a_store_that_does_not_answer_may_have_them(tmp_path: Path) -> None:
+    class Silent(Store):
+        def list_folders(self, prefix: str = "") -> list[str]:
+            raise StoreError("no answer")
+
+    assert skipped("RUN_TRAINING = false", Silent(str(tmp_path), {})) == []
+
+
+def complaints(environment: dict[str, str], settings: str = "") -> list[str]:
+    return [problem.found for problem in deployment_problems(parse_settings(settings_text(settings), "f"), environment)]
+
+
+def test_a_complete_deployment() -> None:
+    assert complaints({}) == []
+    assert complaints(AWS) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "complaint"),
+    [
+        ({"DOCML_ENV": "cloud"}, "", "DOCML_ENV = cloud"),
+        ({"DOCML_STORE": ""}, "", "DOCML_STORE = ./storage on aws"),
+        ({"DOCML_SAGEMAKER_ROLE_ARN": ""}, "", "no DOCML_SAGEMAKER_ROLE_ARN"),
+        ({"DOCML_SAGEMAKER_ROLE_ARN": "docml"}, "", "DOCML_SAGEMAKER_ROLE_ARN = docml"),
+        ({"DOCML_IMAGE": ""}, "", "neither DOCKER_IMAGE nor DOCML_IMAGE"),
+        ({"AWS_REGION": ""}, "", "no AWS_REGION"),
+        ({"DOCML_SUBNETS": "subnet-1"}, "", "only one of DOCML_SUBNETS and DOCML_SECURITY_GROUPS"),
+        ({"AWS_ACCESS_KEY_ID": "x"}, "", "AWS_ACCESS_KEY_ID alone"),
+        ({"DOCML_PRICES": "{"}, "", "DOCML_PRICES = {"),
+        ({"DOCML_PRICES": '{"ml.m5.xlarge": "1"}'}, "", 'DOCML_PRICES = {"ml.m5.xlarge": "1"}'),
+        ({"DOCML_WORKER_PYTHON": "/no/such/python"}, "", "DOCML_WORKER_PYTHON = /no/such/python"),
+        ({}, "WANDB_MODE = online", "WANDB_MODE = online without WANDB_API_KEY"),
+        ({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online", "WANDB_API_KEY as plain text on aws"),
+    ],
+)
+def test_what_a_deployment_lacks(changed: dict[str, str], settings: str, complaint: str) -> None:
+    assert complaints({**AWS, **changed}, settings) == [complaint]
+
+
+def test_an_experiments_own_image_is_enough() -> None:
+    assert complaints({**AWS, "DOCML_IMAGE": ""}, "DOCKER_IMAGE = repository/image:tag") == []
+    assert complaints({**AWS, "WANDB_API_KEY": "secretsmanager:wandb#key"}, "WANDB_MODE = online") == []
+    assert complaints({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online") == []

@@ -1,0 +1,71 @@
+import pytest
+
+from docml_assets.experiment.settings import SettingsError, parse_settings
+from tests.docml_assets.experiment.experiments import settings_text
+
+
+def complaint(settings: str, tunable: str = "") -> str:
+    """The one problem of these settings."""
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(settings_text(settings, tunable=tunable), "f")
+    (problem,) = caught.value.problems
+    assert problem.line > 1
+    return str(problem)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tunable", "expected"),
+    [
+        ("RUN_TUNING = true", "x = 1, 2", "RUN_TRAINING and RUN_TUNING both on"),
+        (
+            "FILES_ON_RESEARCH = other.json\nMODEL_INPUT_FILES = other.json",
+            "",
+            "FILES_ON_RESEARCH without raw_text.json",
+        ),
+        ("MODEL_INPUT_FILES = other.json", "", "other.json, which no artifact needs to have"),
+        ("SPLIT = 0.8, 0.1, 0.2", "", "sum 1.1"),
+        ("SPLIT = 0.9, 0.1, 0", "", "above 0"),
+        ("SPLIT = 1.2, -0.1, -0.1", "", "above 0"),
+        ("SPLIT = nan, 0.5, 0.5", "", "SPLIT = nan"),
+        ("SPLIT_BY = label", "", "SPLIT_BY = label"),
+        ("LABELS_QUERY = DELETE FROM t", "", "DELETE statement"),
+        ("RUN_TRAINING = false\nRUN_TUNING = true", "", "without anything in [tunable]"),
+        ("MAX_PARALLEL_JOBS = 11", "", "MAX_PARALLEL_JOBS = 11 with MAX_JOBS = 10"),
+        ("TUNING_STRATEGY = Grid", "x = 1 -> 2", "a grid cannot go through an interval"),
+        ("TUNING_STRATEGY = grid\nMAX_JOBS = 5", "x = 1, 2\ny = 1, 2, 3", "a grid of 6 trials"),
+        ('METRIC_DEFINITIONS = {"m": "m=.*"}', "", "0 capture groups"),
+        ('METRIC_DEFINITIONS = {"m": "(a)(b)"}', "", "2 capture groups"),
+        ('METRIC_DEFINITIONS = {"m": "("}', "", "no regular expression"),
+        ('METRIC_DEFINITIONS = {"": "(a)"}', "", "an empty name"),
+        ('METRIC_DEFINITIONS = {"m": "(' + "a" * 500 + ')"}', "", "502 characters"),
+        ("OBJECTIVE_METRIC_NAME = other", "", "which nothing reads from the log"),
+        ("TRAINING_USE_SPOT = true\nTRAINING_MAX_WAIT_SECONDS = 100", "", "TRAINING_MAX_WAIT_SECONDS = 100"),
+        ("TRAINING_MAX_WAIT_SECONDS = 100000", "", "without spot"),
+        ("TRAINING_USE_SPOT = true\nTRAINING_KEEP_ALIVE_SECONDS = 60", "", "no warm pool with spot"),
+        ("TRAINING_INSTANCE_COUNT = 2", "", "USE_DISTRIBUTED = false"),
+    ],
+)
+def test_broken_rules(settings: str, tunable: str, expected: str) -> None:
+    assert expected in complaint(settings, tunable)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tunable"),
+    [
+        ("RUN_TRAINING = false\nRUN_TUNING = true", "learning_rate = 1e-6 -> 1e-4"),
+        ("FILES_ON_RESEARCH = raw_text.json, words.json\nMODEL_INPUT_FILES = words.json", ""),
+        ("SPLIT = 0.6, 0.15, 0.25", ""),
+        ("SPLIT_BY = customer\nLABELS_QUERY = SELECT artifact_guid, label, file_hash, customer FROM t", ""),
+        ("TUNING_STRATEGY = Grid\nMAX_JOBS = 6", "x = 1, 2\ny = 1, 2, 3"),
+        ('METRIC_DEFINITIONS = {"mine": "mine=([0-9.]+)"}\nOBJECTIVE_METRIC_NAME = mine', ""),
+        ("OBJECTIVE_METRIC_NAME = valid_loss\nOBJECTIVE_TYPE = minimize", ""),
+        ("TRAINING_USE_SPOT = true\nTRAINING_MAX_WAIT_SECONDS = 86400", ""),
+        ("USE_DISTRIBUTED = true\nTRAINING_INSTANCE_COUNT = 2", ""),
+    ],
+)
+def test_rules_that_hold(settings: str, tunable: str) -> None:
+    assert parse_settings(settings_text(settings, tunable=tunable), "f")
+
+
+def test_a_rule_keeps_silent_where_it_reads_a_wrong_key() -> None:
+    assert "FILES_FROM_PROD" in complaint("FILES_FROM_PROD = a/b")
