@@ -15,7 +15,7 @@ import pyarrow as pa
 from docml_trainer.shapes import Shape
 
 Array = np.ndarray[Any, Any]
-_PLAIN_TYPES = {"bool": {bool}, "int": {int}, "float": {int, float}}
+_PLAIN_TYPES: dict[str, set[type]] = {"bool": {bool}, "int": {int}, "float": {int, float}}
 
 
 class BadValue(Exception):
@@ -92,6 +92,9 @@ def _one(index: int, shape: Shape, value: Any) -> Array:
     """One document's value as an array of the declared type."""
     array = _as_array(index, shape, value)
     expected = f"expected {shape}"
+    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(shape.dtype).kind]
+    if array.size and array.dtype.kind not in allowed:
+        raise BadValue(index, f"found {_kind(array)}, {expected}")
     if array.size == 0 and 0 < array.ndim < shape.rank:  # an empty list does not tell how deep it is
         array = array.reshape((0, *(length or 0 for length in shape.axes[1:])))
     if array.ndim != shape.rank:
@@ -99,9 +102,6 @@ def _one(index: int, shape: Shape, value: Any) -> Array:
     for axis, (found, declared) in enumerate(zip(array.shape, shape.axes, strict=True)):
         if declared is not None and found != declared:
             raise BadValue(index, f"found length {found} on axis {axis}, {expected}")
-    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(shape.dtype).kind]
-    if array.size and array.dtype.kind not in allowed:
-        raise BadValue(index, f"found {_kind(array)} values, {expected}")
     if array.size and shape.is_integer:
         limits = np.iinfo(shape.dtype)
         for extreme in (int(array.min()), int(array.max())):
@@ -138,12 +138,13 @@ def _inner_lengths(value: Any) -> str:
 
 
 def _kind(array: Array) -> str:
+    """What the values are, for someone who expected numbers."""
     if array.dtype.kind in "US":
         return "text"
     if array.dtype.kind != "O":
-        return str(array.dtype)
-    odd = next((item for item in array.reshape(-1) if not isinstance(item, int | float)), None)
-    return type(odd).__name__
+        return f"{array.dtype} values" if array.ndim else f"a {array.dtype}"
+    odd = next((item for item in array.reshape(-1) if not isinstance(item, int | float)), 0)
+    return "an integer beyond 64 bits" if odd == 0 else "None" if odd is None else f"a {type(odd).__name__}"
 
 
 def _offsets(lengths: Array) -> Array:

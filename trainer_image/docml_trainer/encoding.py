@@ -133,7 +133,7 @@ class Encoder:
     @cached_property
     def features(self) -> datasets.Features:
         """The features of all models, prefixed."""
-        prefixed = {}
+        prefixed: dict[str, Any] = {}
         for context in self.contexts:
             prefix = column_prefix(context.model_name, context.model_names)
             prefixed |= {prefix + name: feature for name, feature in self.declared[context.model_name].items()}

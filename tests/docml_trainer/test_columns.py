@@ -1,0 +1,83 @@
+"""Strict conversion: what an encoder returns is what its feature declares, or is refused by position."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from docml_trainer.columns import BadValue, Column, arrow_type, column
+from docml_trainer.shapes import Shape
+
+IDS = Shape((None,), "int32")
+BOXES = Shape((None, 4), "int32")
+CHUNKS = Shape((None, None), "int64")
+
+
+def test_plain_lists_arrays_and_tensors_are_equal() -> None:
+    plain = column(IDS, [[1, 2, 3], [], [4]])
+    arrays = column(IDS, [np.array([1, 2, 3]), np.array([], dtype=int), np.array([4])])
+    tensors = column(IDS, [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])])
+    for found in (plain, arrays, tensors):
+        assert found.to_arrow().to_pylist() == [[1, 2, 3], [], [4]]
+        assert found.to_arrow().type == arrow_type(IDS)
+        assert found.offsets.tolist() == [0, 3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        (BOXES, [[[1, 2, 3, 4], [5, 6, 7, 8]], [], [[9, 9, 9, 9]]]),
+        (CHUNKS, [[[1, 2], [3, 4], [5, 6]], [[7]]]),
+        (Shape((None, 2, None), "float32"), [[[[1.0], [2.0]]], [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]]]),
+        (Shape((), "int64"), [1, 2, 3]),
+        (Shape((), "float64"), [1, 2.5, 3]),
+        (Shape((None,), "bool"), [[True, False], []]),
+        (Shape((None,), "float32"), [[1, 2.5], [0.5]]),
+        (IDS, []),
+        (BOXES, []),
+    ],
+)
+def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
+    array = column(shape, values).to_arrow()
+    assert array.type == arrow_type(shape)
+    assert array.to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong", "found"),
+    [
+        (IDS, "abc", "text"),
+        (IDS, ["a"], "text"),
+        (IDS, [1, None], "None"),
+        (IDS, [1.0, 2.0], "float64 values"),
+        (IDS, [True], "bool values"),
+        (IDS, np.array([1.5]), "float64 values"),
+        (IDS, 7, "0 axes"),
+        (IDS, None, "None"),
+        (IDS, {"a": 1}, "a dict"),
+        (IDS, [[1], [2]], "2 axes"),
+        (IDS, [2**40], "1099511627776, expected int32[*]: -2147483648 to 2147483647"),
+        (IDS, [2**70], "beyond 64 bits"),
+        (Shape((None,), "uint16"), [-1], "-1, expected uint16[*]: 0 to 65535"),
+        (Shape((None,), "uint16"), [70_000], "70000"),
+        (BOXES, [[1, 2, 3, 4], [1, 2, 3]], "ragged inner lists of lengths 3, 4"),
+        (CHUNKS, [[1, 2], [1]], "ragged inner lists of lengths 1, 2"),
+        (BOXES, [[1, 2, 3]], "length 3 on axis 1"),
+        (Shape((3,), "float32"), [1.0, 2.0], "length 2 on axis 0"),
+        (Shape((None,), "float32"), [1e300], "beyond the range of float32"),
+        (Shape((None,), "bool"), [1, 0], "int64 values"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(shape: Shape, wrong: Any, found: str) -> None:
+    right = np.zeros([length or 1 for length in shape.axes], dtype=shape.dtype)
+    with pytest.raises(BadValue) as error:
+        column(shape, [right, wrong, right])
+    assert error.value.index == 1
+    assert found in str(error.value)
+    assert str(shape) in str(error.value)
+
+
+def test_wide_values_do_not_depend_on_the_stored_type() -> None:
+    narrow: Column = column(Shape((None,), "uint8"), [[1, 2]])
+    assert narrow.wide().tobytes() == column(Shape((None,), "int64"), [[1, 2]]).wide().tobytes()

@@ -1,0 +1,145 @@
+"""Splits: shares kept by label, groups whole, earlier assignments untouched, order without influence."""
+
+import random
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from docml_contract.names import SPLITS
+from docml_trainer.splits import assign_splits
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def assign(
+    guids: list[str],
+    labels: list[str] | None = None,
+    groups: list[str | None] | None = None,
+    alike: list[str | None] | None = None,
+    earlier: dict[str, str] | None = None,
+    shares: tuple[float, ...] = SHARES,
+    seed: int = 13,
+) -> dict[str, str | None]:
+    nothing: list[str | None] = [None] * len(guids)
+    found = assign_splits(
+        guids,
+        labels or ["a"] * len(guids),
+        groups or nothing,
+        alike or nothing,
+        earlier=earlier or {},
+        shares=shares,
+        seed=seed,
+    )
+    return dict(zip(guids, found, strict=True))
+
+
+def test_every_label_has_its_shares() -> None:
+    guids = [f"d{index}" for index in range(1_000)]
+    labels = ["big" if index % 10 else "small" for index in range(1_000)]
+    splits = assign(guids, labels)
+    for label, size in (("big", 900), ("small", 100)):
+        counts = Counter(splits[guid] for guid, of in zip(guids, labels, strict=True) if of == label)
+        assert [counts[split] for split in SPLITS] == [size * 8 // 10, size // 10, size // 10]
+
+
+def test_a_label_with_three_documents_appears_in_every_split() -> None:
+    assert Counter(assign(["x", "y", "z"]).values()) == {"train": 1, "valid": 1, "test": 1}
+
+
+def test_a_share_of_zero_gets_nothing() -> None:
+    assert set(assign([f"d{i}" for i in range(10)], shares=(0.8, 0.2, 0.0)).values()) == {"train", "valid"}
+
+
+def test_another_seed_is_another_assignment() -> None:
+    guids = [f"d{index}" for index in range(100)]
+    assert assign(guids) == assign(guids)
+    assert assign(guids) != assign(guids, seed=14)
+
+
+def test_with_documents_added_nobody_moves_and_the_shares_are_filled() -> None:
+    first = assign([f"d{index}" for index in range(100)])
+    later = assign([f"d{index}" for index in range(150)], earlier={guid: str(split) for guid, split in first.items()})
+    assert {guid: later[guid] for guid in first} == first
+    assert Counter(later.values()) == {"train": 120, "valid": 15, "test": 15}
+
+
+def test_a_new_document_joins_its_group() -> None:
+    splits = assign(["old", "new", "twin"], groups=["g", "g", None], alike=[None, "n", "n"], earlier={"old": "test"})
+    assert splits == {"old": "test", "new": "test", "twin": "test"}
+
+
+def test_a_new_document_between_groups_in_different_splits_is_left_out_and_only_that_one() -> None:
+    splits = assign(
+        ["a", "b", "bridge", "more-a", "beyond"],
+        groups=["A", "B", "A", "A", None],
+        alike=[None, "x", "x", None, None],
+        earlier={"a": "train", "b": "test"},
+    )
+    assert splits["bridge"] is None
+    assert splits["more-a"] == "train"
+    assert splits["beyond"] in SPLITS
+
+
+def test_what_only_a_left_out_document_tied_to_a_conflict_is_free() -> None:
+    """`bridge` has a SPLIT_BY group in train and a near-duplicate in test; nothing else is left out."""
+    guids = ["a", "b", "bridge", "follower"]
+    splits = assign(
+        guids,
+        groups=["A", None, "A", "A"],
+        alike=[None, "n", "n", None],
+        earlier={"a": "train", "b": "test"},
+    )
+    assert (splits["bridge"], splits["follower"]) == (None, "train")
+
+
+def test_earlier_documents_whose_groups_came_together_stay_where_they_are() -> None:
+    splits = assign(["a", "b"], alike=["n", "n"], earlier={"a": "train", "b": "test"})
+    assert splits == {"a": "train", "b": "test"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_group_straddles_splits_and_order_does_not_matter(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 40))
+    guids = [f"d{index}" for index in range(count)]
+    some_group = st.one_of(st.none(), st.sampled_from("ABCDEFG"))
+    labels = data.draw(st.lists(st.sampled_from("xyz"), min_size=count, max_size=count))
+    groups = data.draw(st.lists(some_group, min_size=count, max_size=count))
+    alike = data.draw(st.lists(some_group, min_size=count, max_size=count))
+    known = data.draw(st.lists(st.one_of(st.none(), st.sampled_from(SPLITS)), min_size=count, max_size=count))
+    earlier = {guid: split for guid, split in zip(guids, known, strict=True) if split}
+
+    splits = assign(guids, labels, groups, alike, earlier)
+
+    assert all(splits[guid] == split for guid, split in earlier.items())
+    members: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for guid, group, twin in zip(guids, groups, alike, strict=True):
+        for kind, name in (("group", group), ("alike", twin)):
+            if name:
+                members[kind, name].append(guid)
+    for of_group in members.values():
+        before = {earlier[guid] for guid in of_group if guid in earlier}
+        after = {splits[guid] for guid in of_group if splits[guid]}
+        assert len(after) <= max(1, len(before))
+    if not earlier:
+        assert None not in splits.values()
+
+    order = list(range(count))
+    random.Random(1).shuffle(order)
+    again = assign(*([column[index] for index in order] for column in (guids, labels, groups, alike)), earlier)
+    assert again == splits
+
+
+@pytest.mark.parametrize("sizes", [[50, 30, 10, 5, 5], [90, 10], [100]])
+def test_large_groups_still_leave_splits_near_their_shares(sizes: list[int]) -> None:
+    groups: list[str | None] = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    guids = [f"d{index}" for index in range(len(groups))]
+    splits = assign(guids, groups=groups)
+    assert None not in splits.values()
+    by_group = defaultdict(set)
+    for guid, group in zip(guids, groups, strict=True):
+        by_group[group].add(splits[guid])
+    assert all(len(found) == 1 for found in by_group.values())
+    assert "train" in splits.values()
