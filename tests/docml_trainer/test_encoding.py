@@ -1,0 +1,216 @@
+"""The encoder's answers: rows that are right, documents that fail, encoders that are wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from docml_trainer.encoding import DIGEST, SIGNATURE, Document, Encoder
+from docml_trainer.errors import DataError, UserCodeError
+from docml_trainer.functions import Context, UserFunctions
+from docml_trainer.near_duplicates import signatures
+
+HEAD = """\
+import json
+from datasets import Features, List, Value
+
+def get_dataset_features(context):
+    return Features({"input_ids": List(Value("uint16")), "boxes": List(List(Value("int32"), length=2))})
+
+def words(instance):
+    return json.loads(instance["raw_text.json"].read_bytes())["text"].split()
+"""
+ENCODE_DATA = """
+def encode_data(instance, context):
+    found = words(instance)
+    if not found:
+        return None
+    ids = [len(word) for word in found]
+    return {"input_ids": ids, "boxes": [[i, i + 1] for i in ids], "untruncated_length": len(ids) + 1}
+"""
+ENCODE_BATCH = """
+def encode_batch(instances, context):
+    return [encode_data(instance, context) for instance in instances]
+"""
+
+
+def encoder(tmp_path: Path, source: str, models: tuple[str, ...] = ("toy",), sign: bool = False) -> Encoder:
+    path = tmp_path / "user_defined_funcs.py"
+    path.write_text(source)
+    contexts = tuple(Context.of(model, models, ("a", "b"), {}) for model in models)
+    return Encoder(UserFunctions.load(path), contexts, sign, lambda first, count: None)
+
+
+def document(tmp_path: Path, position: int, content: bytes | str | None, label: str = "a") -> Document:
+    path = tmp_path / f"{position}.json"
+    if content is None:
+        return Document(position, f"guid-{position}", label, {}, ("raw_text.json",))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps({"text": content}).encode())
+    return Document(position, f"guid-{position}", label, {"raw_text.json": path}, ())
+
+
+def test_encode_batch_gives_the_same_rows_as_encode_data(tmp_path: Path) -> None:
+    documents = [document(tmp_path, i, "word " * (i % 4) + "end" * (i % 2)) for i in range(9)]
+    one_by_one = encoder(tmp_path, HEAD + ENCODE_DATA, sign=True)
+    at_once = encoder(tmp_path, HEAD + ENCODE_DATA + ENCODE_BATCH, sign=True)
+    assert (one_by_one.function_name, at_once.function_name) == ("encode_data", "encode_batch")
+    rows = one_by_one(documents)
+    assert rows.equals(at_once(documents))
+    assert rows["@position"].to_pylist() == [1, 2, 3, 5, 6, 7]
+    assert one_by_one.tally == at_once.tally
+    assert at_once.tally.returned_none == {"a": 3}
+
+
+def test_encode_batch_may_return_columns_and_arrays(tmp_path: Path) -> None:
+    source = (
+        HEAD
+        + """
+import numpy as np
+def encode_batch(instances, context):
+    ids = [np.array([len(word) for word in words(instance)], dtype=np.int64) for instance in instances]
+    return {"input_ids": ids, "boxes": [np.stack([i, i], axis=1) for i in ids]}
+"""
+    )
+    rows = encoder(tmp_path, source)([document(tmp_path, 0, "a bb"), document(tmp_path, 1, "ccc")])
+    assert rows["input_ids"].to_pylist() == [[1, 2], [3]]
+    assert rows["boxes"].to_pylist() == [[[1, 1], [2, 2]], [[3, 3]]]
+    assert rows["@untruncated toy"].to_pylist() == [None, None]
+
+
+def test_a_comparison_has_every_models_columns(tmp_path: Path) -> None:
+    source = """
+from datasets import Features, List, Value
+def get_dataset_features(context):
+    return Features({"input_ids": List(Value("int32")), **({"mask": Value("bool")} if context.model_name == "b" else {})})
+def encode_data(instance, context):
+    ids = [context.model_names.index(context.model_name)] * 3
+    return {"input_ids": ids, "untruncated_length": 4, **({"mask": True} if context.model_name == "b" else {})}
+"""
+    both = encoder(tmp_path, source, models=("a", "b"))
+    rows = both([document(tmp_path, 0, "x")])
+    assert list(both.features) == ["a_input_ids", "b_input_ids", "b_mask"]
+    assert rows.select(list(both.features)).to_pylist() == [
+        {"a_input_ids": [0, 0, 0], "b_input_ids": [1, 1, 1], "b_mask": True}
+    ]
+    assert rows["@tokens b"].to_pylist() == [3]
+
+
+def test_a_mask_tells_the_tokens_of_a_document_that_the_user_padded(tmp_path: Path) -> None:
+    source = """
+from datasets import Features, List, Value
+def get_dataset_features(context):
+    return Features({"input_ids": List(Value("int32"), length=6), "attention_mask": List(Value("int8"), length=6)})
+def encode_data(instance, context):
+    return {"input_ids": [5, 6, 0, 0, 0, 0], "attention_mask": [1, 1, 0, 0, 0, 0]}
+"""
+    assert encoder(tmp_path, source)([document(tmp_path, 0, "x")] * 2)["@tokens toy"].to_pylist() == [2, 2]
+
+
+def test_signatures_are_over_the_tokens(tmp_path: Path) -> None:
+    rows = encoder(tmp_path, HEAD + ENCODE_DATA, sign=True)([document(tmp_path, 0, "a bb ccc dddd")])
+    assert rows[SIGNATURE].to_pylist() == [signatures([np.array([1, 2, 3, 4])])[0].tobytes()]
+
+
+def test_the_digest_tells_values_apart_and_not_types(tmp_path: Path) -> None:
+    same = [document(tmp_path, 0, "a bb")]
+    narrow = encoder(tmp_path, HEAD + ENCODE_DATA)(same)[DIGEST]
+    assert encoder(tmp_path, HEAD.replace("uint16", "int64") + ENCODE_DATA)(same)[DIGEST] == narrow
+    assert encoder(tmp_path, HEAD + ENCODE_DATA.replace("[i, i + 1]", "[i, i]"))(same)[DIGEST] != narrow
+
+
+@pytest.mark.parametrize("batch", ["", ENCODE_BATCH])
+def test_a_file_that_cannot_be_read_is_a_failure_and_the_others_are_encoded(tmp_path: Path, batch: str) -> None:
+    contents: list[bytes | str | None] = ["good", b"{broken", b"", b'{"text": "\xff\xfe"}', None, "fine"]
+    found = encoder(tmp_path, HEAD + ENCODE_DATA + batch)
+    rows = found([document(tmp_path, index, content, "b") for index, content in enumerate(contents)])
+    assert rows["@position"].to_pylist() == [0, 5]
+    assert found.tally.failed == {"b": 4}
+    broken, empty, not_utf8, missing = found.tally.failures
+    assert (broken.artifact_guid, broken.label, broken.file) == ("guid-1", "b", "raw_text.json")
+    assert "JSONDecodeError" in broken.error
+    assert "user_defined_funcs.py, line 8, in words: return json.loads" in broken.error
+    assert "JSONDecodeError" in empty.error
+    assert "UnicodeDecodeError" in not_utf8.error
+    assert missing.error == "raw_text.json: the artifact has no such file"
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        ('{"input_ids": "abc", "boxes": []}', "feature 'input_ids': found text, expected uint16[*]"),
+        ('{"input_ids": [1.5], "boxes": []}', "feature 'input_ids': found float64 values, expected uint16[*]"),
+        ('{"input_ids": [1, None], "boxes": []}', "feature 'input_ids': found None, expected uint16[*]"),
+        ('{"input_ids": [1]}', "feature 'boxes' is missing; found ['input_ids'], expected ['input_ids', 'boxes']"),
+        ('{"input_ids": [1], "boxes": [], "extra": 1}', "feature 'extra' is not declared"),
+        ('{"input_ids": [1], "boxes": [[1, 2], [3]]}', "feature 'boxes': found ragged inner lists of lengths 1, 2"),
+        ('{"input_ids": [1], "boxes": [[1, 2, 3]]}', "feature 'boxes': found length 3 on axis 1, expected int32[*, 2]"),
+        ('{"input_ids": [70000], "boxes": []}', "feature 'input_ids': found 70000, expected uint16[*]: 0 to 65535"),
+        ("[1, 2]", "found list [1, 2], expected a dict of ['input_ids', 'boxes'] or None"),
+        ('{"input_ids": [1], "boxes": [], "untruncated_length": "9"}', "untruncated_length is str '9'"),
+    ],
+)
+@pytest.mark.parametrize("function", ["encode_data", "encode_batch"])
+def test_a_wrong_encoder_is_named_with_feature_and_artifact(
+    tmp_path: Path, returned: str, complaint: str, function: str
+) -> None:
+    right = '{"input_ids": [1], "boxes": [[1, 2]]}'
+    source = (
+        HEAD
+        + f"\ndef encode_data(instance, context):\n    return {returned} if words(instance) == ['bad'] else {right}\n"
+    )
+    wrong = encoder(tmp_path, source + (ENCODE_BATCH if function == "encode_batch" else ""))
+    with pytest.raises(UserCodeError) as error:
+        wrong([document(tmp_path, 0, "good"), document(tmp_path, 1, "bad", "b")])
+    assert complaint in str(error.value)
+    assert f"{function} returned a wrong encoding for artifact guid-1 (label 'b')" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        ("[None]", "a list of 2"),
+        ("7", "a list of 2"),
+        ('{"input_ids": [[1]], "boxes": [[], []]}', "feature 'input_ids'"),
+    ],
+)
+def test_encode_batch_answers_for_every_document(tmp_path: Path, returned: str, complaint: str) -> None:
+    wrong = encoder(tmp_path, HEAD + f"def encode_batch(instances, context):\n    return {returned}\n")
+    with pytest.raises(UserCodeError, match=r"for 2 documents from artifact guid-0") as error:
+        wrong([document(tmp_path, 0, "x"), document(tmp_path, 1, "y")])
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "complaint"),
+    [
+        ('{"labels": Value("int64")}', UserCodeError, "declares ['labels']"),
+        ("{}", UserCodeError, "declares no feature"),
+        ('{"text": Value("string")}', DataError, "feature 'text'"),
+        ('{"parts": {"a": Value("int32")}}', DataError, "feature 'parts'"),
+    ],
+)
+def test_features_that_cannot_become_tensors_are_refused(
+    tmp_path: Path, features: str, error: type[Exception], complaint: str
+) -> None:
+    source = (
+        f"from datasets import *\ndef get_dataset_features(context):\n    return Features({features})\n" + ENCODE_DATA
+    )
+    with pytest.raises(error) as refused:
+        encoder(tmp_path, source).schema()
+    assert complaint in str(refused.value)
+
+
+def test_one_of_the_two_encoders_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UserCodeError, match="neither encode_data nor encode_batch"):
+        encoder(tmp_path, HEAD)
+
+
+def test_what_is_being_encoded_is_told(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    documents = [document(tmp_path, 3, "x"), document(tmp_path, 4, b"{"), document(tmp_path, 5, "y")]
+    for source in (HEAD + ENCODE_DATA, HEAD + ENCODE_DATA + ENCODE_BATCH):
+        plain = encoder(tmp_path, source)
+        Encoder(plain.functions, plain.contexts, False, lambda first, count: heard.append((first, count)))(documents)
+    assert heard == [(3, 1), (4, 1), (5, 1), (3, 3), (3, 1), (4, 1), (5, 1)]
