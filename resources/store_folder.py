@@ -40,12 +40,12 @@ class FolderBackend:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes:
-        path = self._path(key)
-        with self._errors(key):
+        path = self.path_of(key)
+        with self.reading(key):
             return path.read_bytes()
 
     def head(self, key: str) -> StoredObject | None:
-        path = self._path(key)
+        path = self.path_of(key)
         try:
             status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -93,7 +93,7 @@ class FolderBackend:
             try:
                 self._place(draft, key, os.link)
             except FileExistsError:
-                if self._path(key).is_file():
+                if self.path_of(key).is_file():
                     return False
                 raise
             return True
@@ -104,10 +104,10 @@ class FolderBackend:
             return self._placed(draft, key)
 
     def get_file(self, key: str, path: Path) -> None:
-        source = self._path(key)
+        source = self.path_of(key)
         draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.part")
         try:
-            with self._errors(key):
+            with self.reading(key):
                 _reflink_or_copy(source, draft)
             draft.replace(path)
         finally:
@@ -115,7 +115,7 @@ class FolderBackend:
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            path = self._path(key)
+            path = self.path_of(key)
             with suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
             # Folders vanish with their last object, as on S3.
@@ -133,8 +133,8 @@ class FolderBackend:
     def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
         with self._draft(target) as draft:
             if isinstance(other, FolderBackend):
-                with other._errors(source):
-                    _reflink_or_copy(other._path(source), draft)
+                with other.reading(source):
+                    _reflink_or_copy(other.path_of(source), draft)
             else:
                 other.get_file(source, draft)
             return self._placed(draft, target)
@@ -146,7 +146,7 @@ class FolderBackend:
 
         return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
 
-    def _path(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
         if key.split("/", 1)[0] == DRAFTS:
             raise StoreError(f"key {key!r}: {DRAFTS} is where unfinished writes lie; choose another name")
         return self.root / key
@@ -201,7 +201,7 @@ class FolderBackend:
             path.unlink(missing_ok=True)
 
     def _place(self, draft: Path, key: str, move: Callable[[Path, Path], None]) -> None:
-        target = self._path(key)
+        target = self.path_of(key)
         for _ in range(100):
             try:
                 return move(draft, target)
@@ -213,11 +213,11 @@ class FolderBackend:
     def _placed(self, draft: Path, key: str) -> StoredObject:
         size = draft.stat().st_size
         self._place(draft, key, os.replace)
-        path = self._path(key)
+        path = self.path_of(key)
         return StoredObject(key, size, lambda: self._sha256(path))
 
     @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
+    def reading(self, key: str) -> Iterator[None]:
         """Errors of reading an object as the store's."""
         try:
             yield

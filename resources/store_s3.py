@@ -33,6 +33,8 @@ RETRIES: "RetryConfig" = {
 }
 TIMEOUTS: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=10)}
 Batches = list[pa.RecordBatch]
+# obstore's errors that no further attempt changes
+REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 # Puts that met a conflict or whose answer was lost are settled by looking, this many times.
 SETTLING_ATTEMPTS = 8
 PART_BYTES = 16 << 20
@@ -53,7 +55,9 @@ class S3Backend:
         self.region = aws.region(environment) or "us-east-1"
         self.service = aws.endpoint("s3", environment)
         self._credentials = _credentials(environment)
-        self.client = self._open(self.bucket)
+        self.client = self._open(self.bucket, RETRIES)
+        # Conditional puts are retried here: after a retry out of sight, 412 may speak of our own object.
+        self._unretried = self._open(self.bucket, {**RETRIES, "max_retries": 0})
         self._copiers: dict[str, S3Store] = {}
 
     # -- one object
@@ -76,22 +80,19 @@ class S3Backend:
         return StoredObject(key, len(data), _plain_etag(result["e_tag"]))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        lost = False  # whether an answer was lost, so that what is found may be ours
         for attempt in range(SETTLING_ATTEMPTS):
-            lost: BaseError | None = None
             try:
-                obstore.put(self.client, self.full(key), data, mode="create", use_multipart=False)
+                obstore.put(self._unretried, self.full(key), data, mode="create", use_multipart=False)
                 return True
             except (AlreadyExistsError, PreconditionError):
                 # 412, or 409 while another put is under way: only what is there then tells which.
-                if self.head(key) is not None:
-                    return False
-            except BaseError as error:
-                # The answer was lost; the put may have gone through.
-                lost = error
                 if (found := self._get_or_none(key)) is not None:
-                    return found == data
-            if attempt == SETTLING_ATTEMPTS - 1 and lost is not None:
-                raise _store_error(self, key, lost) from lost
+                    return lost and found == data
+            except BaseError as error:
+                if type(error).__name__ in REFUSALS or attempt == SETTLING_ATTEMPTS - 1:
+                    raise _store_error(self, key, error) from error
+                lost = True
             time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
         raise StoreError(
             f"{self.uri(key)}: conditional puts keep conflicting; is another process writing it in a loop?"
@@ -129,9 +130,12 @@ class S3Backend:
         try:
             with _Errors(other, source):
                 obstore.copy(self._copier(other.bucket), other.full(source), self.full(target))
+            too_large = False
         except StoreError as error:
-            if TOO_LARGE_TO_COPY not in str(error):
+            too_large = TOO_LARGE_TO_COPY in str(error)
+            if not too_large:
                 raise
+        if too_large:
             return self._stream(other, source, target)
         if (copy := self.head(target)) is None:
             raise StoreError(f"{self.uri(target)}: copied from {other.uri(source)}, and not there")
@@ -154,24 +158,26 @@ class S3Backend:
         bucket on the *target* bucket's address is one that copies between the two, signed as usual.
         """
         if source_bucket not in self._copiers:
-            self._copiers[source_bucket] = self._open(source_bucket)
+            self._copiers[source_bucket] = self._open(source_bucket, RETRIES)
         return self._copiers[source_bucket]
 
     def _stream(self, other: Any, source: str, target: str) -> StoredObject:
         """Through this process, in parts: from another kind of store or service, or larger than CopyObject takes."""
         if not isinstance(other, S3Backend):
-            with other._errors(source):
-                return self.put_file(target, other._path(source))
-        size = 0
+            path = other.path_of(source)
+            if not path.is_file():
+                raise missing(str(path))
+            return self.put_file(target, path)
 
-        def blocks() -> Iterator[bytes]:
-            nonlocal size
-            for block in obstore.get(other.client, other.full(source)).stream(PART_BYTES):
-                size += len(block)
-                yield bytes(block)
+        async def through() -> tuple[int, Any]:
+            found = await obstore.get_async(other.client, other.full(source))
+            put = obstore.put_async(
+                self.client, self.full(target), found.stream(PART_BYTES), chunk_size=PART_BYTES, max_concurrency=4
+            )
+            return found.meta["size"], await put
 
-        with _Errors(other, source):
-            result = obstore.put(self.client, self.full(target), blocks(), chunk_size=PART_BYTES, max_concurrency=4)
+        with _Errors(other, source), ThreadPoolExecutor(1) as thread:
+            size, result = thread.submit(lambda: asyncio.run(through())).result()
         return StoredObject(target, size, _plain_etag(result["e_tag"]))
 
     # -- listing
@@ -284,7 +290,7 @@ class S3Backend:
             return f"{service.scheme}://{service.netloc}{service.path}/{self.bucket}"
         return f"{service.scheme}://{self.bucket}.{service.netloc}{service.path}"
 
-    def _open(self, bucket: str) -> S3Store:
+    def _open(self, bucket: str, retries: "RetryConfig") -> S3Store:
         """A client at this bucket's address; `bucket` is the one that it copies from (see `_copier`)."""
         address = self._address()
         options: dict[str, Any] = {
@@ -300,7 +306,7 @@ class S3Backend:
         return S3Store(
             bucket,
             client_options={**TIMEOUTS, "allow_http": address.startswith("http://")},
-            retry_config=RETRIES,
+            retry_config=retries,
             **options,
         )
 
@@ -375,7 +381,7 @@ class _Errors:
 def _store_error(backend: S3Backend, key: str, error: BaseError) -> StoreError:
     kind = type(error).__name__
     remedy = "the service refused or could not be reached"
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+    if kind in REFUSALS:
         remedy = "check the credentials (the standard AWS chain) and what they may do in this bucket"
     detail = str(error).split("\n\nDebug source")[0].strip()
     return StoreError(f"{backend.uri(key)}: {detail[:600]} ({remedy})")

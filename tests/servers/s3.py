@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,9 +42,15 @@ class S3Server:
         )
 
     def bucket(self, name: str) -> str:
-        """Make a bucket; its s3:// URL."""
-        self.client().create_bucket(Bucket=name)
+        """Make a bucket, if it is not there yet; its s3:// URL."""
+        client = self.client()
+        if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+            client.create_bucket(Bucket=name)
         return f"s3://{name}"
+
+    def new_url(self) -> str:
+        """The URL of an empty store of its own: a prefix in a shared bucket."""
+        return f"{self.bucket('tests')}/{uuid.uuid4().hex[:12]}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -84,6 +91,8 @@ def seaweedfs() -> Iterator[S3Server]:
             }
         )
     )
+    # A bucket takes one volume at first, not seven: volumes are few.
+    (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
     command = [
         *(weed_program(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
