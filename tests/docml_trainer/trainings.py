@@ -1,13 +1,21 @@
 """Small trainings: encoded splits of random documents, a spec, and models that learn from them in a second."""
 
+import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import datasets
 import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
+from docml_trainer.__main__ import main
+from docml_trainer.history import TIMES
 from tests.docml_trainer.jobfolder import JobFolder
 
 LABELS = ("letter", "invoice", "report")
@@ -108,3 +116,25 @@ def training_job(
     )
     job.write_spec(spec, {"user_defined_funcs.py": functions})
     return job
+
+
+def run_here(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The entry point in this process, where starting one would take longer than the training. Returns the exit code."""
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(job.base))
+    handler = signal.getsignal(signal.SIGTERM)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return main(["train"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def weights(job: JobFolder) -> dict[str, torch.Tensor]:
+    """The trained weights."""
+    return load_file(job.output / "model.safetensors")
+
+
+def records(job: JobFolder) -> list[dict[str, Any]]:
+    """history.json without what differs between equal trainings."""
+    history = json.loads((job.output / "history.json").read_text())
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in history]

