@@ -96,6 +96,7 @@ class DagsterReporter:
         self._context = context
         self._asset = asset
         self._progress: dict[str, tuple[float, float]] = {}  # what -> (begun, last logged)
+        self.links: dict[str, str] = {}
 
     def say(self, text: str) -> None:
         self._context.log.info(text)
@@ -146,7 +147,8 @@ class JobListener:
             what = f"{self._prefix}{event.get('what', 'progress')}"
             self._reporter.progress(what, int(event.get("done", 0)), event.get("total"))
         elif kind == events.TRACKING:
-            self.status(f"tracked at {event.get('url')}")
+            self._reporter.links[f"tracking{f' ({self._model})' if self._model else ''}"] = str(event["url"])
+            self.status(f"tracked at {event['url']}")
 
     def _epoch(self, event: dict[str, Any]) -> None:
         values = {key: value for key, value in event.items() if key != "event" and isinstance(value, int | float)}

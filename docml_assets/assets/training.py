@@ -16,7 +16,7 @@ from docml_assets.partitions import experiment_runs
 from docml_assets.progress import display
 from docml_assets.steps.training import models, training
 from docml_assets.steps.work import Outcome, Work
-from docml_contract.names import CURVES, EXPORT, HISTORY, STATISTICS, TRIALS
+from docml_contract.names import CURVES, HISTORY, STATISTICS, TRIALS
 from docml_contract.versions import CODE_VERSIONS
 
 NAME = "best_torchscript_model"
@@ -52,38 +52,26 @@ def best_torchscript_model(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
 
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
-    shown: Metadata = {
-        "models": table({"model": name, **_row(work, folder)} for name, folder in outcome.folders.items())
-    }
+    cards = {name: _json(work, f"{folder}/{STATISTICS}") for name, folder in outcome.folders.items()}
+    shown: Metadata = {"models": table({"model": name, **_row(card)} for name, card in cards.items())}
     for name, folder in outcome.folders.items():
-        best = best_epoch(history(work, folder))
-        if best:
-            shown |= {
-                f"{key} ({name})": float(value)
-                for key, value in best.items()
-                if isinstance(value, int | float) and key != "epoch" and math.isfinite(value)
-            }
+        shown |= {f"{score} ({name})": float(value) for score, value in cards[name]["scores"].items()}
         shown |= stored_image(work.store, f"{folder}/{CURVES}", f"learning curves ({name})")
-        shown[f"model card ({name})"] = dg.MetadataValue.json(_json(work, f"{folder}/{STATISTICS}"))
-        if work.store.exists(f"{folder}/{TRIALS}"):
+        shown[f"model card ({name})"] = dg.MetadataValue.json(cards[name])
+        if any(entry.path == TRIALS for entry in outcome.manifests[name].files):
             shown[f"trials ({name})"] = dg.MetadataValue.json(_json(work, f"{folder}/{TRIALS}"))
-    for job in outcome.jobs:
-        url = job.output.facts.get("tracking_url")
-        if isinstance(url, str):
-            shown[f"tracking: {job.name}"] = dg.MetadataValue.url(url)
+    shown |= {title: dg.MetadataValue.url(url) for title, url in work.reporter.links.items()}
     return shown
 
 
-def _row(work: Work, folder: str) -> dict[str, Any]:
-    epochs = history(work, folder)
-    best = best_epoch(epochs) or {}
-    export = _json(work, f"{folder}/{EXPORT}")
+def _row(card: dict[str, Any]) -> dict[str, Any]:
     return {
-        "epochs": len(epochs),
-        "best epoch": best.get("epoch", ""),
-        "validation macro-F1": float(best.get("valid_f1", float("nan"))),
-        "validation accuracy": float(best.get("valid_accuracy", float("nan"))),
-        "input shape": "any" if not export.get("fixed_shape") else json.dumps(export["fixed_shape"]),
+        "epochs": card["epochs"],
+        "best epoch": card["best_epoch"],
+        "validation macro-F1": float(card["scores"]["valid_f1"]),
+        "validation accuracy": float(card["scores"]["valid_accuracy"]),
+        "parameters": card["parameters"]["total"],
+        "input shape": json.dumps(card["export"]["fixed_shape"]) if card["export"]["fixed_shape"] else "any",
     }
 
 
@@ -91,33 +79,23 @@ def _json(work: Work, key: str) -> Any:
     return json.loads(work.store.get(key))
 
 
-def history(work: Work, folder: str) -> list[dict[str, Any]]:
-    """history.json of a model: one entry an epoch."""
-    found: list[dict[str, Any]] = _json(work, f"{folder}/{HISTORY}")
-    return found
-
-
-def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first epoch with the best macro-F1, ties by lower loss, as the trainer chooses."""
-    scored = [epoch for epoch in epochs if epoch.get("valid_f1_epoch") is not None]
-    return max(scored, key=lambda e: (e["valid_f1_epoch"], -e["valid_loss"]), default=None)
-
-
 def traced_equals_eager(work: Work) -> Finding:
     """The TorchScript gives the logits of the model that was trained, on every case that the export tried."""
-    problems, differences = [], {}
+    problems, worst = [], {}
     for name, folder in models(work)[0].items():
-        export = _json(work, f"{folder}/{EXPORT}")
-        cases = export["cases"]
-        held = [case["max_difference"] for case in cases if case.get("held", True)]
-        worst = max(held, default=math.inf)
-        differences[f"largest difference ({name})"] = float(worst) if math.isfinite(worst) else -1.0
-        if worst > export["tolerance"]:
-            problems.append(f"{name}: off by {worst:.3g}, tolerance {export['tolerance']:.3g}")
+        export = _json(work, f"{folder}/{STATISTICS}")["export"]
+        differences: dict[str, float] = export["relative_difference"]
+        case = max(differences, key=lambda key: differences[key], default=None)
+        if case is None:
+            problems.append(f"{name}: no case was tried")
+            continue
+        worst[f"largest relative difference ({name})"] = float(differences[case])
+        if not differences[case] <= export["tolerance"]:
+            problems.append(f"{name}: {case}: off by {differences[case]:.3g}, tolerance {export['tolerance']:.3g}")
     return Finding(
         passed=not problems,
         text="; ".join(problems) or "every model's TorchScript equals the trained model within its tolerance",
-        facts=differences,
+        facts=worst,
         error=True,
     )
 
@@ -126,7 +104,7 @@ def not_diverged(work: Work) -> Finding:
     """Losses are finite and training loss fell."""
     problems = []
     for name, folder in models(work)[0].items():
-        losses = [epoch["train_loss"] for epoch in history(work, folder)]
+        losses = [epoch["train_loss"] for epoch in _json(work, f"{folder}/{HISTORY}")]
         if not all(math.isfinite(loss) for loss in losses):
             problems.append(f"{name}: the loss is not finite")
         elif len(losses) > 1 and min(losses[1:]) >= losses[0]:

@@ -24,6 +24,8 @@ RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE = STEPS = (
 class Reporter(Protocol):
     """Where a step says what it does. Called from several threads."""
 
+    links: dict[str, str]  # title -> URL of what jobs announced, such as a tracked training
+
     def say(self, text: str) -> None:
         """One sentence for people."""
 
