@@ -72,7 +72,7 @@ class JobState:
     """A job as its backend sees it now."""
 
     status: Status
-    secondary: str = ""  # for people: "Downloading", "Training"
+    phases: tuple[str, ...] = ()  # for people, so far: "Downloading", "Training"
     reason: str = ""
     cause: Cause = "work"
     started_at: str = ""  # UTC, ISO 8601; empty: not yet
@@ -97,10 +97,20 @@ Cursor = dict[str, Any]
 class Backend(Protocol):
     """SageMaker or its local twin. Any method may raise Busy or JobUnreachable."""
 
-    name: str
-    poll_seconds: float  # between two looks at a running job
-    log_settle_seconds: float  # how long log lines may come in after the job has ended
-    stop_seconds: float  # within which a job that was told to stop has stopped
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def poll_seconds(self) -> float:
+        """Between two looks at a running job."""
+
+    @property
+    def log_settle_seconds(self) -> float:
+        """How long log lines may come in after the job has ended."""
+
+    @property
+    def stop_seconds(self) -> float:
+        """Within which a job that was told to stop has stopped."""
 
     def check(self, spec: JobSpec) -> None:
         """Refuse what would be refused later, before anything is written. JobRefused."""

@@ -118,10 +118,10 @@ class LocalBackend:
                 for group in state.groups:
                     kill_group(group, state.folder)
             reason = "its supervisor process died (killed, or the machine restarted)"
-            return JobState("Failed", reason=reason, cause="lost", started_at=state.started_at)
+            return JobState("Failed", phases=state.phases, reason=reason, cause="lost", started_at=state.started_at)
         return JobState(
             status=state.status,
-            secondary=state.secondary,
+            phases=state.phases,
             reason=state.reason,
             cause=state.cause,
             started_at=state.started_at,

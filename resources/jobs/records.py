@@ -44,6 +44,7 @@ class JobRecord(Document):
     )
     cause: Cause | None = None
     reason: str = ""
+    output_prefix: str = Field("", description="store key of a completed job's output")
     swept: bool = Field(False, description="stopped because nobody waited for it")
     started_at: str = ""
     ended_at: str = ""

@@ -52,7 +52,7 @@ class LocalState(Document):
     folder: str = Field(description="the supervisor's folder on its machine; logs lie in logs/")
     spec_hash: str
     status: Status = "InProgress"
-    secondary: str = "Starting"
+    phases: tuple[str, ...] = ("Starting",)
     reason: str = ""
     cause: Cause = "work"
     groups: tuple[int, ...] = Field((), description="process groups of the containers")
@@ -163,7 +163,7 @@ class Supervisor:
         if containers[0].is_training:
             mirror = Mirror(self.store, containers[0].checkpoints, self.job.checkpoints)
             restored = mirror.restore()
-            self.enter("Training", note=f"resuming from {restored} checkpoint files" if restored else "")
+            self.enter(f"Training, with {restored} files of earlier checkpoints" if restored else "Training")
             mirror.start()
         else:
             self.enter("Processing")
@@ -187,7 +187,7 @@ class Supervisor:
         try:
             for container in containers:
                 container.start(self.command, self.environment)
-            self.enter(self.state.secondary, groups=tuple(container.group for container in containers))
+            self._change(groups=tuple(container.group for container in containers))
             self.watch(containers)
         finally:
             for container in containers:
@@ -241,17 +241,10 @@ class Supervisor:
 
     # -- state
 
-    def enter(
-        self, secondary: str, *, note: str = "", status: Status = "InProgress", groups: tuple[int, ...] = ()
-    ) -> None:
+    def enter(self, phase: str, *, status: Status = "InProgress") -> None:
         """The next phase, for all to see."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._change(
-            secondary=f"{secondary}: {note}" if note else secondary,
-            status=status,
-            groups=groups or self.state.groups,
-            started_at=self.state.started_at or now,
-        )
+        started_at = self.state.started_at or datetime.now(UTC).isoformat(timespec="seconds")
+        self._change(phases=(*self.state.phases, phase), status=status, started_at=started_at)
 
     def beat(self) -> None:
         """A sign of life."""
@@ -269,7 +262,7 @@ class Supervisor:
         began = datetime.fromisoformat(self.state.started_at) if self.state.started_at else now
         self._change(
             status=status,
-            secondary=status,
+            phases=(*self.state.phases, status),
             cause=cause,
             reason=reason,
             ended_at=now.isoformat(timespec="seconds"),

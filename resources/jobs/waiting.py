@@ -248,12 +248,12 @@ class Waiting:
 
     def _follow(self, job: Job) -> JobState:
         cursor: Cursor = {}
-        told = ""
+        told = 0
         while True:
             state = self._visible(job)
-            if state.secondary and state.secondary != told:
-                told = state.secondary
-                self.listener.status(told)
+            for phase in state.phases[told:]:
+                self.listener.status(phase)
+            told = max(told, len(state.phases))
             self._relay(job, cursor)
             if state.ended:
                 break
@@ -277,6 +277,8 @@ class Waiting:
         current = self.records.read(job.place, job.name) or record  # the sweep may have marked it meanwhile
         result = None
         if state.status == "Completed":
+            prefix = self._ask(job, self.backend.collect)
+            current = current.model_copy(update={"output_prefix": prefix})
             result = self._result(job, self.engine.with_end(current, state), launched)
             if result is None:
                 state = JobState("Failed", reason="it completed without a complete output", cause="lost")
@@ -286,7 +288,7 @@ class Waiting:
 
     def _result(self, job: Job, record: JobRecord, launched: bool) -> JobResult | None:
         """The result of a completed job; none if its output is missing or not complete."""
-        prefix = self._ask(job, self.backend.collect)
+        prefix = record.output_prefix
         key = f"{prefix}/{OUTPUT}"
         try:
             output = JobOutput.from_bytes(self.engine.store.get(key), self.engine.store.uri(key))

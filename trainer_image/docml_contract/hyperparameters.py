@@ -115,3 +115,18 @@ class Choice(Document):
 
 
 SearchRange = Annotated[Interval | Choice, Field(discriminator="kind")]
+
+
+def decode_tuned(values: Mapping[str, str], ranges: Mapping[str, SearchRange]) -> dict[str, Any]:
+    """`decode`, where some values were drawn from `ranges`: a choice gets back the type that the settings gave it.
+
+    A tuner hands a choice over as the string it was given, perhaps quoted once more: `8` may arrive as `"8"`.
+    """
+    decoded = decode(values)
+    for name, searched in ranges.items():
+        if isinstance(searched, Choice) and name in values:
+            spellings = {encode({"": value})[""]: value for value in searched.values}
+            text = values[name]
+            quoted = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+            decoded[name] = spellings.get(text, spellings.get(quoted, decoded[name]))
+    return decoded

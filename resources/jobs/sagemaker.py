@@ -1,0 +1,283 @@
+"""Jobs on SageMaker: Processing, Training and HyperParameterTuning jobs.
+
+Create goes through the SDK's typed layer (`sagemaker.core.resources`), which checks types and takes a chosen name. Everything
+else goes through boto3: the typed layer's Describe, Stop and log readers add calls and open sessions of their own, and its
+`wait()` returns normally when a job was stopped.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from docml_contract import hyperparameters as encoding
+from docml_contract.hyperparameters import SearchRange
+from docml_contract.jobs import JobSpec, TrainTask
+from resources import aws
+from resources.errors import SettingError
+from resources.jobs import following
+from resources.jobs.aws_errors import NoSuchJob, translate
+from resources.jobs.backend import Cursor, Job, JobState, LogLine
+from resources.jobs.costs import read_prices
+from resources.jobs.engine import Engine
+from resources.jobs.errors import JobError, JobRefused
+from resources.jobs.following import NOUNS, Pacer
+from resources.jobs.requests import SPEC_TAG, Account, build_request, manifests, metric_definitions
+from resources.jobs.service_model import check_request
+from resources.jobs.trials import Trial, add_trials, best_trial
+from resources.secrets import is_reference
+from resources.store import Store
+
+# Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.
+CALLS_A_SECOND = 1.0
+LOG_CALLS_A_SECOND = 5.0
+WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL")
+
+
+def sagemaker_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
+    """Jobs on SageMaker, with the deployment's settings."""
+    return Engine(store, SageMakerBackend(store, environment), read_prices(environment))
+
+
+def read_account(store: Store, environment: Mapping[str, str]) -> Account:
+    """The deployment's settings for jobs. SettingError names what is missing."""
+    if store.local_path is not None:
+        raise SettingError(
+            f"DOCML_STORE is {store.url}: SageMaker's jobs read and write S3, expected s3://bucket/prefix"
+        )
+    role = environment.get("DOCML_SAGEMAKER_ROLE_ARN")
+    if not role:
+        raise SettingError("DOCML_SAGEMAKER_ROLE_ARN is not set: expected the role that jobs run under (see deploy/)")
+    subnets, groups = (_words(environment.get(key)) for key in ("DOCML_SUBNETS", "DOCML_SECURITY_GROUPS"))
+    if bool(subnets) != bool(groups):
+        raise SettingError("DOCML_SUBNETS and DOCML_SECURITY_GROUPS belong together: set both, or neither")
+    return Account(
+        store_url=store.url,
+        role_arn=role,
+        subnets=subnets,
+        security_groups=groups,
+        kms_key=environment.get("DOCML_KMS_KEY") or None,
+        environment={key: environment[key] for key in WANDB if environment.get(key)},
+    )
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+class SageMakerBackend:
+    """Implements `Backend`."""
+
+    name = "sagemaker"
+    log_settle_seconds = 6.0
+    stop_seconds = 240.0  # SIGTERM, 120 s, SIGKILL, upload
+
+    def __init__(
+        self,
+        store: Store,
+        environment: Mapping[str, str],
+        *,
+        session: Any = None,
+        calls_a_second: float = CALLS_A_SECOND,
+        log_calls_a_second: float = LOG_CALLS_A_SECOND,
+        poll_seconds: float = 10.0,
+    ) -> None:
+        self.store = store
+        self.environment = dict(environment)
+        self._given_session = session
+        self._pacer = Pacer(calls_a_second)
+        self._log_pacer = Pacer(log_calls_a_second)
+        self._poll_seconds = poll_seconds
+        self._jitter = random.Random()
+
+    @property
+    def poll_seconds(self) -> float:
+        """Jittered, so that many jobs are not asked after at once."""
+        return self._poll_seconds * self._jitter.uniform(0.8, 1.2)
+
+    # -- clients, made at first use
+
+    @cached_property
+    def account(self) -> Account:
+        return read_account(self.store, self.environment)
+
+    @cached_property
+    def session(self) -> Any:
+        return self._given_session or aws.session(self.environment)
+
+    @cached_property
+    def region(self) -> str:
+        return self.session.region_name or "us-east-1"
+
+    def _client(self, service: str) -> Any:
+        from botocore.config import Config
+
+        # The engine alone tries again: botocore's own retries would multiply with its.
+        config = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=40)
+        return self.session.client(service, endpoint_url=aws.endpoint(service, self.environment), config=config)
+
+    @cached_property
+    def sagemaker(self) -> Any:
+        return self._client("sagemaker")
+
+    @cached_property
+    def cloudwatch(self) -> Any:
+        return self._client("logs")
+
+    def _call(self, what: str, operation: Callable[..., Any], **request: Any) -> Any:
+        self._pacer.turn()
+        try:
+            return operation(**request)
+        except Exception as error:
+            raise translate(error, what) from error
+
+    # -- Backend
+
+    def check(self, spec: JobSpec) -> None:
+        if not spec.compute.image:
+            raise JobRefused(
+                f"{spec.step} of {spec.experiment} has no image: set DOCKER_IMAGE in settings.ini, or DOCML_IMAGE "
+                "(docml image push prints the URI)"
+            )
+        key = self.account.environment.get("WANDB_API_KEY")
+        if key and not is_reference(key):
+            raise SettingError(
+                "WANDB_API_KEY must be a reference on aws (secretsmanager:NAME#key): containers resolve it"
+            )
+        if isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online" and not key:
+            raise SettingError("WANDB_MODE is online and WANDB_API_KEY is not set: expected secretsmanager:NAME#key")
+        if spec.tuning and spec.tuning.objective_metric not in metric_definitions(spec):
+            raise JobRefused(
+                f"OBJECTIVE_METRIC_NAME is {spec.tuning.objective_metric}, which the trainer does not print: choose one of "
+                f"{', '.join(metric_definitions(spec))}, or define it in METRIC_DEFINITIONS"
+            )
+        job = Job.plan(spec, 1, self.store.url)
+        check_request(f"Create{NOUNS[spec.kind]}", self.request(job))
+
+    def request(self, job: Job) -> dict[str, Any]:
+        return build_request(job, self.account)
+
+    def stage(self, job: Job) -> None:
+        for key, content in manifests(job, self.account).items():
+            self.store.put(key, content)
+
+    def create(self, job: Job) -> None:
+        from resources.jobs.typed_layer import create
+
+        with contextlib.suppress(NoSuchJob):  # created; the typed layer's Describe came too early to see it
+            self._call(job.name, lambda: create(NOUNS[job.spec.kind], self.request(job), self.session, self.sagemaker))
+
+    def spec_hash(self, job: Job) -> str | None:
+        noun = NOUNS[job.spec.kind]
+        arn = self._describe(job)[f"{noun}Arn"]
+        tags = self._call(job.name, self.sagemaker.list_tags, ResourceArn=arn)["Tags"]
+        return next((tag["Value"] for tag in tags if tag["Key"] == SPEC_TAG), None)
+
+    def observe(self, job: Job) -> JobState | None:
+        try:
+            answer = self._describe(job)
+        except NoSuchJob:
+            return None
+        return following.read_state(job, answer, lambda: self._children(job))
+
+    def _describe(self, job: Job) -> dict[str, Any]:
+        noun = NOUNS[job.spec.kind]
+        describe = {
+            "processing": self.sagemaker.describe_processing_job,
+            "training": self.sagemaker.describe_training_job,
+            "tuning": self.sagemaker.describe_hyper_parameter_tuning_job,
+        }[job.spec.kind]
+        answer: dict[str, Any] = self._call(job.name, describe, **{f"{noun}Name": job.name})
+        return answer
+
+    def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
+        def ask(operation: str, **request: Any) -> dict[str, Any]:
+            self._log_pacer.turn()
+            try:
+                answer: dict[str, Any] = getattr(self.cloudwatch, operation)(**request)
+            except Exception as error:
+                translated = translate(error, f"log of {job.name}")
+                if isinstance(translated, NoSuchJob):  # no group or stream yet
+                    return {}
+                raise translated from error
+            return answer
+
+        return following.read_logs(job, cursor, ask)
+
+    def stop(self, job: Job) -> None:
+        noun = NOUNS[job.spec.kind]
+        stop = {
+            "processing": self.sagemaker.stop_processing_job,
+            "training": self.sagemaker.stop_training_job,
+            "tuning": self.sagemaker.stop_hyper_parameter_tuning_job,
+        }[job.spec.kind]
+        try:
+            self._call(job.name, stop, **{f"{noun}Name": job.name})
+        except NoSuchJob:
+            pass
+        except JobRefused as error:
+            if "in status" not in str(error):  # it has ended already
+                raise
+
+    def collect(self, job: Job) -> str:
+        if job.spec.kind == "processing":
+            return job.output_prefix
+        if job.spec.kind == "training":
+            return f"{job.output_prefix}/model"
+        return self._collect_best(job)
+
+    def links(self, job: Job) -> Mapping[str, str]:
+        return following.links(job, self.region)
+
+    # -- trials
+
+    def _children(self, job: Job) -> list[dict[str, Any]]:
+        """Summaries of a tuning's training jobs, oldest first."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, Any] = {}
+        while True:
+            answer = self._call(
+                job.name,
+                self.sagemaker.list_training_jobs_for_hyper_parameter_tuning_job,
+                HyperParameterTuningJobName=job.name,
+                MaxResults=100,
+                **more,
+            )
+            found += answer["TrainingJobSummaries"]
+            if not answer.get("NextToken"):
+                return sorted(found, key=lambda child: (child["CreationTime"], child["TrainingJobName"]))
+            more = {"NextToken": answer["NextToken"]}
+
+    def _collect_best(self, job: Job) -> str:
+        """Add trials.json to the best trial's output, and delete the other trials'."""
+        assert job.spec.tuning is not None
+        trials = [read_trial(n, child, job.spec.tuning.ranges) for n, child in enumerate(self._children(job), 1)]
+        best = best_trial(trials, job.spec.tuning)
+        if best is None:
+            raise JobError(f"job {job.name} completed, and no trial has a value of {job.spec.tuning.objective_metric}")
+        prefix = f"{job.output_prefix}/{best.job}/output/model"
+        add_trials(self.store, prefix, job.spec.tuning, trials)
+        others = [
+            stored.key for stored in self.store.list(job.output_prefix) if not stored.key.startswith(f"{prefix}/")
+        ]
+        self.store.delete(others)
+        return prefix
+
+
+def read_trial(number: int, child: dict[str, Any], ranges: Mapping[str, SearchRange]) -> Trial:
+    """A trial from its summary."""
+    metric = child.get("FinalHyperParameterTuningJobObjectiveMetric")
+    start: datetime | None = child.get("TrainingStartTime")
+    end: datetime | None = child.get("TrainingEndTime")
+    status = child["TrainingJobStatus"]
+    return Trial(
+        number=number,
+        job=child["TrainingJobName"],
+        values=encoding.decode_tuned(child.get("TunedHyperParameters", {}), ranges),
+        objective=float(metric["Value"]) if metric else None,
+        seconds=(end - start).total_seconds() if start and end else None,
+        status=status if status in ("Completed", "Failed", "Stopped") else "InProgress",
+        reason=child.get("FailureReason", ""),
+    )

@@ -1,0 +1,113 @@
+"""Checks requests against the service model that botocore carries: lengths, patterns, enums, ranges, unknown members.
+
+botocore itself checks required members and types only; the service answers the rest one error at a time, after a round trip.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from resources.jobs.errors import JobRefused
+
+# Members whose wrong value has a setting behind it: what to change.
+SETTINGS = {
+    "RoleArn": "DOCML_SAGEMAKER_ROLE_ARN",
+    "ImageUri": "DOCKER_IMAGE or DOCML_IMAGE",
+    "TrainingImage": "DOCKER_IMAGE or DOCML_IMAGE",
+    "InstanceType": "PREPARATION_, TRAINING_ or INFERENCE_INSTANCE_TYPE",
+    "InstanceCount": "PREPARATION_, TRAINING_ or INFERENCE_INSTANCE_COUNT",
+    "VolumeSizeInGB": "PREPARATION_, TRAINING_ or INFERENCE_VOLUME_GB",
+    "MaxRuntimeInSeconds": "PREPARATION_, TRAINING_ or INFERENCE_MAX_RUNTIME_SECONDS",
+    "MaxWaitTimeInSeconds": "TRAINING_MAX_WAIT_SECONDS",
+    "KeepAlivePeriodInSeconds": "TRAINING_KEEP_ALIVE_SECONDS",
+    "KmsKeyId": "DOCML_KMS_KEY",
+    "VolumeKmsKeyId": "DOCML_KMS_KEY",
+    "Subnets": "DOCML_SUBNETS",
+    "SecurityGroupIds": "DOCML_SECURITY_GROUPS",
+    "S3Uri": "DOCML_STORE",
+    "S3OutputPath": "DOCML_STORE",
+    "HyperParameters": "[hyperparameters]",
+    "StaticHyperParameters": "[hyperparameters]",
+    "ParameterRanges": "[tunable]",
+    "MetricDefinitions": "METRIC_DEFINITIONS",
+    "MetricName": "OBJECTIVE_METRIC_NAME",
+    "MaxNumberOfTrainingJobs": "MAX_JOBS",
+    "MaxParallelTrainingJobs": "MAX_PARALLEL_JOBS",
+}
+
+
+def check_request(operation: str, request: dict[str, Any]) -> None:
+    """JobRefused with every problem of the request, each with the setting to change where there is one."""
+    problems = list(_problems(_model().operation_model(operation).input_shape, request, ()))
+    if problems:
+        raise JobRefused(f"{operation} would be refused:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+@cache
+def _model() -> Any:
+    from botocore.session import get_session
+
+    return get_session().get_service_model("sagemaker")
+
+
+def _problems(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    kind = shape.type_name
+    if kind == "structure":
+        yield from _structure(shape, value, path)
+        return
+    if kind in ("list", "map", "string"):
+        yield from _length(shape, value, path)
+    if kind == "list":
+        for index, item in enumerate(value):
+            yield from _problems(shape.member, item, (*path, str(index)))
+    elif kind == "map":
+        for key, item in value.items():
+            yield from _problems(shape.key, key, (*path, key))
+            yield from _problems(shape.value, item, (*path, key))
+    elif kind == "string":
+        yield from _text(shape, value, path)
+    elif kind in ("integer", "long", "float", "double"):
+        low, high = shape.metadata.get("min", value), shape.metadata.get("max", value)
+        if not low <= value <= high:
+            yield _say(path, f"{value}", f"{low} to {high}")
+
+
+def _structure(shape: Any, value: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for name in shape.required_members:
+        if value.get(name) is None:
+            yield _say((*path, name), "nothing", "a value")
+    for name, member in value.items():
+        if name not in shape.members:
+            yield _say((*path, name), "a member", "nothing: the service knows no such member")
+        elif member is not None:
+            yield from _problems(shape.members[name], member, (*path, name))
+
+
+def _length(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    low, high = shape.metadata.get("min", 0), shape.metadata.get("max", len(value))
+    if not low <= len(value) <= high:
+        unit = "characters" if shape.type_name == "string" else "entries"
+        yield _say(path, f"{len(value)} {unit}", f"{low} to {high}")
+
+
+def _text(shape: Any, value: str, path: tuple[str, ...]) -> Iterator[str]:
+    pattern = shape.metadata.get("pattern")
+    if pattern and not re.fullmatch(_in_python(pattern), value, re.DOTALL):
+        yield _say(path, repr(value[:80]), f"text that matches {pattern}")
+    allowed = getattr(shape, "enum", None)
+    if allowed and value not in allowed:
+        family = value.rsplit(".", 1)[0]
+        near = [entry for entry in allowed if entry.startswith(family)] or list(allowed)
+        yield _say(path, repr(value), f"one of {', '.join(near[:8])}{' …' if len(near) > 8 else ''}")
+
+
+def _in_python(pattern: str) -> str:
+    """Unicode classes, which Python's expressions do not know, by their nearest kin."""
+    return pattern.replace(r"\p{L}\p{Z}\p{N}", r"\w\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d")
+
+
+def _say(path: tuple[str, ...], found: str, expected: str) -> str:
+    setting = next((SETTINGS[name] for name in reversed(path) if name in SETTINGS), None)
+    change = f" (change {setting})" if setting else ""
+    return f"{'.'.join(path)}: found {found}, expected {expected}{change}"
