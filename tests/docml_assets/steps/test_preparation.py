@@ -1,0 +1,140 @@
+"""Preparation as a step: one job for equal inputs, assignments that outlive runs."""
+
+import pytest
+
+from docml_assets.steps.errors import NothingToReuse, NotReady
+from docml_assets.steps.preparation import preparation, prepared, previous_splits
+from docml_assets.steps.reconciliation import reconciliation
+from docml_assets.steps.tables import read_parquet
+from docml_assets.steps.work import Outcome, Work
+from docml_contract.errors import IncompleteArtifact
+from docml_contract.names import ARTIFACTS_TABLE, PREVIOUS_SPLITS, SPLITS_TABLE
+from tests.docml_assets.world import SOURCE, FakeJobs, World
+
+
+def prepare(work: Work) -> Outcome:
+    reconciliation(work)
+    outcome = preparation(work)
+    assert outcome is not None
+    return outcome
+
+
+def test_equal_inputs_launch_no_second_job(world: World) -> None:
+    world.write_experiment(hyperparameters={"epochs": 1, "width": 3})
+    first = prepare(world.work(world.claim(1)))
+    assert (first.how, first.reused_from, len(first.jobs)) == ("made", None, 1)
+    world.write_experiment(hyperparameters={"epochs": 2, "width": 3}, source="# a comment\n" + SOURCE)
+    jobs = FakeJobs(world.store)
+    work = world.work(world.claim(2), jobs)
+    second = prepare(work)
+    assert jobs.ran == []
+    assert (second.how, second.reused_from, second.data_version) == ("reused", 1, first.data_version)
+    assert "no job was launched" in second.why
+    again = preparation(work)
+    assert again is not None
+    assert (again.how, again.data_version, again.reused_from) == ("finished", first.data_version, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hyperparameters": {"epochs": 1, "width": 4}},
+        {"split_seed": 14},
+        {"ignored_labels": "letter"},
+        {"split_by": "customer"},
+        {"source": SOURCE.replace('"ids": [1]', '"ids": [2]')},
+    ],
+)
+def test_what_decides_the_rows_needs_a_job(world: World, change: dict[str, object]) -> None:
+    base = {"hyperparameters": {"epochs": 1, "width": 3}}
+    world.write_experiment(**base)  # type: ignore[arg-type]
+    prepare(world.work(world.claim(1)))
+    world.write_experiment(**{**base, **change})  # type: ignore[arg-type]
+    jobs = FakeJobs(world.store)
+    second = prepare(world.work(world.claim(2), jobs))
+    assert jobs.ran == ["preparation"]
+    assert second.reused_from is None
+
+
+def test_new_documents_keep_the_old_ones_where_they_were(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    prepare(work)
+    before = splits(work)
+    world.add_document("doc-aa-new", "letter")
+    jobs = FakeJobs(world.store)
+    second = world.work(world.claim(2), jobs)
+    prepare(second)
+    sent = read_parquet(jobs.files[0][PREVIOUS_SPLITS])
+    assert dict(zip(sent["artifact_guid"].to_pylist(), sent["split"].to_pylist(), strict=True)) == before
+    assert prepared(second).folder != prepared(work).folder
+    after = splits(second)
+    assert {guid: after[guid] for guid in before} == before
+    assert set(after) - set(before) == {"doc-aa-new"}
+
+
+def test_another_split_starts_anew(world: World) -> None:
+    world.write_experiment()
+    prepare(world.work(world.claim(1)))
+    world.write_experiment(split="0.6, 0.2, 0.2")
+    assert previous_splits(world.work(world.claim(2))) is None
+
+
+def splits(work: Work) -> dict[str, str]:
+    table = read_parquet(work.store.get(f"{prepared(work).folder}/{SPLITS_TABLE}"))
+    return dict(zip(table["artifact_guid"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def test_the_job_gets_the_input_files_with_their_groups(world: World) -> None:
+    world.write_experiment(split_by="customer")
+    jobs = FakeJobs(world.store)
+    prepare(world.work(world.claim(1), jobs))
+    rows = read_parquet(jobs.files[0][ARTIFACTS_TABLE]).to_pylist()
+    (channel,) = jobs.specs[0].channels
+    assert channel.prefix == "EXP-1/data/reconciled_artifacts"
+    assert channel.files == tuple(row["path"] for row in rows)
+    assert all(world.store.exists(f"{channel.prefix}/{path}") for path in channel.files)
+    assert {row["artifact_guid"]: row["group"] for row in rows}["doc-03"] == "customer-1"
+
+
+def test_several_machines_encode_shards_and_one_merges_them(world: World) -> None:
+    world.write_experiment(preparation_instance_count=2)
+    jobs = FakeJobs(world.store)
+    outcome = prepare(world.work(world.claim(1), jobs))
+    assert jobs.ran == ["preparation", "preparation-merge"]
+    shard, merge = jobs.specs
+    assert (shard.compute.instance_count, merge.compute.instance_count) == (2, 1)
+    assert merge.channels[0].prefix == outcome.jobs[0].output_prefix
+
+
+def test_damaged_prepared_data_are_made_again_by_the_next_run_and_an_error_in_the_run_that_uses_them(
+    world: World,
+) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    prepare(work)
+    world.store.delete([f"{prepared(work).folder}/{SPLITS_TABLE}"])
+    with pytest.raises(IncompleteArtifact, match=SPLITS_TABLE):
+        preparation(work)
+
+
+def test_turned_off_it_needs_equal_inputs(world: World) -> None:
+    world.write_experiment()
+    prepare(world.work(world.claim(1)))
+    same = world.work(world.claim(2), performed=frozenset({"training"}))
+    taken = prepare(same)
+    assert (taken.how, taken.reused_from) == ("reused", 1)
+    world.write_experiment(hyperparameters={"epochs": 1, "width": 9})
+    other = world.work(world.claim(3), performed=frozenset({"training", "reconciliation"}))
+    reconciliation(other)
+    with pytest.raises(NothingToReuse, match="RUN_PREPARATION"):
+        preparation(other)
+    nobody = world.work(world.claim(4), performed=frozenset({"reconciliation"}))
+    reconciliation(nobody)
+    assert preparation(nobody) is None
+
+
+def test_without_reconciled_data_it_says_what_to_materialize(world: World) -> None:
+    world.write_experiment()
+    with pytest.raises(NotReady, match="materialize reconciled_data"):
+        preparation(world.work(world.claim(1)))

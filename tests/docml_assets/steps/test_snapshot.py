@@ -1,0 +1,73 @@
+"""experiment_snapshot: who may claim a run from the UI, and what is frozen."""
+
+import pytest
+
+from docml_assets.experiment.problems import ProblemsError
+from docml_assets.steps.errors import UnclaimedRun
+from docml_assets.steps.snapshot import (
+    claim_from_ui,
+    existing_claim,
+    frozen_settings,
+    operation_tag,
+    read_operation_tag,
+    snapshot,
+)
+from docml_contract.names import RunPlace
+from tests.docml_assets.world import World
+
+
+def from_ui(world: World, run: int, name: str = "EXP-1") -> int:
+    deployment = world.deployment
+    claim = claim_from_ui(
+        world.store,
+        RunPlace(name, run),
+        deployment.experiment_folder(name),
+        world.environment,
+        holder="dagster-run",
+        trigger={"kind": "ui"},
+    )
+    return claim.run
+
+
+def test_run_num_is_claimed_and_any_other_unclaimed_run_refused(world: World) -> None:
+    world.write_experiment(run_num=2)
+    assert from_ui(world, 2) == 2
+    assert from_ui(world, 2) == 2
+    with pytest.raises(UnclaimedRun, match=r"set RUN_NUM = 3 .* or use `docml run EXP-1 --run 3`"):
+        from_ui(world, 3)
+
+
+def test_a_claimed_run_needs_no_folder(world: World) -> None:
+    folder = world.write_experiment()
+    world.claim(1)
+    (folder / "settings.ini").write_text("nonsense")
+    assert from_ui(world, 1) == 1
+
+
+def test_no_folder_and_mistakes_are_refused_before_anything_is_claimed(world: World) -> None:
+    with pytest.raises(UnclaimedRun, match="docml new EXP-9"):
+        from_ui(world, 1, "EXP-9")
+    world.write_experiment(epochs=3, model_names="a_b")
+    with pytest.raises(ProblemsError, match=r"settings\.ini"):
+        from_ui(world, 1)
+    with pytest.raises(UnclaimedRun, match="not claimed"):
+        existing_claim(world.store, RunPlace("EXP-1", 1))
+
+
+def test_the_snapshot_is_written_once_from_the_claim(world: World) -> None:
+    world.write_experiment()
+    claim = world.claim(1)
+    made = snapshot(world.store, claim)
+    again = snapshot(world.store, claim)
+    assert (made.how, again.how) == ("made", "finished")
+    assert made.data_version == again.data_version
+    assert {entry.path for entry in made.manifest.files} == {"settings.ini", "settings.json", "user_defined_funcs.py"}
+
+
+def test_settings_that_do_not_freeze_travel_in_a_tag(world: World) -> None:
+    world.write_experiment()
+    claim = world.claim(1)
+    settings = claim.settings.with_operational({"max_cost_usd": 5.0, "training_instance_type": "ml.p3.2xlarge"})
+    frozen = frozen_settings(claim, read_operation_tag(operation_tag(settings)))
+    assert (frozen.max_cost_usd, frozen.training_instance_type) == (5.0, "ml.p3.2xlarge")
+    assert frozen_settings(claim, read_operation_tag(None)).max_cost_usd is None

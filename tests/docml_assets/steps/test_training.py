@@ -1,0 +1,144 @@
+"""Training as a step: a job a model, kept when another fails, stopped together."""
+
+import threading
+
+import pytest
+
+from docml_assets.steps.errors import ModelsFailed, NothingToReuse, NotReady
+from docml_assets.steps.preparation import preparation
+from docml_assets.steps.reconciliation import reconciliation
+from docml_assets.steps.training import models, training
+from docml_assets.steps.work import Work
+from docml_contract.jobs import JobSpec
+from resources.jobs.errors import JobFailed
+from resources.jobs.interface import Listener
+from tests.docml_assets.world import FakeJobs, Hook, World
+
+
+def ready(work: Work) -> Work:
+    reconciliation(work)
+    preparation(work)
+    return work
+
+
+def fail(*names: str) -> Hook:
+    def before(spec: JobSpec, listener: Listener, cancel: threading.Event | None) -> None:
+        if spec.model in names:
+            raise JobFailed(f"job-{spec.model}", "out of memory")
+
+    return before
+
+
+def test_every_model_is_trained_once(world: World) -> None:
+    world.write_experiment(model_names="one, two")
+    jobs = FakeJobs(world.store)
+    work = ready(world.work(world.claim(1), jobs))
+    made = training(work)
+    assert jobs.ran == ["preparation", "training one", "training two"]
+    assert made is not None
+    assert [job.launched for job in made.jobs] == [True, True]
+    again = training(work)
+    assert again is not None
+    assert (again.how, again.data_version, again.jobs) == ("finished", made.data_version, ())
+    assert len(jobs.ran) == 3
+
+
+def test_a_failed_model_leaves_the_others_and_is_the_only_one_trained_next(world: World) -> None:
+    world.write_experiment(model_names="one, two, three")
+    claim = world.claim(1)
+    work = ready(world.work(claim, FakeJobs(world.store, fail("two"))))
+    with pytest.raises(ModelsFailed, match=r"finished and kept: one, three\)[\s\S]*two: job job-two: out of memory"):
+        training(work)
+    with pytest.raises(NotReady, match="no model for two"):
+        models(work)
+    jobs = FakeJobs(world.store)
+    made = training(world.work(claim, jobs))
+    assert jobs.ran == ["training two"]
+    assert made is not None
+    assert "kept one, three" in made.why
+
+
+def test_a_single_failed_model_fails_with_its_own_error(world: World) -> None:
+    world.write_experiment(model_names="one")
+    work = ready(world.work(world.claim(1), FakeJobs(world.store, fail("one"))))
+    with pytest.raises(JobFailed, match="out of memory"):
+        training(work)
+
+
+def test_models_train_at_once_and_stop_together(world: World) -> None:
+    world.write_experiment(model_names="one, two")
+    both = threading.Barrier(2)
+    stopped = []
+
+    class Interrupt(BaseException):
+        pass
+
+    def before(spec: JobSpec, listener: Listener, cancel: threading.Event | None) -> None:
+        if spec.model is None:
+            return
+        assert cancel is not None
+        both.wait(30)
+        if spec.model == "one":
+            threading.Timer(0.2, interrupt).start()
+        assert cancel.wait(30)
+        stopped.append(spec.model)
+        raise JobFailed(f"job-{spec.model}", "stopped")
+
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        import signal
+
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    import signal
+
+    before_handler = signal.signal(signal.SIGUSR1, handler)
+    work = world.work(world.claim(1), FakeJobs(world.store, before), comparison_parallel_jobs=2)
+    try:
+        ready(work)
+        with pytest.raises(Interrupt):
+            training(work)
+    finally:
+        signal.signal(signal.SIGUSR1, before_handler)
+    assert sorted(stopped) == ["one", "two"]
+
+
+def test_a_tuning_leaves_the_searched_constant_out(world: World) -> None:
+    folder = world.write_experiment(
+        run_training="false", run_tuning="true", hyperparameters={"epochs": 1, "learning_rate": 0.1}
+    )
+    with (folder / "settings.ini").open("a") as stream:
+        stream.write("[tunable]\nlearning_rate = 1e-4 -> 1e-2 log\n")
+    jobs = FakeJobs(world.store)
+    work = ready(world.work(world.claim(1), jobs))
+    made = training(work)
+    assert made is not None
+    assert made.folders == {"small": "EXP-1/run_1/tuning/small"}
+    spec = jobs.specs[-1]
+    assert spec.kind == "tuning"
+    assert spec.tuning is not None
+    assert set(spec.tuning.ranges) == {"learning_rate"}
+    assert "learning_rate" not in spec.hyperparameters
+
+
+def test_turned_off_it_takes_models_of_the_same_names_that_saw_the_same_data(world: World) -> None:
+    world.write_experiment()
+    made = training(ready(world.work(world.claim(1))))
+    jobs = FakeJobs(world.store)
+    second = ready(
+        world.work(world.claim(2), jobs, performed=frozenset({"reconciliation", "preparation", "inference"}))
+    )
+    taken = training(second)
+    assert made is not None
+    assert taken is not None
+    assert jobs.ran == []
+    assert (taken.how, taken.reused_from, taken.data_version) == ("reused", 1, made.data_version)
+    world.write_experiment(model_names="other")
+    third = ready(world.work(world.claim(3), performed=frozenset({"reconciliation", "preparation", "inference"})))
+    with pytest.raises(NothingToReuse, match="RUN_TRAINING = true"):
+        training(third)
