@@ -1,0 +1,112 @@
+"""What the sensors that start runs share: what is launched, and how Dagster is asked to.
+
+A launch is a claimed run. The claim is put once, and the run key is the run itself: however often a tick is repeated after a crash,
+Dagster starts one run for it.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from docml_assets.execution import flagged_steps, run_tags
+from docml_assets.experiment.claims import Claim
+from docml_assets.experiment.folder import SETTINGS
+from docml_assets.experiment.settings import Settings, parse_settings
+from docml_assets.partitions import partition_key, registration_requests
+from docml_contract.names import USER_FUNCTIONS
+
+# A tick ends after so long, and the next one goes on where it ended.
+BUDGET_SECONDS = 4.0
+
+read_settings = lru_cache(maxsize=4096)(parse_settings)  # the texts hardly change from tick to tick
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A claimed run that is to be started, with the settings of the folder that do not freeze."""
+
+    claim: Claim
+    settings: Settings
+
+    @classmethod
+    def of(cls, claim: Claim, folder_settings: Settings) -> "Launch":
+        """SettingsError if the folder's settings that do not freeze contradict the claim's."""
+        return cls(claim, claim.settings.with_operational({**folder_settings.operational(), "run_num": claim.run}))
+
+    def __str__(self) -> str:
+        steps = ", ".join(sorted(flagged_steps(self.settings)))
+        return f"{self.claim.experiment} run {self.claim.run} starts ({steps})"
+
+    def run_request(self) -> dg.RunRequest:
+        return dg.RunRequest(
+            run_key=f"{self.claim.experiment}|{self.claim.run}",
+            partition_key=partition_key(self.claim.experiment, self.claim.run),
+            tags=run_tags(flagged_steps(self.settings), self.settings, self.claim.trigger),
+        )
+
+
+@dataclass
+class Findings:
+    """What a tick found: launches, what people should know (each once), and events for Dagster's history."""
+
+    launches: list[Launch] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+    events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
+
+    def result(self, context: dg.SensorEvaluationContext, cursor: str, idle: str) -> dg.SensorResult:
+        """The answer to Dagster; reports go into the tick's log as well."""
+        for report in self.reports:
+            context.log.warning(report)
+        said = "\n".join([*map(str, self.launches), *self.reports])
+        requests = [request for launch in self.launches for request in registration_requests(*_run(launch))]
+        return dg.SensorResult(
+            run_requests=[launch.run_request() for launch in self.launches],
+            skip_reason=None if self.launches else said or idle,
+            dynamic_partitions_requests=requests,
+            asset_events=self.events,
+            cursor=cursor,
+        )
+
+
+def _run(launch: Launch) -> tuple[str, int]:
+    return launch.claim.experiment, launch.claim.run
+
+
+def experiment_folders(root: Path) -> dict[str, Path]:
+    """The folders below `root` that have a settings.ini, by name; hidden ones are drafts."""
+    if not root.is_dir():
+        return {}
+    return {
+        path.name: path
+        for path in sorted(root.iterdir())
+        if not path.name.startswith(".") and (path / SETTINGS).is_file()
+    }
+
+
+def content_digest(folder: Path) -> str:
+    """sha256 of both files as they are now; a missing one counts as such."""
+    digest = hashlib.sha256()
+    for name in (SETTINGS, USER_FUNCTIONS):
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            content = type(error).__name__.encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def in_turn(names: Mapping[str, Any], after: str | None, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
+    """The names in order, beginning after `after` and going round, until the tick's budget is spent."""
+    ordered = sorted(names)
+    start = next((index for index, name in enumerate(ordered) if after is not None and name > after), 0)
+    deadline = clock() + BUDGET_SECONDS
+    for name in ordered[start:] + ordered[:start]:
+        if clock() >= deadline:
+            return
+        yield name

@@ -1,0 +1,291 @@
+"""new_data_sensor: changed labels or files start the next run of experiments that ask for it (RERUN_ON_NEW_DATA).
+
+For every experiment that has reconciled a run, the versions of its label query and of its production files are compared with
+those that the run was made of. A change is shown in any case (observations make the run stale, `production_unchanged` warns); it
+starts a run if the folder says so, once it has stood for two ticks, with the settings of the newest run.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import Field, ValidationError
+
+from docml_assets.errors import DocmlError
+from docml_assets.execution import flagged_steps
+from docml_assets.experiment.claims import Claim, claim_next, read_claim
+from docml_assets.experiment.folder import SETTINGS
+from docml_assets.experiment.runs import run_folders
+from docml_assets.experiment.settings import Settings
+from docml_assets.partitions import partition_key
+from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
+from docml_assets.steps.production import FILES, LABELS, files_version
+from docml_assets.steps.work import RECONCILIATION
+from docml_contract.base import Document, digest
+from docml_contract.errors import ContractError
+from docml_contract.names import RunPlace
+from resources.errors import ResourceError
+from resources.finished import read_manifest
+from resources.labels import LabelSource
+from resources.store import Store
+
+NAME = "new_data_sensor"
+CHECKED_ASSET = "reconciled_data"
+CHECK = "production_unchanged"
+
+Versions = Mapping[str, str]  # production_labels, production_files -> data version
+
+
+class Seen(Document):
+    """What the sensor knows of one experiment."""
+
+    current: str | None = Field(None, description="digest of the production versions at the last tick")
+    shown: str | None = Field(None, description="versions and run whose difference has been shown")
+    reported: str | None = Field(None, description="what was said last; the same is not said again")
+    reconciled_run: int | None = Field(None, description="the newest run that had reconciled")
+    made_of: dict[str, str] = Field(default_factory=dict, description="the versions it was made of")
+    launched: int | None = Field(None, description="the run that was started last")
+
+
+class Cursor(Document):
+    """What the sensor knows."""
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()), description="of this memory; part of its claims")
+    after: str | None = Field(None, description="the experiment that the last tick ended with")
+    experiments: dict[str, Seen] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str | None) -> "Cursor":
+        """The memory, or a new one if there is none that can be read."""
+        try:
+            return cls.model_validate_json(text) if text else cls()
+        except ValidationError:
+            return cls()
+
+
+@dataclass(frozen=True)
+class State:
+    """One experiment at one tick."""
+
+    newest: Claim  # the newest run
+    newest_reconciled: bool
+    made_of: Versions  # of the newest run that has reconciled
+    current: Versions
+    in_progress: bool  # the newest run is queued or running
+    settled: bool  # the current versions are those of the tick before
+    wanted: bool  # RERUN_ON_NEW_DATA
+
+
+Decision = Literal["nothing", "wait", "start", "continue"]
+
+
+def decide(state: State) -> Decision:
+    """What to do about an experiment.
+
+    continue: the newest run was claimed for just these versions; make sure that it was started. wait: they may still change, or
+    the newest run has yet to read them.
+    """
+    if state.newest.trigger.get("kind") == NAME and state.newest.trigger.get("versions") == dict(state.current):
+        return "nothing" if state.newest_reconciled else "continue"
+    if not changed(state) or not state.wanted:
+        return "nothing"
+    if not state.settled or (state.in_progress and not state.newest_reconciled):
+        return "wait"
+    return "start"
+
+
+def changed(state: State) -> list[str]:
+    """The external assets whose version is not the one that the newest reconciled run was made of."""
+    return [asset for asset, version in state.current.items() if state.made_of.get(asset) != version]
+
+
+@dg.sensor(
+    name=NAME,
+    job_name="run_experiment",
+    description="Looks for changed labels and production files. Shows them on the runs made of older ones, and starts the next run of "
+    "experiments with RERUN_ON_NEW_DATA, once the change has stood for two ticks, with the settings of the newest run. "
+    "Stopped until switched on: runs can cost money.",
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=120,
+)
+def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
+    watch = Watch(
+        experiment_folders(deployment.experiments),
+        deployment.store,
+        Production(deployment.labels, deployment.production),
+        lambda place: is_in_progress(context.instance, place),
+    )
+    cursor, findings = watch.look(Cursor.read(context.cursor))
+    idle = f"{len(watch.folders)} experiments; nothing new in production"
+    return findings.result(context, cursor.model_dump_json(), idle)
+
+
+def is_in_progress(instance: dg.DagsterInstance, place: RunPlace) -> bool:
+    """Whether a Dagster run of this partition is queued or running."""
+    wanted = dg.RunsFilter(
+        tags={"dagster/partition": str(partition_key(place.experiment, place.number))},
+        statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED],
+    )
+    return bool(instance.get_run_ids(wanted, limit=1))
+
+
+_ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+
+
+class Production:
+    """Production's versions, asked once a tick for each query and each set of files."""
+
+    def __init__(self, labels: LabelSource, files: Store) -> None:
+        self._labels = labels
+        self._files = files
+        self._known: dict[Any, str] = {}
+
+    def versions(self, settings: Settings) -> dict[str, str]:
+        """As `docml_assets.steps.production.versions`."""
+        query, names = settings.labels_query, tuple(sorted(settings.files_from_prod))
+        return {
+            LABELS: self._once(query, lambda: self._labels.fingerprint(query)),
+            FILES: self._once(names, lambda: files_version(self._files, names)),
+        }
+
+    def _once(self, key: Any, ask: Callable[[], str]) -> str:
+        if key not in self._known:
+            self._known[key] = ask()
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a tick looks at."""
+
+    folders: Mapping[str, Path]
+    store: Store
+    production: Production
+    in_progress: Callable[[RunPlace], bool]
+
+    def look(self, cursor: Cursor) -> tuple[Cursor, Findings]:
+        """One tick. One experiment that cannot be read does not stop the others."""
+        findings = Findings()
+        known = {name: seen for name, seen in cursor.experiments.items() if name in self.folders}
+        last = cursor.after
+        for name in in_turn(self.folders, cursor.after):
+            last = name
+            seen = known.get(name, Seen())
+            try:
+                known[name] = self._look_at(name, seen, cursor.id, findings)
+            except (DocmlError, ContractError, ResourceError, OSError) as error:
+                known[name] = said(name, error, seen, findings)
+        return cursor.model_copy(update={"experiments": known, "after": last}), findings
+
+    def _look_at(self, name: str, seen: Seen, cursor_id: str, findings: Findings) -> Seen:
+        runs = run_folders(self.store, name)
+        newest = next((claim for n in reversed(runs) if (claim := read_claim(self.store, name, n))), None)
+        if newest is None:
+            return seen
+        seen = self._newest_reconciled(name, runs, seen)
+        if seen.reconciled_run is None:
+            return seen
+        path = self.folders[name] / SETTINGS
+        folder = read_settings(path.read_text(encoding="utf-8"), path)
+        current = self.production.versions(self._settings_of(name, seen.reconciled_run))
+        state = State(
+            newest=newest,
+            newest_reconciled=seen.reconciled_run == newest.run,
+            made_of=seen.made_of,
+            current=current,
+            in_progress=self.in_progress(newest.place),
+            settled=seen.current == digest(current),
+            wanted=folder.rerun_on_new_data,
+        )
+        shown = digest([current, seen.reconciled_run])
+        if shown != seen.shown:
+            findings.events += events(name, seen.reconciled_run, state)
+        seen = seen.model_copy(update={"current": digest(current), "shown": shown})
+        try:
+            launch = self._act(state, folder, cursor_id)
+        except DocmlError as error:
+            return said(name, error, seen, findings)
+        if launch is not None and launch.claim.run != seen.launched:
+            findings.launches.append(launch)
+            seen = seen.model_copy(update={"launched": launch.claim.run})
+        return seen.model_copy(update={"reported": None})
+
+    def _settings_of(self, name: str, run: int) -> Settings:
+        claim = read_claim(self.store, name, run)
+        if claim is None:
+            raise NewDataIgnored(f"run {run} has reconciled data and no claim: restore {RunPlace(name, run).claim}")
+        return read_settings(claim.settings_text, claim.place.root)
+
+    def _newest_reconciled(self, name: str, runs: list[int], seen: Seen) -> Seen:
+        """`seen` with the newest run that has reconciled; runs older than the one known are not read again."""
+        for number in reversed(runs):
+            if number == seen.reconciled_run:
+                break
+            manifest = read_manifest(self.store, RunPlace(name, number).reconciliation)
+            if manifest is not None:
+                return seen.model_copy(update={"reconciled_run": number, "made_of": dict(manifest.inputs)})
+        return seen
+
+    def _act(self, state: State, folder: Settings, cursor_id: str) -> Launch | None:
+        """The run to start, claimed."""
+        decision = decide(state)
+        if decision == "continue":
+            return Launch.of(state.newest, folder)
+        if decision != "start":
+            return None
+        if RECONCILIATION not in flagged_steps(folder):
+            raise NewDataIgnored(
+                f"{' and '.join(changed(state))} changed and RERUN_ON_NEW_DATA is on, but RUN_RECONCILIATION is off: the next run "
+                "would not read what is new. Turn it on, or RERUN_ON_NEW_DATA off"
+            )
+        trigger = {
+            "kind": NAME,
+            "changed": changed(state),
+            "versions": dict(state.current),
+            "previous_run": state.newest.run,
+        }
+        request_id = f"{NAME} {cursor_id} {state.newest.experiment} after {state.newest.run} {digest(state.current)}"
+        return Launch.of(claim_next(self.store, state.newest, trigger=trigger, request_id=request_id), folder)
+
+
+def said(name: str, error: Exception, seen: Seen, findings: Findings) -> Seen:
+    """Report an error once, as long as it stays the same."""
+    report = f"{name}: {error}"
+    if report != seen.reported:
+        findings.reports.append(report)
+    return seen.model_copy(update={"reported": report})
+
+
+class NewDataIgnored(DocmlError):
+    """New data are wanted, but the settings keep a run from reading them."""
+
+
+def events(experiment: str, run: int, state: State) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
+    """What Dagster's history is told: the versions seen, and whether the run was made of them."""
+    observations = [
+        dg.AssetObservation(
+            asset_key=asset,
+            partition=experiment,
+            tags={"dagster/data_version": version},
+            metadata={"version": version},
+        )
+        for asset, version in state.current.items()
+    ]
+    stale = changed(state)
+    text = (
+        f"{' and '.join(stale)} changed since this run was made; start the next run to use what is new"
+        if stale
+        else "labels and files in production are what this run was made of"
+    )
+    check = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(CHECKED_ASSET),
+        check_name=CHECK,
+        passed=not stale,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=text,
+        partition=str(partition_key(experiment, run)),
+    )
+    return [*observations, check]
