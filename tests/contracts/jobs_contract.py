@@ -61,7 +61,14 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def compute(**changes: Any) -> Compute:
-    return Compute(**{"instance_type": "ml.m5.xlarge", "max_runtime_seconds": 600, "image": "docml:1", **changes})
+    return Compute(
+        **{
+            "instance_type": "ml.m5.xlarge",
+            "max_runtime_seconds": 600,
+            "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/docml:1",
+            **changes,
+        }
+    )
 
 
 def preparation(options: dict[str, Any] | None = None, **changes: Any) -> JobSpec:

@@ -1,0 +1,89 @@
+"""A cloud of our own: the local SageMaker endpoint over HTTP, real subprocess jobs, a bucket on a real S3 server."""
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resources.jobs.engine import Engine
+from resources.jobs.sagemaker import SageMakerBackend
+from resources.store import Store
+from tests.contracts import jobs_contract
+from tests.servers.s3 import S3Server
+from tests.servers.sagemaker.containers import SubprocessRuntime
+from tests.servers.sagemaker.faults import Faults
+from tests.servers.sagemaker.neighbours import CloudWatchLogs, SecretsManager
+from tests.servers.sagemaker.server import LocalEndpoint, serve
+from tests.servers.sagemaker.service import SageMaker
+from tests.servers.sagemaker.transfer import Transfer
+
+ROLE = "arn:aws:iam::123456789012:role/docml-job"
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/docml:1"
+FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
+
+
+@dataclass
+class Cloud:
+    """The services, and the environment of an orchestrator that uses them."""
+
+    endpoint: LocalEndpoint
+    store: Store
+    environment: dict[str, str]
+
+    @property
+    def faults(self) -> Faults:
+        return self.endpoint.faults
+
+    def engine(self) -> Engine:
+        """An engine as a fresh process would make it, in a hurry."""
+        backend = SageMakerBackend(
+            self.store, self.environment, calls_a_second=0, log_calls_a_second=0, poll_seconds=0.2
+        )
+        backend.log_settle_seconds = 0.6  # type: ignore[misc]
+        return Engine(self.store, backend, prices={"ml.m5.xlarge": 0.23})
+
+    def started(self) -> list[str]:
+        return sorted(name for (_, name), job in self.endpoint.sagemaker.jobs.items() if job.parent is None)
+
+    def calls(self, operation: str) -> list[dict[str, Any]]:
+        return [request for _, called, request in self.endpoint.calls if called == operation]
+
+
+@contextmanager
+def cloud(
+    work: Path,
+    s3: S3Server,
+    command: tuple[str, ...] = FAKE_TRAINER,
+    containers: Mapping[str, str] | None = None,
+    grace: float = 2.0,
+) -> Iterator[Cloud]:
+    """A cloud with one image, whose ENTRYPOINT is `command`, and a fresh bucket. `containers`: further variables of theirs."""
+    faults = Faults()
+    logs = CloudWatchLogs(faults)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "OMP_NUM_THREADS": "1", **(containers or {})}
+    runtime = SubprocessRuntime(
+        work, Transfer(s3.client()), logs, faults, {IMAGE: list(command)}, environment, grace=grace
+    )
+    service = SageMaker(runtime, faults=faults, images=frozenset({IMAGE}), roles=frozenset({ROLE}))
+    runtime.service = service
+    endpoint = LocalEndpoint(service, logs, SecretsManager())
+    url = s3.bucket(f"jobs-{uuid.uuid4().hex[:12]}") + "/docml"
+    try:
+        with serve(endpoint) as address:
+            services = ("SAGEMAKER", "CLOUDWATCH_LOGS", "SECRETS_MANAGER", "STS")
+            orchestrator = {
+                **s3.environment,
+                **{f"AWS_ENDPOINT_URL_{service}": address for service in services},
+                "PATH": os.environ["PATH"],
+                "DOCML_SAGEMAKER_ROLE_ARN": ROLE,
+                "DOCML_IMAGE": IMAGE,
+            }
+            store = Store.open(url, environment=orchestrator)
+            jobs_contract.fill(store)
+            yield Cloud(endpoint, store, orchestrator)
+    finally:
+        runtime.close()
