@@ -11,6 +11,8 @@ import dagster as dg
 
 from docml_assets.assets import inference, preparation, production, reconciliation, snapshot, training
 from docml_assets.deployment import RESOURCES
+from docml_assets.sensors.experiments import experiment_sensor
+from docml_assets.sensors.new_data import new_data_sensor
 from docml_assets.sensors.orphaned_jobs import orphaned_jobs_sensor
 from docml_assets.sensors.run_failures import run_failure_sensor
 
@@ -43,7 +45,7 @@ defs = dg.Definitions(
         inference.report_checks,
     ],
     jobs=[run_experiment],
-    sensors=[orphaned_jobs_sensor, run_failure_sensor],
+    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, run_failure_sensor],
     resources=RESOURCES,
     executor=dg.in_process_executor,
 )

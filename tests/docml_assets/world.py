@@ -252,7 +252,7 @@ class FakeJobs:
         predicted = [{"artifact_guid": row["artifact_guid"], "label": row["label"]} for row in rows]
         for index, row in enumerate(predicted):
             for model in task.model_names:
-                row[f"{model}_prediction"] = row["label"] if index else LABELS[0]
+                row[f"{model}_prediction"] = row["label"] if index else LABELS[1 - LABELS.index(row["label"])]
                 row[f"{model}_probability"] = 0.9
         timings = {"models": {model: {"docs_per_second": 10.0, "latency_ms": 5.0} for model in task.model_names}}
         output = {
