@@ -23,3 +23,7 @@ class TrainingError(TrainerError):
 
 class ExportError(TrainerError):
     """The TorchScript model is not the trained model."""
+
+
+class ModelFileError(TrainerError):
+    """An exported model is missing, was changed after training, or is not what its export.json says."""

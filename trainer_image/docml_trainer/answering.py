@@ -1,0 +1,134 @@
+"""One model and the whole test split: how long a single document takes, on what to run, every document's answer."""
+
+import os
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from docml_contract.events import PROGRESS, format_event
+from docml_contract.names import TORCHSCRIPT
+from docml_trainer.batches import Rows, length_sorted, sample
+from docml_trainer.data import document_lengths
+from docml_trainer.predicting import Pool, Predicted, predict_here, predict_in_processes, processes_for
+from docml_trainer.shapes import main_feature, model_shapes
+from docml_trainer.torchscript import ModelFiles, Predictor, softmax
+
+LATENCY_DOCUMENTS = 20
+WARM_UP = 3  # TorchScript optimizes a graph while it runs for the first times
+SECONDS_BETWEEN_LINES = 5.0
+DEVICE_TOLERANCE = 1e-3  # of a probability, between the GPU and the CPU
+
+
+class ModelResult:
+    """What one model said, and how long it took. logits: float32[documents, labels] in the order of the test split."""
+
+    def __init__(self, model: ModelFiles, predicted: Predicted, tokens: Rows | None, timings: dict[str, Any]) -> None:
+        self.model, self.tokens, self.timings = model, tokens, timings
+        self.probabilities = softmax(predicted.logits)
+        self.predictions = predicted.logits.argmax(axis=1)  # the first of equals
+
+
+class Started:
+    """A model that has answered a few single documents: its latency is known, and so is the work ahead."""
+
+    def __init__(self, model: ModelFiles, test: datasets.Dataset, prefix: str) -> None:
+        self.model, self.test, self.prefix = model, test, prefix
+        self.has_lengths = main_feature(model_shapes(test.features, prefix)) is not None
+        self.lengths = document_lengths(test, prefix)
+        self.predictor = on_best_device(model, test, prefix, sample(self.lengths, LATENCY_DOCUMENTS))
+        self.latencies = self._measure()
+
+    @property
+    def device(self) -> str:
+        return self.predictor.device.type
+
+    def processes(self, asked: int | None) -> int:
+        if self.device != "cpu":
+            return 1
+        size = (self.model.folder / TORCHSCRIPT).stat().st_size
+        seconds = float(np.mean(self.latencies)) * len(self.test)
+        return processes_for(len(os.sched_getaffinity(0)), seconds, size, asked)
+
+    def predict(self, workers: Pool | None) -> ModelResult:
+        """In this process, or with the workers."""
+        batches = length_sorted(self.lengths, self.device, self.model.fixed_batch)
+        progress = ProgressLines(self.model.name, len(self.test))
+        if workers is None:
+            predicted = predict_here(self.predictor, batches, progress)
+        else:
+            del self.predictor.module  # this process only hands out work
+            predicted = predict_in_processes(workers, self.model, self.prefix, batches, progress)
+        rate = len(self.test) / predicted.seconds
+        latency = float(np.median(self.latencies)) * 1000
+        where = f"{workers.processes} processes" if workers else self.device
+        print(
+            f"{self.model.name}: {rate:,.1f} documents a second ({where}), {latency:.1f} ms for a single one",
+            flush=True,
+        )
+        timings = {
+            "docs_per_second": rate,
+            "latency_ms": latency,
+            "latency_documents": len(self.latencies),
+            "seconds": predicted.seconds,
+            "batches": len(batches),
+            "device": self.device,
+            "processes": workers.processes if workers else 1,
+            "threads": 1 if workers else torch.get_num_threads(),
+            "torchscript_sha256": self.model.torchscript_sha256,
+            "export_sha256": self.model.export_sha256,
+        }
+        return ModelResult(self.model, predicted, self.lengths if self.has_lengths else None, timings)
+
+    def _measure(self) -> list[float]:
+        """Seconds for each of a few documents alone, from its row to its logits."""
+        rows = sample(self.lengths, LATENCY_DOCUMENTS)
+        for row in rows[:WARM_UP]:
+            self.predictor(row.reshape(1))
+        seconds = []
+        for row in rows:
+            started = time.perf_counter()
+            self.predictor(row.reshape(1))
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+
+def on_best_device(model: ModelFiles, test: datasets.Dataset, prefix: str, rows: Rows) -> Predictor:
+    """The model on the GPU, where there is one and it answers as on the CPU; else on the CPU.
+
+    A trace remembers the device that some of its constants were made on, so that a model traced on the CPU need not run elsewhere.
+    """
+    on_cpu = Predictor(model, test, prefix, "cpu")
+    if not torch.cuda.is_available():
+        return on_cpu
+    few = rows[: model.fixed_batch or 4]
+    try:
+        on_gpu = Predictor(model, test, prefix, "cuda")
+        difference = float(np.abs(softmax(on_gpu(few)) - softmax(on_cpu(few))).max())
+    except RuntimeError as error:  # whatever TorchScript and CUDA raise
+        print(
+            f"{model.name} does not run on the GPU as it was traced; it runs on the CPU. {str(error).strip()[-300:]}",
+            flush=True,
+        )
+        return on_cpu
+    if difference > DEVICE_TOLERANCE:
+        print(f"{model.name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU.", flush=True)
+        return on_cpu
+    return on_gpu
+
+
+class ProgressLines:
+    """A progress event now and then."""
+
+    def __init__(self, model: str, total: int) -> None:
+        self.model, self.total, self.said = model, total, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if done == self.total or time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+            self.said = time.monotonic()
+            print(
+                format_event(PROGRESS, what=f"{self.model} predicts", done=done, total=self.total, unit="documents"),
+                flush=True,
+            )

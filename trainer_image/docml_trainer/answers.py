@@ -1,0 +1,68 @@
+"""What an inference leaves: tables of predictions and probabilities, timings, OUTPUT.json."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from docml_contract.base import digest
+from docml_contract.manifests import write_output
+from docml_contract.names import PREDICTIONS
+from docml_trainer.answering import ModelResult
+from docml_trainer.shapes import ARTIFACT_GUID, LABELS
+
+DOCUMENTS = "documents.parquet"
+TIMINGS = "timings.json"
+
+
+def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
+    """The tables, sorted by GUID, the timings, and OUTPUT.json."""
+    guids = test[ARTIFACT_GUID][:]
+    order = np.array(sorted(range(len(guids)), key=lambda row: guids[row]), dtype=np.int64)
+    names = test.features[LABELS].names
+    labels = pa.array([names[label] for label in np.asarray(test[LABELS][:])[order]], pa.string())
+    keys = {ARTIFACT_GUID: pa.array([guids[row] for row in order], pa.string()), "label": labels}
+    predictions, documents = dict(keys), dict(keys)
+    for name, result in results.items():
+        said = result.predictions[order]
+        probabilities = result.probabilities[order].astype(np.float32)
+        predictions[f"{name}_prediction"] = pa.array([names[label] for label in said], pa.string())
+        predictions[f"{name}_probability"] = pa.array(probabilities[np.arange(len(said)), said])
+        documents[f"{name}_probabilities"] = pa.FixedSizeListArray.from_arrays(probabilities.reshape(-1), len(names))
+        if result.tokens is not None:
+            documents[f"{name}_tokens"] = pa.array(result.tokens[order].astype(np.int32))
+    pq.write_table(pa.table(predictions), output / PREDICTIONS, compression="zstd")
+    pq.write_table(pa.table(documents), output / DOCUMENTS, compression="zstd")
+    timings = {
+        "num_documents": len(test),
+        "hardware": hardware(),
+        "models": {name: result.timings for name, result in results.items()},
+    }
+    (output / TIMINGS).write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8")
+    said_by = {name: column.to_pylist() for name, column in predictions.items() if not name.endswith("_probability")}
+    facts = {
+        "documents": len(test),
+        "docs_per_second": {name: result.timings["docs_per_second"] for name, result in results.items()},
+        "accuracy": {
+            name: float((result.predictions == np.asarray(test[LABELS][:])).mean()) for name, result in results.items()
+        },
+    }
+    write_output(output, "infer", digest(["predictions", said_by]), facts)
+
+
+def hardware() -> dict[str, Any]:
+    """What the timings were measured on."""
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,98 @@
+"""Predict the test split with every model of the run: `python -m docml_trainer infer`.
+
+    processing/input/spec/spec.json    which models, and their hashes
+    processing/input/test/             the test split, in the datasets format
+    processing/input/models/<path>/    model.pt and export.json of each model
+    processing/output/result/          predictions.parquet, documents.parquet, timings.json, OUTPUT.json
+
+The models are the files that production would load. Documents of about one length go through a model together, so that hardly anything
+is padded; answers do not depend on who shares a batch with whom (within 1e-5 of a probability).
+"""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import datasets
+
+from docml_contract.jobs import InferTask
+from docml_contract.names import column_prefix
+from docml_trainer.answering import ModelResult, Started
+from docml_trainer.answers import write
+from docml_trainer.errors import DataError, FolderError
+from docml_trainer.folders import Folders
+from docml_trainer.predicting import Pool, pool
+from docml_trainer.shapes import ARTIFACT_GUID, LABELS
+from docml_trainer.torchscript import ModelFiles
+
+
+def main(folders: Folders) -> None:
+    """Verify, load, predict, write."""
+    task = task_of(folders)
+    test = load_test(folders.channel("test"))
+    files = [ModelFiles.verify(name, folders.channel("models"), task.models[name]) for name in task.model_names]
+    for model in files:
+        check_labels(model, test)
+    results: dict[str, ModelResult] = {}
+    with ExitStack() as stack:
+        workers: Pool | None = None
+        for model in files:
+            started = Started(model, test, column_prefix(model.name, task.model_names))
+            processes = started.processes(task.processes)
+            if processes > 1 and workers is None:
+                workers = stack.enter_context(pool(processes, folders.channel("test")))
+            results[model.name] = started.predict(workers if processes > 1 else None)
+    write(folders.output, test, results)
+
+
+def task_of(folders: Folders) -> InferTask:
+    task = folders.spec().task
+    if not isinstance(task, InferTask):
+        raise FolderError(f"the spec asks for {task.command!r}; expected an inference task")
+    unknown = [name for name in task.model_names if name not in task.models]
+    if unknown:
+        raise FolderError(
+            f"the spec says nothing about the files of {', '.join(unknown)}; expected path and hashes of each model"
+        )
+    return task
+
+
+def load_test(folder: Path) -> datasets.Dataset:
+    """The test split. DataError if it is missing or empty: no other split stands in for it."""
+    if not (folder / "dataset_info.json").is_file():
+        raise DataError(
+            f"{folder}: no data set; expected the test split that preparation wrote (nothing else stands in for it)"
+        )
+    if not _has_shards(folder) or not len(test := datasets.load_from_disk(str(folder))):
+        raise DataError(
+            "the test split is empty; expected documents that no model has seen "
+            "(give SPLIT a test share above 0, or prepare more documents)"
+        )
+    lacking = [name for name in (LABELS, ARTIFACT_GUID) if name not in test.features]
+    if lacking or not isinstance(test.features[LABELS], datasets.ClassLabel):
+        raise DataError(
+            f"{folder}: found the columns {sorted(test.features)}; expected {ARTIFACT_GUID} and {LABELS} as a ClassLabel"
+        )
+    return test
+
+
+def check_labels(model: ModelFiles, test: datasets.Dataset) -> None:
+    """The model's outputs must stand for the labels of the test split, in the same order."""
+    expected = tuple(test.features[LABELS].names)
+    if model.labels == expected:
+        return
+    only_model = [label for label in model.labels if label not in expected]
+    only_test = [label for label in expected if label not in model.labels]
+    differ = [f"only the model knows {', '.join(map(repr, only_model))}"] if only_model else []
+    differ += [f"only the test split has {', '.join(map(repr, only_test))}"] if only_test else []
+    raise DataError(
+        f"model {model.name!r} was trained for {len(model.labels)} labels, the test split has {len(expected)}: "
+        f"{'; '.join(differ) or 'the same labels in another order'}. Expected the data that the model was trained on "
+        "(train again on the prepared data of this run)"
+    )
+
+
+def _has_shards(folder: Path) -> bool:
+    """A data set without rows may have been saved without a shard, which `datasets` writes but does not read."""
+    state = folder / "state.json"
+    return not state.is_file() or bool(json.loads(state.read_text(encoding="utf-8"))["_data_files"])

@@ -1,0 +1,127 @@
+"""An exported model as production loads it: TorchScript and export.json, both verified before anything is deserialized."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from docml_contract import names
+from docml_contract.jobs import ExportedModel
+from docml_contract.manifests import sha256_file
+from docml_trainer.collate import Collator
+from docml_trainer.data import fetch
+from docml_trainer.errors import DataError, ModelFileError
+from docml_trainer.shapes import ARTIFACT_GUID
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's files, whose hashes matched what the orchestrator recorded when it published them."""
+
+    name: str
+    folder: Path
+    export: Mapping[str, Any]  # export.json
+    torchscript_sha256: str
+    export_sha256: str
+
+    @classmethod
+    def verify(cls, name: str, channel: Path, expected: ExportedModel) -> "ModelFiles":
+        """ModelFileError if a file is missing or its content is not the one that was published."""
+        folder = channel / expected.path
+        for file, sha256 in ((names.TORCHSCRIPT, expected.torchscript_sha256), (names.EXPORT, expected.export_sha256)):
+            path = folder / file
+            if not path.is_file():
+                raise ModelFileError(
+                    f"{path}: no such file; expected the exported model {name!r} in the channel 'models'"
+                )
+            found = sha256_file(path)
+            if found != sha256:
+                raise ModelFileError(
+                    f"{expected.path}/{file} of model {name!r}: its content has sha256 {found}, expected {sha256} as its manifest "
+                    "says; the file was changed after training and is not loaded (train the model again in a new run)"
+                )
+        export = json.loads((folder / names.EXPORT).read_text(encoding="utf-8"))
+        return cls(name, folder, export, expected.torchscript_sha256, expected.export_sha256)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the model's outputs stand for, in order."""
+        return tuple(self.export["labels"])
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the export holds at; None if any will do."""
+        fixed = self.export.get("fixed_shape")
+        return None if not fixed else int(next(iter(fixed.values()))[0])
+
+
+class Predictor:
+    """One loaded model on one device, over the rows of a data set."""
+
+    def __init__(self, files: ModelFiles, data: datasets.Dataset, prefix: str, device: str) -> None:
+        self.files, self.device = files, torch.device(device)
+        self.data = data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(prefix))])
+        self.collate = Collator(
+            data.features,
+            files.export["padding"],
+            prefix=prefix,
+            forward_parameters=files.export["input_keys"],
+            fixed_shape=files.export.get("fixed_shape"),
+        )
+        self.keys: Sequence[str] = files.export["input_keys"]
+        missing = [key for key in self.keys if key not in self.collate.feature_names]
+        if missing:
+            raise DataError(
+                f"model {files.name!r} takes {', '.join(self.keys)}; the test split lacks {', '.join(missing)} "
+                f"(found {', '.join(self.collate.feature_names)}): it was prepared for another model"
+            )
+        self.dtypes = [getattr(torch, files.export["input_dtypes"][key]) for key in self.keys]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, and what production loads
+            module = torch.jit.load(str(files.folder / names.TORCHSCRIPT), map_location=self.device)
+        self.module = module.eval()
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """Logits float32[rows, labels]. DataError names a document for which the model answers with NaN or infinity."""
+        batch = self.collate(fetch(self.data, rows))
+        inputs = [batch[key].to(self.device, dtype) for key, dtype in zip(self.keys, self.dtypes, strict=True)]
+        with torch.inference_mode():
+            output = find_logits(self.module(*inputs))
+        if output.ndim != 2 or output.shape[0] < len(rows) or output.shape[1] != len(self.files.labels):
+            raise DataError(
+                f"model {self.files.name!r}: found logits of shape {list(output.shape)} for {len(rows)} documents, expected "
+                f"one row a document and {len(self.files.labels)} labels"
+            )
+        logits = output[: len(rows)].float().cpu().numpy()  # an export of one shape was filled up with repeated rows
+        wrong = ~np.isfinite(logits).all(axis=1)
+        if wrong.any():
+            guid = self.data[int(rows[np.flatnonzero(wrong)[0]])][ARTIFACT_GUID]
+            raise DataError(
+                f"model {self.files.name!r} answers with NaN or infinity for {int(wrong.sum())} of {len(rows)} documents, "
+                f"artifact {guid} among them; expected finite logits (did the training diverge?)"
+            )
+        return np.asarray(logits, dtype=np.float32)
+
+
+def find_logits(output: Any) -> torch.Tensor:
+    """The logits in what a traced module returns: a dict's `logits`, a tuple's first element, or the tensor itself."""
+    found = output["logits"] if isinstance(output, dict) else output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(found, torch.Tensor):
+        raise ModelFileError(f"the TorchScript model returned {type(output).__name__}, expected logits")
+    return found
+
+
+def softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    """Probabilities float64[documents, labels], in double precision."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
