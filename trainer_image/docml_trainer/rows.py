@@ -57,7 +57,7 @@ def overview(files: Sequence[Path], features: datasets.Features, models: Sequenc
     limits: dict[str, tuple[int, int]] = {}
     integers = [name for name, feature in features.items() if shape_of(name, feature).is_integer]
     for batch in read_batches(files):
-        positions.append(batch[POSITION].to_numpy())
+        positions.append(batch[POSITION].to_numpy().copy())  # a view would keep the whole batch alive
         digests += batch[DIGEST].to_pylist()
         if signed:
             joined = b"".join(batch[SIGNATURE].to_pylist())

