@@ -1,0 +1,74 @@
+"""Materializes partitions in this process, over a test's world."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from docml_assets.definitions import defs
+from docml_assets.partitions import register
+from tests.docml_assets.world import FakeJobs, World
+
+
+def definitions(world: World, jobs: FakeJobs | None = None) -> dg.Definitions:
+    """The project's definitions over the world, with jobs that end at once."""
+    return dg.Definitions(
+        assets=defs.assets,
+        asset_checks=defs.asset_checks,
+        jobs=defs.jobs,
+        resources={
+            **(defs.resources or {}),
+            "deployment": world.deployment,
+            "jobs": jobs or FakeJobs(world.store),
+        },
+        executor=defs.executor,
+    )
+
+
+def materialize(
+    world: World,
+    instance: dg.DagsterInstance,
+    run: int,
+    *,
+    jobs: FakeJobs | None = None,
+    assets: Sequence[str] | None = None,
+    tags: dict[str, str] | None = None,
+    experiment: str = "EXP-1",
+) -> dg.ExecuteInProcessResult:
+    """Execute run_experiment, or some of its assets, for one partition."""
+    key = register(instance, experiment, run)
+    job = definitions(world, jobs).resolve_job_def("run_experiment")
+    return job.execute_in_process(
+        instance=instance,
+        partition_key=key,
+        asset_selection=[dg.AssetKey(asset) for asset in assets] if assets else None,
+        tags=tags,
+        raise_on_error=False,
+    )
+
+
+def materializations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
+    """By asset."""
+    return {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dg.AssetCheckSeverity]]:
+    """Whether each check passed, and how grave it is otherwise."""
+    return {
+        evaluation.check_name: (evaluation.passed, evaluation.severity)
+        for evaluation in result.get_asset_check_evaluations()
+    }
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """The innermost message of the first step that failed."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            return error.message if error else ""
+    return ""

@@ -1,0 +1,156 @@
+"""The graph by partition: data versions, metadata, lineage, reuse, checks that stop it."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from docml_assets.assets.common import STEPS_TAG
+from tests.docml_assets.assets.materializing import checks, definitions, failure, materializations, materialize
+from tests.docml_assets.world import FakeJobs, World
+
+ASSETS = {
+    "experiment_snapshot",
+    "reconciled_data",
+    "label_counts",
+    "encoded_splits",
+    "best_torchscript_model",
+    "inference_report",
+}
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def version(materialization: dg.AssetMaterialization) -> str:
+    assert materialization.tags is not None
+    return materialization.tags["dagster/data_version"]
+
+
+def test_a_run_materializes_six_assets_and_its_checks_pass(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(model_names="one, two")
+    jobs = FakeJobs(world.store)
+    result = materialize(world, instance, 1, jobs=jobs)
+    assert result.success, failure(result)
+    made = materializations(result)
+    assert made.keys() == ASSETS
+    assert {m.partition for m in made.values()} == {"EXP-1|1"}
+    passed = checks(result)
+    assert {name for name, (ok, _) in passed.items() if not ok} == set()
+    assert passed.keys() >= {"files_complete", "enough_labels", "no_leakage", "traced_equals_eager", "report_adds_up"}
+    assert "production_unchanged" not in passed
+    report = made["inference_report"].metadata
+    assert isinstance(report["f1_macro"], dg.FloatMetadataValue)
+    assert report["test documents"].value == 6
+    assert made["encoded_splits"].metadata["cost_usd"].value == 0.5
+    assert "data:image/png;base64," in str(made["label_counts"].metadata["label histogram"].value)
+
+    again = materialize(world, instance, 1, jobs=jobs)
+    assert again.success
+    assert len(jobs.ran) == 4
+    assert {name: version(m) for name, m in materializations(again).items()} == {
+        name: version(m) for name, m in made.items()
+    }
+
+
+def test_the_next_run_reuses_what_did_not_change(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(hyperparameters={"epochs": 1})
+    first = materializations(materialize(world, instance, 1))
+    world.write_experiment(hyperparameters={"epochs": 2}, run_num=2)
+    jobs = FakeJobs(world.store)
+    second = materializations(materialize(world, instance, 2, jobs=jobs))
+    assert jobs.ran == ["training small", "inference"]
+    for asset in ("reconciled_data", "label_counts", "encoded_splits"):
+        assert version(second[asset]) == version(first[asset])
+    assert version(second["best_torchscript_model"]) != version(first["best_torchscript_model"])
+    assert second["encoded_splits"].metadata["reused_from"].value == "run 1"
+
+
+def test_steps_that_are_not_performed_leave_no_materialization_unless_something_fits(
+    world: World, instance: dg.DagsterInstance
+) -> None:
+    world.write_experiment()
+    result = materialize(world, instance, 1, tags={STEPS_TAG: "reconciliation,preparation"})
+    assert result.success, failure(result)
+    assert materializations(result).keys() == ASSETS - {"best_torchscript_model", "inference_report"}
+
+
+def test_only_run_num_may_come_into_being_from_the_ui(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment()
+    jobs = FakeJobs(world.store)
+    result = materialize(world, instance, 7, jobs=jobs)
+    assert not result.success
+    assert "is not the experiment's RUN_NUM (1)" in failure(result)
+    assert not materializations(result)
+    assert not jobs.ran
+
+
+def test_leaking_splits_stop_the_run_before_training(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment()
+
+    class Leaking(FakeJobs):
+        def _output(self, spec, files):  # type: ignore[no-untyped-def]
+            output, version = super()._output(spec, files)
+            if spec.step == "preparation":
+                from docml_contract.names import SPLITS_TABLE
+                from tests.docml_assets.world import _parquet, _read
+
+                rows = _read(output[SPLITS_TABLE])
+                for row in rows:
+                    row["near_duplicate_group"] = "same"
+                output[SPLITS_TABLE] = _parquet(rows)
+            return output, version
+
+    jobs = Leaking(world.store)
+    result = materialize(world, instance, 1, jobs=jobs)
+    assert not result.success
+    assert checks(result)["no_leakage"] == (False, dg.AssetCheckSeverity.ERROR)
+    assert jobs.ran == ["preparation"]
+
+
+def test_production_that_cannot_be_read_is_a_warning(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment()
+    assert materialize(world, instance, 1, assets=["experiment_snapshot", "reconciled_data"]).success
+    (world.root / "labels.sqlite").unlink()
+    assert not unchanged(world, instance)
+
+
+def test_changed_labels_make_the_partition_stale_and_the_check_warn(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment()
+    assert materialize(world, instance, 1, assets=["experiment_snapshot", "reconciled_data"]).success
+    assert stale(world, instance) == StaleStatus.FRESH
+    assert unchanged(world, instance)
+    assert stale(world, instance) == StaleStatus.FRESH
+    world.add_document("doc-new", "letter")
+    assert not unchanged(world, instance)
+    assert stale(world, instance) == StaleStatus.STALE
+
+
+def stale(world: World, instance: dg.DagsterInstance) -> StaleStatus:
+    graph = definitions(world).resolve_asset_graph()
+    context = LoadingContextForTest(instance)
+    resolver = CachingStaleStatusResolver(instance, graph, context)
+    return resolver.get_status(dg.AssetKey("reconciled_data"), "EXP-1|1")
+
+
+def unchanged(world: World, instance: dg.DagsterInstance) -> bool:
+    """What production_unchanged says when the finished asset is materialized in the UI, which executes all its checks."""
+    everything = definitions(world)
+    job = dg.Definitions(
+        assets=everything.assets,
+        asset_checks=everything.asset_checks,
+        jobs=[dg.define_asset_job("look", selection=dg.AssetSelection.assets("reconciled_data"))],
+        resources=everything.resources,
+        executor=dg.in_process_executor,
+    ).resolve_job_def("look")
+    key = dg.MultiPartitionKey({"experiment": "EXP-1", "run": "1"})
+    result = job.execute_in_process(instance=instance, partition_key=key, raise_on_error=False)
+    assert result.success, failure(result)
+    passed, severity = checks(result)["production_unchanged"]
+    assert severity == dg.AssetCheckSeverity.WARN
+    return passed
