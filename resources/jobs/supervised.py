@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -187,7 +187,7 @@ class Supervisor:
         try:
             for container in containers:
                 container.start(self.command, self.environment)
-            self._change(groups=tuple(container.group for container in containers))
+            self.note_groups([container.group for container in containers])
             self.watch(containers)
         finally:
             for container in containers:
@@ -245,6 +245,10 @@ class Supervisor:
         """The next phase, for all to see."""
         started_at = self.state.started_at or datetime.now(UTC).isoformat(timespec="seconds")
         self._change(phases=(*self.state.phases, phase), status=status, started_at=started_at)
+
+    def note_groups(self, groups: Sequence[int]) -> None:
+        """The process groups that must end with the job."""
+        self._change(groups=tuple(groups))
 
     def beat(self) -> None:
         """A sign of life."""

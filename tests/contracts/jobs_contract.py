@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import pytest
 
-from docml_contract.jobs import Channel, Compute, JobSpec, PrepareTask, Tracking, TrainTask
-from docml_contract.names import RunPlace
+from docml_contract.hyperparameters import Choice, Interval
+from docml_contract.jobs import Channel, Compute, JobSpec, PrepareTask, Tracking, TrainTask, Tuning
+from docml_contract.names import TRIALS, RunPlace
 from resources.jobs.engine import Engine
 from resources.jobs.errors import JobFailed, JobRefused, JobStopped
 from resources.jobs.records import JobRecord
+from resources.jobs.trials import Trials
 from resources.store import Store
 
 FILES = {"user_defined_funcs.py": b"def load_model(model_name, context): ...\n"}
@@ -109,6 +111,15 @@ def training(options: dict[str, Any] | None = None, **changes: Any) -> JobSpec:
     )
 
 
+def tuning(search: Tuning, options: dict[str, Any] | None = None) -> JobSpec:
+    """A search around `training(options)`; the fake trainer's objective is best at learning_rate = 0.3."""
+    content = training(options).model_dump() | {"kind": "tuning", "step": "tuning", "tuning": search.model_dump()}
+    return JobSpec.model_validate(content)
+
+
+RATES = Interval(low=0.1, high=0.9)
+
+
 def fill(store: Store) -> None:
     """The inputs of the specs above, and some that must not be read."""
     for key in ("a/v1/raw_text.json", "b/v2/raw_text.json", "c/v3/raw_text.json", "a/v1/page.png"):
@@ -116,6 +127,10 @@ def fill(store: Store) -> None:
     for key in ("one.arrow", "deep/two.arrow"):
         store.put(f"in/all/{key}", key.encode())
     store.put("in/all-other/three.arrow", b"of another folder")
+
+
+def outputs(store: Store) -> list[str]:
+    return [stored.key for stored in store.list(PLACE.jobs)]
 
 
 def records(store: Store) -> dict[str, JobRecord]:
@@ -261,3 +276,44 @@ class JobsContract:
         second = self.run(bench, training({"learning_rate": 0.2}), holder="run-b")
         assert second.attempt == 2
         assert second.output.data_version == "version-of-0.2"
+
+    def test_a_search_keeps_the_best_trial_and_lists_all(self, bench: JobsBench) -> None:
+        search = Tuning(
+            ranges={"learning_rate": RATES, "size": Choice(values=(8, 16))},
+            strategy="Random",
+            max_jobs=4,
+            max_parallel_jobs=2,
+        )
+        hearing = Hearing()
+        result = self.run(bench, tuning(search, {"steps": 2, "learning_rate": 0.5, "note": "x"}), hearing)
+        table = Trials.from_bytes(bench.store.get(f"{result.output_prefix}/{TRIALS}"), TRIALS)
+        assert [trial.status for trial in table.trials] == ["Completed"] * 4
+        best = table.trials[table.best - 1]
+        scores = {round(trial.objective or 0, 6): trial for trial in table.trials}
+        assert max(scores) == round(best.objective or 0, 6)
+        kept = json.loads(bench.store.get(f"{result.output_prefix}/result-0.json"))
+        assert kept["options"]["note"] == "x"
+        assert kept["options"]["size"] in (8, 16)
+        assert kept["options"]["size"] == best.values["size"]
+        assert kept["options"]["_tuning_objective_metric"] == "valid_f1"
+        assert 1 - abs(kept["options"]["learning_rate"] - 0.3) == pytest.approx(best.objective)
+        assert {entry.path for entry in result.output.files} == {"result-0.json", TRIALS, "search.png"}
+        assert [key for key in outputs(bench.store) if key.endswith("result-0.json")] == [
+            f"{result.output_prefix}/result-0.json"
+        ]
+        assert len(hearing.hosts) == 4
+
+    def test_a_grid_covers_its_points(self, bench: JobsBench) -> None:
+        search = Tuning(ranges={"learning_rate": Choice(values=(0.1, 0.25, 0.9))}, strategy="Grid", max_parallel_jobs=3)
+        result = self.run(bench, tuning(search, {"steps": 1}))
+        table = Trials.from_bytes(bench.store.get(f"{result.output_prefix}/{TRIALS}"), TRIALS)
+        assert sorted(trial.values["learning_rate"] for trial in table.trials) == [0.1, 0.25, 0.9]
+        assert table.trials[table.best - 1].values == {"learning_rate": 0.25}
+
+    def test_a_canceled_search_stops_its_trials(self, bench: JobsBench) -> None:
+        cancel = threading.Event()
+        search = Tuning(ranges={"learning_rate": RATES}, strategy="Random", max_jobs=3, max_parallel_jobs=2)
+        with pytest.raises(JobStopped):
+            self.run(bench, tuning(search, {"steps": 1000}), Hearing(lambda text: cancel.set()), cancel=cancel)
+        (record,) = records(bench.store).values()
+        assert record.status == "Stopped"

@@ -20,6 +20,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract.events import EPOCH, format_event
 from docml_contract.jobs import JobSpec, PrepareTask
 from docml_contract.manifests import write_atomically, write_output
+from docml_contract.metrics import metric_line
 from docml_contract.names import SPEC
 
 command = sys.argv[1]
@@ -30,7 +31,8 @@ output = base / ("model" if training else "processing/output/result")
 checkpoint = base / "checkpoints" / "state.json"
 spec = JobSpec.from_bytes((channels / "spec" / SPEC).read_bytes(), SPEC)
 if training:
-    options = encoding.decode(json.loads((base / "input/config/hyperparameters.json").read_text()))
+    given = json.loads((base / "input/config/hyperparameters.json").read_text())
+    options = encoding.decode_tuned(given, spec.tuning.ranges if spec.tuning else {})
 else:
     options = spec.task.own_hyperparameters if isinstance(spec.task, PrepareTask) else {}
 resources = json.loads((base / ("input/config" if training else "config") / "resourceconfig.json").read_text())
@@ -73,8 +75,10 @@ while state["step"] < options.get("steps", 3):
     save()
     if training:
         rate = float(options.get("learning_rate", 0.5))
-        print(format_event(EPOCH, epoch=state["step"], valid_f1=1 - abs(rate - 0.3)), flush=True)
-        print(f"epoch {state['step']} valid_f1={1 - abs(rate - 0.3)}", flush=True)
+        score = 1 - abs(rate - 0.3)
+        print(f"epoch {state['step']} ends", flush=True)
+        print(metric_line({"valid_f1": score, "valid_f1_epoch": score}), flush=True)
+        print(format_event(EPOCH, epoch=state["step"], valid_f1=score), flush=True)
     if options.get("die") == "always" or (options.get("die") == "once" and state["starts"] == 1):
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,266 @@
+"""A search for hyperparameters on this machine, inside the supervisor: Optuna proposes, every trial is containers of its own.
+
+What a killed search needs to go on lies in the store, below the checkpoints of the work:
+
+    study/journal.log      Optuna's journal: trials with their values, objectives and states
+    study/best/            files of the best trial so far; of the others nothing is kept
+    trial-<n>/             checkpoints of a trial that runs
+"""
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, SearchRange
+from docml_contract.jobs import Tuning
+from resources.jobs.mirror import Mirror
+from resources.jobs.requests import metric_definitions, number_of_trials
+from resources.jobs.trials import Trial, add_trials, best_trial
+from resources.jobs.twin import Container, host_names
+
+if TYPE_CHECKING:
+    from resources.jobs.supervised import Stopping, Supervisor
+
+TICK_SECONDS = 0.1
+REASON, SECONDS, END = "reason", "seconds", "end"  # what is kept of a trial besides its objective
+
+
+class RunningTrial:
+    """One trial's containers and checkpoints."""
+
+    def __init__(self, search: "Search", number: int, values: dict[str, Any]) -> None:
+        supervisor = search.supervisor
+        spec = supervisor.job.spec
+        hosts = host_names(spec)
+        self.number = number
+        self.values = values
+        self.begun = time.monotonic()
+        self.base = supervisor.base / f"trial-{number}"
+        self.containers = []
+        for index in range(len(hosts)):
+            suffix = f"-{index + 1}" if index else ""
+            log = supervisor.logs / f"trial-{number:03d}{suffix}.log"
+            self.containers.append(Container(supervisor.job, self.base / f"host-{index + 1}", log, hosts, index))
+        constants = {name: value for name, value in spec.hyperparameters.items() if name not in values}
+        for container in self.containers:
+            container.lay_out(
+                supervisor.store, {**constants, **values, TUNING_OBJECTIVE: search.tuning.objective_metric}
+            )
+        self.prefix = f"{supervisor.job.checkpoints}/trial-{number}"
+        self.mirror = Mirror(supervisor.store, self.containers[0].checkpoints, self.prefix)
+        self.mirror.restore()
+        for container in self.containers:
+            container.start(supervisor.command, supervisor.environment)
+        self.mirror.start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+    @property
+    def over(self) -> bool:
+        """Ended, or failed on one host, which ends the others."""
+        codes = [container.exit_code for container in self.containers]
+        return None not in codes or any(codes)
+
+    def finish(self) -> None:
+        """End all its processes and keep its checkpoints."""
+        for container in self.containers:
+            container.kill()
+        self.mirror.stop()
+
+    def objective(self, regex: str) -> float | None:
+        """The latest value in the log, which is what SageMaker's tuner ranks by."""
+        log = self.containers[0].log
+        found = re.findall(regex, log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
+        return float(found[-1]) if found else None
+
+
+class Search:
+    """The search of one tuning job."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        tuning = supervisor.job.spec.tuning
+        assert tuning is not None
+        self.supervisor = supervisor
+        self.tuning: Tuning = tuning
+        self.folder = supervisor.base / "study"
+        self.mirror = Mirror(supervisor.store, self.folder, f"{supervisor.job.checkpoints}/study")
+        self.total = number_of_trials(tuning)
+        self.regex = metric_definitions(supervisor.job.spec)[tuning.objective_metric]
+        self.running: list[RunningTrial] = []
+
+    def run(self) -> None:
+        """Until all trials have ended; then the best one's files are the job's output."""
+        from resources.jobs.supervised import Failing
+
+        self._open()
+        try:
+            self._work()
+        finally:
+            for trial in self.running:
+                trial.finish()
+            self.mirror.sync()
+        trials = self.trials()
+        if best_trial(trials, self.tuning) is None:
+            reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in trials[:3])
+            raise Failing("work", f"all {len(trials)} trials failed: {reasons}")
+        supervisor = self.supervisor
+        supervisor.enter("Uploading")
+        supervisor.store.upload(self.folder / "best", supervisor.job.output_prefix)
+        add_trials(supervisor.store, supervisor.job.output_prefix, self.tuning, trials)
+
+    def _open(self) -> None:
+        """The study, with what an earlier attempt left of it; trials that had been running start again."""
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.mirror.restore()
+        storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
+        self.study = optuna.create_study(
+            study_name="search",
+            storage=storage,
+            sampler=_sampler(self.tuning, 0),
+            direction="maximize" if self.tuning.objective_type == "Maximize" else "minimize",
+            load_if_exists=True,
+        )
+        known = self.study.get_trials(deepcopy=False)
+        self.study.sampler = _sampler(self.tuning, len(known))
+        if known:
+            self.supervisor.enter(f"Resuming a search of which {len(known)} trials had begun")
+        self.interrupted = [trial for trial in known if trial.state == optuna.trial.TrialState.RUNNING]
+
+    def _work(self) -> None:
+        stop: Stopping | None = None
+        while True:
+            stop = stop or self.supervisor.asked_to_stop()
+            if stop is None:
+                self._fill()
+            for trial in self.running:
+                if stop is not None or trial.seconds > self.supervisor.job.spec.compute.max_runtime_seconds:
+                    for container in trial.containers:
+                        container.ask_to_stop()
+                        container.enforce()
+            for trial in [trial for trial in self.running if trial.over]:
+                self.running.remove(trial)
+                trial.finish()
+                if stop is None:
+                    self._settle(trial)
+            if not self.running and (stop is not None or self._begun() >= self.total):
+                break
+            self.supervisor.beat()
+            time.sleep(TICK_SECONDS)
+        if stop is not None:
+            raise stop
+
+    def _begun(self) -> int:
+        return len(self.study.get_trials(deepcopy=False))
+
+    def _fill(self) -> None:
+        """Start trials while there is room: interrupted ones first."""
+        while len(self.running) < self.tuning.max_parallel_jobs:
+            if self.interrupted:
+                frozen = self.interrupted.pop(0)
+                number, values = frozen.number, dict(frozen.params)
+            elif self._begun() < self.total:
+                trial = self.study.ask({name: _distribution(r) for name, r in sorted(self.tuning.ranges.items())})
+                number, values = trial.number, dict(trial.params)
+                self.mirror.sync()
+            else:
+                return
+            shown = ", ".join(f"{name} = {_shown(value)}" for name, value in sorted(values.items()))
+            self.supervisor.enter(f"Trial {number + 1} of {self.total}: {shown}")
+            self.running.append(RunningTrial(self, number + 1, values))
+            self.supervisor.note_groups([c.group for trial in self.running for c in trial.containers])
+
+    def _settle(self, trial: RunningTrial) -> None:
+        """Tell the study how a trial ended; keep its files if it is the best so far."""
+        number = trial.number - 1
+        container = trial.containers[0]
+        failed = next((c for c in trial.containers if c.exit_code), None) or (None if container.complete else container)
+        objective = trial.objective(self.regex)
+        storage, identity = self.study._storage, self.study.get_trials(deepcopy=False)[number]._trial_id
+        storage.set_trial_user_attr(identity, SECONDS, round(trial.seconds, 1))
+        limit = self.supervisor.job.spec.compute.max_runtime_seconds
+        stopped = trial.seconds > limit
+        if failed is None and objective is not None and not stopped:
+            if self._is_best(objective):
+                self._keep(container.output)
+            self.study.tell(number, objective)
+            said = f"{self.tuning.objective_metric} = {_shown(objective)}"
+        else:
+            reason = f"MaxRuntimeExceeded after {limit} s" if stopped else ""
+            reason = reason or (failed.reason() if failed else f"it printed no {self.tuning.objective_metric}")
+            storage.set_trial_user_attr(identity, REASON, reason)
+            storage.set_trial_user_attr(identity, END, "Stopped" if stopped else "Failed")
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
+            said = f"failed: {reason.splitlines()[0]}"
+        self.mirror.sync()
+        self.supervisor.enter(f"Trial {trial.number} of {self.total} ended: {said}")
+        shutil.rmtree(trial.base, ignore_errors=True)
+        store = self.supervisor.store
+        store.delete([stored.key for stored in store.list(trial.prefix)])
+
+    def _is_best(self, objective: float) -> bool:
+        best = best_trial(self.trials(), self.tuning)
+        if best is None or best.objective is None:
+            return True
+        return objective > best.objective if self.tuning.objective_type == "Maximize" else objective < best.objective
+
+    def _keep(self, output: Path) -> None:
+        best = self.folder / "best"
+        shutil.rmtree(best, ignore_errors=True)
+        shutil.copytree(output, best)
+        self.mirror.sync()  # before the study hears of it: a kill in between repeats the trial
+
+    def trials(self) -> list[Trial]:
+        """The trials so far."""
+        states = {"COMPLETE": "Completed", "RUNNING": "InProgress", "WAITING": "InProgress", "FAIL": "Failed"}
+        return [
+            Trial(
+                number=frozen.number + 1,
+                job=f"trial-{frozen.number + 1:03d}",
+                values=frozen.params,
+                objective=frozen.value if frozen.state.name == "COMPLETE" else None,
+                seconds=frozen.user_attrs.get(SECONDS),
+                status=frozen.user_attrs.get(END) or states[frozen.state.name],
+                reason=frozen.user_attrs.get(REASON, ""),
+            )
+            for frozen in self.study.get_trials(deepcopy=False)
+        ]
+
+
+def tune(supervisor: "Supervisor") -> None:
+    """Run the search of the supervisor's job. Stopping, Failing."""
+    Search(supervisor).run()
+
+
+def _sampler(tuning: Tuning, begun: int) -> Any:
+    """Proposes values. A resumed search draws on, not the same again."""
+    seed = tuning.seed + begun
+    if tuning.strategy == "Grid":
+        values = {name: list(r.values) for name, r in tuning.ranges.items() if isinstance(r, Choice)}
+        return optuna.samplers.GridSampler(values, seed=tuning.seed)
+    if tuning.strategy == "Random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        seed=seed, constant_liar=True, n_startup_trials=max(3, min(10, tuning.max_jobs // 3))
+    )
+
+
+def _distribution(searched: SearchRange) -> Any:
+    if isinstance(searched, Choice):
+        return optuna.distributions.CategoricalDistribution(searched.values)
+    assert isinstance(searched, Interval)
+    if searched.integer:
+        return optuna.distributions.IntDistribution(int(searched.low), int(searched.high), log=searched.log)
+    return optuna.distributions.FloatDistribution(searched.low, searched.high, log=searched.log)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
