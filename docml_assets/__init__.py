@@ -7,5 +7,6 @@ Errors (each message says what was found, what was expected and the remedy):
     │   ├── SettingsError    mistakes in settings.ini, all of them (`problems`)
     │   └── FunctionsError   mistakes in user_defined_funcs.py, all of them (`problems`)
     ├── RunClaimed           the run number belongs to another request
-    └── RunChanged           a claimed run's folder has changed since
+    ├── RunChanged           a claimed run's folder has changed since
+    └── ReportError          predictions, or what accompanies them, cannot be reported on
 """

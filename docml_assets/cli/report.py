@@ -1,0 +1,116 @@
+"""docml report: what a run's inference report says, and where its page lies."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from docml_contract.names import REPORT_HTML, RunPlace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from docml_assets.report.schema import Pair, Report
+
+LABELS = 30  # shown in the terminal; the page has all
+
+
+@click.command(name="report")
+@click.argument("experiment")
+@click.argument("run", type=click.IntRange(min=1))
+def command(experiment: str, run: int) -> None:
+    """Show the summary of run RUN of EXPERIMENT, and where its report.html lies."""
+    from docml_assets.deployment import Deployment
+    from docml_assets.report.stored import read_report
+
+    store = Deployment.current().store
+    place = RunPlace(experiment, run)
+    show(read_report(store, place), store.uri(f"{place.inference}/{REPORT_HTML}"))
+
+
+def show(report: "Report", page: str) -> None:
+    """Print sentences, tables and the page's place."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{report.experiment} run {report.run}[/bold]")
+    for sentence in (*report.summary, *report.warnings):
+        console.print(Text(sentence))
+    console.print(_scores(report), _labels(report))
+    if report.comparison:
+        console.print(pair_table("Comparison", report.comparison))
+    for past in report.past.comparisons:
+        title = f"Against run {past.run}, on {past.common_documents} common test documents"
+        console.print(pair_table(title, past.pairs))
+    console.print(Text.assemble("Report: ", page), soft_wrap=True)
+
+
+def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
+    """Pairs of models with their verdicts."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for name in ("a", "b"):
+        table.add_column(name)
+    for name in ("only a", "only b", "F1 difference", "95 % interval", "p (Holm)"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for pair in pairs:
+        low, high = pair.f1_difference_ci95
+        won = pair.verdict in (pair.a, pair.b)
+        table.add_row(
+            Text(pair.a),
+            Text(pair.b),
+            str(pair.only_a),
+            str(pair.only_b),
+            f"{pair.f1_difference:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            f"{pair.mcnemar_p_holm:.3f}",
+            Text(f"{pair.verdict} is better" if won else pair.verdict, "green" if won else ""),
+        )
+    return table
+
+
+def _scores(report: "Report") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Scores on {report.num_test} test documents", title_justify="left")
+    table.add_column("model")
+    for name in ("macro-F1", "95 % interval", "accuracy", "calibration error", "documents/s", "one document"):
+        table.add_column(name, justify="right")
+    for name, model in report.models.items():
+        low, high = model.f1_macro_ci95
+        table.add_row(
+            Text(name),
+            f"{model.f1_macro:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{model.accuracy:.1%}",
+            f"{model.calibration.ece:.3f}",
+            "–" if model.docs_per_second is None else f"{model.docs_per_second:,.1f}",
+            "–" if model.latency_ms is None else f"{model.latency_ms:.1f} ms",
+        )
+    return table
+
+
+def _labels(report: "Report") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="F1 by label", title_justify="left")
+    table.add_column("label")
+    for name in report.models:
+        table.add_column(Text(name), justify="right")
+    table.add_column("test documents", justify="right")
+    f1 = {name: {row.label: row.f1 for row in model.per_label} for name, model in report.models.items()}
+    rows = next(iter(report.models.values())).per_label
+    shown = [*rows[: LABELS // 2], *rows[-LABELS // 2 :]] if len(rows) > LABELS else rows
+    for index, row in enumerate(shown):
+        if len(rows) > LABELS and index == LABELS // 2:
+            table.add_section()
+        scores = [f"{f1[name][row.label]:.3f}" if row.support else "–" for name in report.models]
+        table.add_row(Text(row.label), *scores, str(row.support))
+    if len(rows) > LABELS:
+        table.caption = f"the {LABELS // 2} best and worst of {len(rows)} labels"
+    return table
