@@ -60,7 +60,7 @@ def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
 
 
 def _coloured(status: str) -> str:
-    colour = {"done": "green", "failed": "red", "running": "yellow"}.get(status.split()[0])
+    colour = {"done": "green", "failed": "red", "running": "yellow"}.get(status.partition(" ")[0])
     return f"[{colour}]{status}[/{colour}]" if colour else status
 
 
