@@ -33,9 +33,11 @@ def epoch_text(model: str | None, event: dict[str, Any]) -> str:
         "train_loss": "train loss",
         "valid_loss": "valid loss",
         "valid_accuracy": "accuracy",
-        "valid_f1_epoch": "macro-F1",
+        "valid_f1": "macro-F1",
     }
-    values = [f"{name} {event[key]:.3f}" for key, name in names.items() if isinstance(event.get(key), int | float)]
+    # The bare names carry the best epoch so far, as tuners want it.
+    found = {name: event.get(f"{key}_epoch", event.get(key)) for key, name in names.items()}
+    values = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, int | float)]
     total = f" of {event['epochs']}" if isinstance(event.get("epochs"), int) else ""
     return f"{f'{model}: ' if model else ''}epoch {event.get('epoch', '?')}{total}: {', '.join(values)}"
 
@@ -48,6 +50,7 @@ class PlainDisplay:
         self._verbose = verbose
         self._started: dict[str, float] = {}
         self._shown: dict[tuple[str, str], float] = {}
+        self._complete: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def __enter__(self) -> "PlainDisplay":
@@ -72,8 +75,10 @@ class PlainDisplay:
 
     def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if now - self._shown.get((asset, what), 0.0) >= SECONDS_BETWEEN_PLAIN_PROGRESS or done == total:
+        complete = done == total and (asset, what) not in self._complete
+        if complete or now - self._shown.get((asset, what), 0.0) >= SECONDS_BETWEEN_PLAIN_PROGRESS:
             self._shown[asset, what] = now
+            self._complete |= {(asset, what)} if complete else set()
             self._print(asset, f"{what}: {done}{f' of {total}' if total else ''}")
 
     def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def single(work: Work, manifest: Manifest, folder: str) -> Outcome:
     return Outcome(
         asset=manifest.asset,
         how="finished",
-        why=f"finished on {manifest.created_at} and verified; nothing to do"
+        why=f"finished on {manifest.created_at} and verified; no job was launched"
         + (f" (its data come from run {maker})" if maker else ""),
         data_version=manifest.data_version,
         inputs=manifest.inputs,
