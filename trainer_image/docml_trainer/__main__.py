@@ -11,15 +11,17 @@ from docml_contract.errors import ContractError
 from docml_trainer.errors import TrainerError
 from docml_trainer.folders import COMMANDS, Folders
 
+MODULES = {"prepare": "prepare", "train": "launch", "infer": "infer"}
+
 
 def main(arguments: list[str]) -> int:
-    """Run one command; each is the function `main(folders)` of the module of its name, imported only when asked for."""
+    """Run one command; each is the function `main(folders)` of a module that is imported only when asked for."""
     if len(arguments) != 1 or arguments[0] not in COMMANDS:
         print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
     folders = Folders.from_environment(arguments[0])
     try:
-        importlib.import_module(f"docml_trainer.{arguments[0]}").main(folders)
+        importlib.import_module(f"docml_trainer.{MODULES[arguments[0]]}").main(folders)
     except (TrainerError, ContractError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         folders.fail(str(error))

@@ -5,13 +5,14 @@ SageMaker lays Processing and Training jobs out differently; the command decides
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from docml_contract import hyperparameters as encoding
 from docml_contract import names
-from docml_contract.jobs import JobSpec
+from docml_contract.jobs import JobSpec, TrainTask
 from docml_trainer.errors import FolderError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
@@ -86,10 +87,20 @@ class Folders:
             )
         return JobSpec.from_bytes(path.read_bytes(), str(path))
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What SageMaker passes to a training job, decoded; {} for processing jobs, which have none."""
+    def train_task(self) -> TrainTask:
+        """The spec's task. FolderError if it is not a training."""
+        task = self.spec().task
+        if not isinstance(task, TrainTask):
+            raise FolderError(f"the spec asks for {task.command!r}; expected a training task")
+        return task
+
+    def hyperparameters(self, searched: Mapping[str, encoding.SearchRange] | None = None) -> dict[str, Any]:
+        """What SageMaker passes to a training job, decoded; {} for processing jobs, which have none.
+
+        searched: the ranges of a tuning, whose choices get back the types that the settings gave them.
+        """
         path = self.base / "input/config/hyperparameters.json"
-        return encoding.decode(_read_json(path)) if self.is_training and path.is_file() else {}
+        return encoding.decode_tuned(_read_json(path), searched or {}) if self.is_training and path.is_file() else {}
 
     def resource_config(self) -> ResourceConfig:
         """The hosts of this job. A folder without the file is a single host's."""

@@ -31,6 +31,27 @@ GRACE_SECONDS = 100  # SageMaker kills 120 seconds after SIGTERM
 START_SECONDS = 900  # hosts do not all start at once
 
 
+def main(folders: Folders) -> None:
+    """`python -m docml_trainer train`: run the training in this process, or start the processes that do."""
+    task = folders.train_task()
+    processes = processes_per_host(task)
+    if is_worker():
+        with worker_failures():
+            _train(folders)
+    elif processes * len(folders.resource_config().hosts) > 1:
+        launch(folders, processes)
+    else:
+        _train(folders)
+
+
+def _train(folders: Folders) -> None:
+    """Imported here: a launcher has no use for what takes seconds to import."""
+    from docml_trainer.train import train
+
+    with clear_errors():
+        train(folders)
+
+
 def is_worker() -> bool:
     """Whether a launcher started this process."""
     return FAILURES in os.environ
@@ -79,8 +100,6 @@ def launch(folders: Folders, processes: int) -> None:
 
 def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> None:
     """Which process failed first, and why; what the others say about lost connections is its consequence."""
-    if EXIT_STOPPED in exit_codes.values():  # the signal reached a process before it reached the launcher
-        sys.exit(EXIT_STOPPED)
     killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and -code != signal.SIGTERM}
     if killed:
         rank, number = min(killed.items())
@@ -95,6 +114,8 @@ def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> Non
     said = sorted(
         (json.loads(path.read_text(encoding="utf-8")) for path in reasons.glob("*.json")), key=lambda r: r["time"]
     )
+    if not said and EXIT_STOPPED in exit_codes.values():  # the signal reached a process before it reached the launcher
+        sys.exit(EXIT_STOPPED)
     if not said:
         raise TrainingError(f"training processes ended with exit codes {exit_codes} and gave no reason; see the log")
     first: dict[str, Any] = said[0]

@@ -20,7 +20,7 @@ def head_parameters(model: torch.nn.Module) -> set[str]:
     """
     names = [name for name, _ in model.named_parameters()]
     prefix = getattr(model, "base_model_prefix", "")
-    if isinstance(model, transformers.PreTrainedModel) and prefix and hasattr(model, prefix):
+    if prefix and hasattr(model, prefix):
         return {name for name in names if not name.startswith(f"{prefix}.")}
     return {name for name in names if HEAD_MODULES & set(name.split("."))}
 

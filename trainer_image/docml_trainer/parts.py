@@ -8,23 +8,16 @@ import torch
 
 from docml_contract.base import digest
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
-from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.names import column_prefix
 from docml_trainer.checkpoint import Checkpoints
 from docml_trainer.classifier import LABELS, Classifier, check_all_parameters_used, check_model
 from docml_trainer.collate import Collator
 from docml_trainer.data import document_lengths, fetch, load_split
-from docml_trainer.errors import FolderError, TrainingError
+from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
 from docml_trainer.functions import Context, UserFunctions
 from docml_trainer.loss import DocumentLoss
 from docml_trainer.optimization import build_optimizer
-
-
-def task_of(spec: JobSpec) -> TrainTask:
-    if not isinstance(spec.task, TrainTask):
-        raise FolderError(f"the spec asks for {spec.task.command!r}; expected a training task")
-    return spec.task
 
 
 class Parts:
@@ -33,8 +26,9 @@ class Parts:
     def __init__(self, folders: Folders) -> None:
         self.folders = folders
         self.spec = folders.spec()
-        self.task = task_of(self.spec)
-        self.values = {**self.spec.hyperparameters, **folders.hyperparameters()}
+        self.task = folders.train_task()
+        searched = self.spec.tuning.ranges if self.spec.tuning else None
+        self.values = {**self.spec.hyperparameters, **folders.hyperparameters(searched)}
         self.is_trial = TUNING_OBJECTIVE in self.values  # of a tuning
         self.values.pop(TUNING_OBJECTIVE, None)
         self.settings: TrainingHyperparameters = check(self.values)

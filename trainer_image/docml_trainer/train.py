@@ -2,7 +2,7 @@
 
     SAGEMAKER_BASE_DIR=folder python -m docml_trainer train      # the same over a folder of one's own
 
-Read from top to bottom: main, then a Training's life in the order in which it happens. A step of the optimizer trains on one global
+Read from top to bottom: train, then a Training's life in the order in which it happens. A step of the optimizer trains on one global
 batch of train_batch_size × gradient_accumulation_steps × processes documents, whichever way they are spread (`sampling`); its loss
 is a mean over these documents (`loss`). After every epoch the validation documents are scored, each once, and the best epoch's weights
 are kept (`history`). Everything that the next step depends on is in a checkpoint (`checkpoint`), so that a training that is killed
@@ -18,32 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
-from docml_trainer import checkpoint, history, launch, results, sampling
+from docml_trainer import checkpoint, history, results, sampling
 from docml_trainer.classifier import LABELS
 from docml_trainer.data import fetch
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.metrics import scores
-from docml_trainer.parts import Parts, task_of
+from docml_trainer.parts import Parts
 from docml_trainer.stopping import StopSignal, stop
 from docml_trainer.tracking import Tracker
-
-
-def main(folders: Folders) -> None:
-    """Run the training in this process, or start the processes that do."""
-    task = task_of(folders.spec())
-    processes = launch.processes_per_host(task)
-    if launch.is_worker():
-        with launch.worker_failures(), launch.clear_errors():
-            train(folders)
-    elif processes * len(folders.resource_config().hosts) > 1:
-        launch.launch(folders, processes)
-    else:
-        with launch.clear_errors():
-            train(folders)
 
 
 def train(folders: Folders) -> None:
@@ -255,12 +240,20 @@ class Training(Parts):
             if self.sum_over_processes(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")
-        by_id = {row: rest for row, *rest in gather_object(found)}
+        everything = gather_object(found)
+        result = [self.reduce(everything) if self.is_main else {}]
+        broadcast_object_list(result)
+        return result[0]
+
+    def reduce(self, found: list[tuple[int, int, int, float]]) -> dict[str, float]:
+        """The validation's numbers from what all processes found."""
+        from docml_trainer.metrics import scores  # evaluate takes seconds to import, and one process needs it
+
+        by_id = {row: rest for row, *rest in found}
         if len(by_id) != len(self.valid_data):
             raise TrainingError(f"validation scored {len(by_id)} of {len(self.valid_data)} documents")
         predictions, labels, losses = zip(*(by_id[row] for row in sorted(by_id)), strict=True)
-        scored = scores(predictions, labels)
-        loss = float(np.mean(losses))
+        scored, loss = scores(predictions, labels), float(np.mean(losses))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the validation loss became {loss} in epoch {self.progress.epoch + 1} (lower learning_rate)"
