@@ -71,7 +71,7 @@ class LabelSource:
                 f"LABELS_QUERY names columns twice: {', '.join(duplicates)}; give each its own name with AS"
             )
         columns = [pa.chunked_array([batch.column(i) for batch in batches]) for i in range(len(names))]
-        return pa.table([_valid_text(column) for column in columns], names=names)
+        return pa.table([_plain(column) for column in columns], names=names)
 
     def _fingerprint(self, url: str, query: str) -> str:
         checked = check_query(query, _dialect(url))
@@ -151,28 +151,40 @@ def _sqlite_batches(path: Path, query: str, max_rows: int | None, timeout: float
     import adbc_driver_sqlite.dbapi as adbc
 
     uri = f"{path.resolve().as_uri()}?mode=ro"
+    # SQLite's ADBC driver cannot be interrupted. Counting first can: a query that never ends, ends here.
+    _, ((rows,),) = _interruptible_sqlite(uri, f"SELECT count(*) FROM (\n{query})", timeout, 1)
+    if max_rows is not None and rows > max_rows:
+        raise _too_many(max_rows)
     try:
-        return iter(list(_at_most(max_rows, _adbc_batches(adbc.connect(uri), [], query, timeout))))
+        return iter(list(_adbc_batches(adbc.connect(uri), [], query)))
     except (adbc.Error, OSError) as error:
         # SQLite types values, ADBC columns, by their first values: a column that mixes types is read again as text.
         if "mismatch" not in str(error).lower():
             raise
-    return _at_most(max_rows, _mixed_sqlite_batches(uri, query, timeout))
+    return _mixed_sqlite_batches(uri, query, timeout)
 
 
 def _mixed_sqlite_batches(uri: str, query: str, timeout: float) -> Batches:
+    rows = _interruptible_sqlite(uri, query, timeout, PANDAS_CHUNK_ROWS)
+    names = next(rows)
+    schema = pa.schema([(name, pa.string()) for name in names])
+    yield pa.RecordBatch.from_pylist([], schema=schema)
+    for block in rows:
+        columns = [pa.array([_text(value) for value in column], pa.string()) for column in zip(*block, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _interruptible_sqlite(uri: str, query: str, timeout: float, block_rows: int) -> Iterator[list[Any]]:
+    """The column names, then blocks of rows."""
     connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
     connection.text_factory = lambda data: data.decode(errors="replace")
     timer = threading.Timer(timeout, connection.interrupt)
     timer.start()
     try:
         cursor = connection.execute(query)
-        names = [column[0] for column in cursor.description]
-        schema = pa.schema([(name, pa.string()) for name in names])
-        yield pa.RecordBatch.from_pylist([], schema=schema)
-        while rows := cursor.fetchmany(PANDAS_CHUNK_ROWS):
-            columns = [pa.array([_text(value) for value in column], pa.string()) for column in zip(*rows, strict=True)]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield [column[0] for column in cursor.description]
+        while block := cursor.fetchmany(block_rows):
+            yield block
     finally:
         timer.cancel()
         connection.close()
@@ -190,24 +202,17 @@ def _postgres_batches(url: str, query: str, timeout: float) -> Batches:
     libpq = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
     # autocommit is off, so these three share one transaction.
     before = ["SET TRANSACTION READ ONLY", f"SET LOCAL statement_timeout = {int(timeout * 1000)}"]
-    return _adbc_batches(adbc.connect(libpq), before, query, timeout + 5)
+    return _adbc_batches(adbc.connect(libpq), before, query)
 
 
-def _adbc_batches(connection: Any, before: Iterable[str], query: str, timeout: float) -> Batches:
+def _adbc_batches(connection: Any, before: Iterable[str], query: str) -> Batches:
     with connection, connection.cursor() as cursor:
         for statement in before:
             cursor.execute(statement)
-        timer = threading.Timer(timeout, cursor.adbc_cancel)
-        timer.start()
-        try:
-            cursor.execute(query)
-            reader = cursor.fetch_record_batch()
-            yield pa.RecordBatch.from_arrays(
-                [pa.array([], field.type) for field in reader.schema], schema=reader.schema
-            )
-            yield from reader
-        finally:
-            timer.cancel()
+        cursor.execute(query)
+        reader = cursor.fetch_record_batch()
+        yield pa.RecordBatch.from_arrays([pa.array([], field.type) for field in reader.schema], schema=reader.schema)
+        yield from reader
 
 
 def _pandas_batches(url: str, query: str) -> Batches:
@@ -230,27 +235,39 @@ def _at_most(max_rows: int | None, batches: Batches) -> Batches:
         for batch in batches:
             rows += batch.num_rows
             if max_rows is not None and rows > max_rows:
-                raise TooManyRows(
-                    f"LABELS_QUERY gives more than MAX_LABEL_ROWS = {max_rows} rows; narrow the query or raise the limit"
-                )
+                raise _too_many(max_rows)
             yield batch
     finally:
         getattr(batches, "close", lambda: None)()
 
 
-def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with text as valid UTF-8 strings: drivers pass on what the database holds."""
-    if not any(
-        check(column.type)
-        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    ):
+def _too_many(max_rows: int) -> TooManyRows:
+    return TooManyRows(
+        f"LABELS_QUERY gives more than MAX_LABEL_ROWS = {max_rows} rows; narrow the query or raise the limit"
+    )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with UUIDs, numerics and JSON as text, bytes as hexadecimal text, and text as valid UTF-8: drivers pass on what
+    the database holds."""
+    kind = column.type
+    if isinstance(kind, pa.UuidType):
+        return _texts(str(value) if value is not None else None for value in column.to_pylist())
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return _texts(value.hex() if value is not None else None for value in column.to_pylist())
+    if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         return column
     raw = pc.cast(column, pa.large_binary())
     try:
         return pc.cast(raw, pa.string())
     except pa.ArrowInvalid:
-        decoded = (value if value is None else value.decode(errors="replace") for value in raw.to_pylist())
-        return pa.chunked_array([pa.array(decoded, pa.string())])
+        return _texts(value.decode(errors="replace") if value is not None else None for value in raw.to_pylist())
+
+
+def _texts(values: Iterable[str | None]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(list(values), pa.string())])
 
 
 def _scrub(message: str, url: str) -> str:

@@ -1,5 +1,9 @@
 """Which queries are sent to a label database: one read-only SELECT, and nothing else."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -73,13 +77,15 @@ _REFUSED_PREFIXES = ("pg_ls_", "lo_", "dblink", "pg_advisory_", "pg_file_", "pg_
 
 
 def check_query(query: str, dialect: str) -> str:
-    """`query` without its trailing semicolon, or RefusedQuery. `dialect` as sqlglot names it.
+    """`query` without its trailing semicolon and comment, or RefusedQuery. `dialect` as sqlglot names it.
 
     The refusal is a first fence. The second is the connection itself (a read-only transaction or file), the third a
     database role that may only read.
     """
     try:
-        statements = [statement for statement in sqlglot.parse(query, read=dialect) if _says_something(statement)]
+        with _quietly():
+            tokens = sqlglot.tokenize(query, read=dialect)
+            statements = [statement for statement in sqlglot.parse(query, read=dialect) if _says_something(statement)]
     except (SqlglotError, RecursionError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedQuery(f"LABELS_QUERY is not readable as {dialect} SQL: {detail[:300]}") from None
@@ -98,7 +104,20 @@ def check_query(query: str, dialect: str) -> str:
                 raise RefusedQuery(
                     f"LABELS_QUERY calls {name}(), which reaches beyond the tables; expected a plain SELECT"
                 )
-    return query.strip().rstrip(";").rstrip()
+    # One statement, so what follows the first semicolon is semicolons and comments. The line break ends a last comment.
+    end = next((token.start for token in tokens if token.token_type.name == "SEMICOLON"), len(query))
+    return query[:end].strip() + "\n"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """sqlglot logs statements that it does not know; they are refused here, with a reason."""
+    logger = logging.getLogger("sqlglot")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _says_something(statement: exp.Expr | None) -> bool:

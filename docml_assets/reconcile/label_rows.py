@@ -97,7 +97,7 @@ def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
 def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     before = rows.height
     if rows["artifact_guid"].n_unique() < before:
-        rest = [name for name in rows.columns if name != "artifact_guid"]
+        rest = [name for name, kind in rows.schema.items() if name != "artifact_guid" and not kind.is_nested()]
         order = [pl.col("artifact_guid"), *(pl.col(name).cast(pl.String, strict=False) for name in rest)]
         rows = rows.sort(order, nulls_last=True).unique("artifact_guid", keep="first", maintain_order=True)
     else:
