@@ -35,7 +35,7 @@ ui: $(VENV)/.demo
 	$(BIN)/python -m docml_assets.cli.ui
 
 test: $(VENV)/.dev $(VENV)/.system
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m slow
