@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from docml_contract.events import TRACKING, format_event
 from docml_contract.jobs import Tracking
 
 SECRET = "secretsmanager:"
-SECONDS_TO_FINISH = 30  # to send what is left after the training
+SECONDS_TO_FINISH = 20  # to send what is left after the training
 SECONDS_TO_START = 60
 
 
@@ -31,6 +32,7 @@ class Tracker:
     def __init__(self, process: subprocess.Popen[bytes] | None = None, folder: Path | None = None) -> None:
         self._process = process
         self.folder = folder  # the client's files
+        self._waiting = b""  # what the pipe has not taken yet
 
     @classmethod
     def start(cls, tracking: Tracking, *, run_id: str, config: Mapping[str, Any]) -> "Tracker":
@@ -63,10 +65,16 @@ class Tracker:
         self._send({"summary": dict(summary)})
         if self._process is None:
             return
+        deadline = time.monotonic() + SECONDS_TO_FINISH
+        while self._process is not None and self._waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self._write()
+        if self._process is None:
+            return
         process, self._process = self._process, None
         _close(process)
         try:
-            code = process.wait(SECONDS_TO_FINISH + 5)
+            code = process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             _kill(process)
             code = None
@@ -74,20 +82,24 @@ class Tracker:
             _warn(f"it ended with {'a time-out' if code is None else f'exit code {code}'}")
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._process is None:
-            return
+        if self._process is not None:
+            self._waiting += (json.dumps(message, default=str) + "\n").encode()
+            self._write()
+
+    def _write(self) -> None:
+        """As much as the pipe takes now; the rest waits for the next time."""
+        assert self._process is not None
         assert self._process.stdin is not None
-        line = (json.dumps(message, default=str) + "\n").encode()
         try:
-            written = os.write(self._process.stdin.fileno(), line)
-        except OSError as error:  # a dead reader, or a full pipe
-            written, reason = 0, f"{type(error).__name__}: {error}"
-        else:
-            reason = "it does not read"
-        if written != len(line):
+            written = os.write(self._process.stdin.fileno(), self._waiting)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
             process, self._process = self._process, None
             _kill(process)
-            _warn(reason)
+            _warn(f"{type(error).__name__}: {error}")
+            return
+        self._waiting = self._waiting[written:]
 
 
 def _warn(reason: str) -> None:
