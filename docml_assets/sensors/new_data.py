@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
+from dagster._core.event_api import PartitionKeyFilter
 from pydantic import Field, ValidationError
 
 from docml_assets.errors import DocmlError
@@ -33,8 +34,7 @@ from resources.labels import LabelSource
 from resources.store import Store
 
 NAME = "new_data_sensor"
-CHECKED_ASSET = "reconciled_data"
-CHECK = "production_unchanged"
+CHECK = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")
 
 Versions = Mapping[str, str]  # production_labels, production_files -> data version
 
@@ -117,6 +117,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.Resource
         deployment.store,
         Production(deployment.labels, deployment.production),
         lambda place: is_in_progress(context.instance, place),
+        lambda place: is_warned(context.instance, place),
     )
     cursor, findings = watch.look(Cursor.read(context.cursor))
     idle = f"{len(watch.folders)} experiments; nothing new in production"
@@ -130,6 +131,16 @@ def is_in_progress(instance: dg.DagsterInstance, place: RunPlace) -> bool:
         statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED],
     )
     return bool(instance.get_run_ids(wanted, limit=1))
+
+
+def is_warned(instance: dg.DagsterInstance, place: RunPlace) -> bool:
+    """Whether this sensor has warned of a run already.
+
+    Dagster keeps one check evaluation without a run for each partition and refuses a second one, which would fail the whole tick.
+    """
+    partition = PartitionKeyFilter(key=str(partition_key(place.experiment, place.number)))
+    history = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=100, partition_filter=partition)
+    return any(not record.run_id for record in history)
 
 
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -165,6 +176,7 @@ class Watch:
     store: Store
     production: Production
     in_progress: Callable[[RunPlace], bool]
+    warned: Callable[[RunPlace], bool]
 
     def look(self, cursor: Cursor) -> tuple[Cursor, Findings]:
         """One tick. One experiment that cannot be read does not stop the others."""
@@ -202,7 +214,10 @@ class Watch:
         )
         shown = digest([current, seen.reconciled_run])
         if shown != seen.shown:
-            findings.events += events(name, seen.reconciled_run, state)
+            findings.events += observations(name, state)
+            place = RunPlace(name, seen.reconciled_run)
+            if changed(state) and not self.warned(place):
+                findings.events.append(warning(place, state))
         seen = seen.model_copy(update={"current": digest(current), "shown": shown})
         try:
             launch = self._act(state, folder, cursor_id)
@@ -263,9 +278,9 @@ class NewDataIgnored(DocmlError):
     """New data are wanted, but the settings keep a run from reading them."""
 
 
-def events(experiment: str, run: int, state: State) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
-    """What Dagster's history is told: the versions seen, and whether the run was made of them."""
-    observations = [
+def observations(experiment: str, state: State) -> list[dg.AssetObservation]:
+    """The versions seen: Dagster shows what was made of others as stale."""
+    return [
         dg.AssetObservation(
             asset_key=asset,
             partition=experiment,
@@ -274,18 +289,15 @@ def events(experiment: str, run: int, state: State) -> list[dg.AssetObservation 
         )
         for asset, version in state.current.items()
     ]
-    stale = changed(state)
-    text = (
-        f"{' and '.join(stale)} changed since this run was made; start the next run to use what is new"
-        if stale
-        else "labels and files in production are what this run was made of"
-    )
-    check = dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(CHECKED_ASSET),
-        check_name=CHECK,
-        passed=not stale,
+
+
+def warning(place: RunPlace, state: State) -> dg.AssetCheckEvaluation:
+    """What the check `production_unchanged` of a run finds. It is said once a run: see `is_warned`."""
+    return dg.AssetCheckEvaluation(
+        asset_key=CHECK.asset_key,
+        check_name=CHECK.name,
+        passed=False,
         severity=dg.AssetCheckSeverity.WARN,
-        description=text,
-        partition=str(partition_key(experiment, run)),
+        description=f"{' and '.join(changed(state))} changed since this run was made; start the next run to use what is new",
+        partition=str(partition_key(place.experiment, place.number)),
     )
-    return [*observations, check]
