@@ -1,11 +1,21 @@
 """One run of an experiment, executed in this process on Dagster's persistent instance."""
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
+from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from docml_assets.assets.common import OPERATION_TAG, STEPS_TAG, TRIGGER_TAG
 from docml_assets.errors import DocmlError
@@ -18,6 +28,7 @@ from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, STEP
 from docml_contract.errors import ContractError
 from resources.errors import ResourceError
 
+JOB = "run_experiment"
 # The assets of a run in the order of their making, with the steps that make them.
 ASSETS = (
     ("experiment_snapshot", ()),
@@ -71,42 +82,65 @@ def run_tags(steps: frozenset[str], settings: Settings, trigger: dict[str, objec
 
 
 def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str], tags: dict[str, str]) -> Executed:
-    """Materialize `assets` of a claimed run here and now. An interrupt stops its job, cancels the run and is reported."""
+    """Materialize `assets` of a claimed run here and now. An interrupt stops its job and cancels the run.
+
+    Dagster's own `execute_in_process` would leave the run without its place in the workspace, so that the UI could not re-execute it,
+    and count an interrupt as a failure.
+    """
     from docml_assets.definitions import defs
 
     key = register(instance, claim.experiment, claim.run)
-    job = defs.resolve_job_def("run_experiment")
-    run_id = str(uuid.uuid4())
+    job = defs.resolve_job_def(JOB)
+    run = instance.create_run_for_job(
+        job,
+        tags={
+            **tags,
+            PROCESS_TAG: this_process(),
+            "dagster/partition": str(key),
+            **get_tags_from_multi_partition_key(key),
+        },
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        asset_selection=frozenset(dg.AssetKey(asset) for asset in assets),
+        remote_job_origin=_origin(),
+    )
+    failures = []
     try:
-        result = job.execute_in_process(
-            instance=instance,
-            partition_key=key,
-            run_id=run_id,
-            asset_selection=[dg.AssetKey(asset) for asset in assets],
-            tags={**tags, PROCESS_TAG: this_process()},
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-        )
-    except dg.DagsterExecutionInterruptedError:
-        return Executed(run_id, success=False, canceled=True, failures=())
-    run = instance.get_run_by_id(run_id)
-    canceled = run is not None and run.status == dg.DagsterRunStatus.CANCELED
-    return Executed(run_id, result.success, canceled, tuple(_failures(result)))
+        for event in execute_run_iterator(InMemoryJob(job), run, instance):
+            if not event.is_step_failure:
+                continue
+            if event.step_failure_data.error_source == ErrorSource.INTERRUPT:
+                instance.report_run_canceling(run)
+            else:
+                failures.append(_failure(event))
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        instance.report_run_canceled(run)
+    ended = instance.get_run_by_id(run.run_id)
+    status = ended.status if ended else dg.DagsterRunStatus.FAILURE
+    return Executed(
+        run.run_id,
+        success=status == dg.DagsterRunStatus.SUCCESS,
+        canceled=status == dg.DagsterRunStatus.CANCELED,
+        failures=tuple(failures),
+    )
 
 
-def _failures(result: dg.ExecuteInProcessResult) -> Iterator[Failure]:
-    """The innermost error of every step that failed: Dagster's own wrapping says nothing more."""
+def _origin() -> RemoteJobOrigin:
+    """The job's place in workspace.yaml."""
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(module_name="docml_assets.definitions"), location_name="docml"
+    )
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), JOB)
+
+
+def _failure(event: dg.DagsterEvent) -> Failure:
+    """The innermost error of a step that failed: Dagster's own wrapping says nothing more."""
     explained = {kind.__name__ for base in (DocmlError, ResourceError, ContractError) for kind in _family(base)}
-    for event in result.all_events:
-        if not event.is_step_failure:
-            continue
-        error = event.step_failure_data.error
-        while error is not None and error.cause is not None and error.cls_name not in explained:
-            error = error.cause
-        name = (error.cls_name if error else None) or "Error"
-        message = (error.message if error else event.message or "").strip()
-        known = name in explained
-        yield Failure(event.step_key or "", message.partition(": ")[2] if known else message, known)
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None and error.cls_name not in explained:
+        error = error.cause
+    known = error is not None and error.cls_name in explained
+    message = (error.message if error else event.message or "").strip()
+    return Failure(event.step_key or "", message.partition(": ")[2] if known else message, known)
 
 
 def _family(base: type[Exception]) -> Iterator[type[Exception]]:
