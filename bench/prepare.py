@@ -2,8 +2,8 @@
 
 Every contender is a process started from nothing, so imports, loading the tokenizer and reading the files count for all:
 
-- the original's design: a process pool that encodes document by document, each padded to 4,096 tokens, then
-  `datasets` writes int64 ids and masks;
+- the original's design: `datasets` maps in a pool of processes, document by document, each padded to 4,096 tokens, with
+  int64 ids and masks;
 - a bare loop: one process, the tokenizer over batches of texts with two threads, nothing kept;
 - ours: the whole job (`python -m docml_trainer prepare`), with encode_data and with encode_batch.
 
@@ -70,16 +70,39 @@ ORIGINAL = (
     + """
 import sys
 
-def encode(row):
-    encoded = tokenizer(text({"raw_text.json": Path(row["path"])}), truncation=True, padding="max_length")
-    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+COLUMNS = ("input_ids", "attention_mask")
+FEATURES = datasets.Features(
+    {
+        **{name: datasets.List(datasets.Value("int64")) for name in COLUMNS},
+        "labels": datasets.ClassLabel(num_classes=20),
+    }
+)
+
+def encode_data(instance):
+    return tokenizer(text(instance), truncation=True, padding="max_length")
+
+def preprocess_data(rows):
+    encoded = {name: [] for name in FEATURES}
+    for path, label in zip(rows["raw_text.json"], rows["labels"]):
+        inputs = encode_data({"raw_text.json": Path(path)})
+        for name in COLUMNS:
+            encoded[name].append(inputs[name])
+        encoded["labels"].append(label)
+    return encoded
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     folder, output, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     paths = sorted(str(path) for path in folder.glob("*/v1/raw_text.json"))
-    rows = datasets.Dataset.from_dict({"path": paths, "labels": [index % 20 for index in range(len(paths))]})
-    encoded = rows.map(encode, num_proc=processes, remove_columns=["path"], load_from_cache_file=False)
+    rows = datasets.Dataset.from_dict({"raw_text.json": paths, "labels": [index % 20 for index in range(len(paths))]})
+    encoded = rows.map(
+        preprocess_data,
+        batched=True,
+        features=FEATURES,
+        remove_columns=rows.column_names,
+        num_proc=processes,
+        load_from_cache_file=False,
+    )
     parts = encoded.train_test_split(0.2, seed=13)
     halves = parts["test"].train_test_split(0.5, seed=13)
     for name, part in (("train", parts["train"]), ("valid", halves["train"]), ("test", halves["test"])):

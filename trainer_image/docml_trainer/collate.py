@@ -89,6 +89,7 @@ class Collator:
             padded[place] = array
             if real.size:
                 real[place] = 1
+                real[index].flat[0] = 1  # an empty document attends to one pad value: attention over nothing is NaN
         missing = self.fixed_shape[name][0] - len(rows) if name in self.fixed_shape else 0
         if missing > 0:
             padded = np.concatenate([padded, np.repeat(padded[-1:], missing, axis=0)])

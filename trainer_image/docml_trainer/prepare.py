@@ -158,7 +158,7 @@ def _shard(folders: Folders, task: PrepareTask, documents: Documents) -> None:
 
 def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
     """All shards, in order. DataError if one is missing, incomplete, or made from other documents."""
-    folders = sorted((path for path in channel.glob("*") if (path / SHARD).is_file()), key=lambda path: int(path.name))
+    folders = sorted((path.parent for path in channel.glob(f"**/{SHARD}")), key=lambda path: int(path.name))
     shards = []
     hosts = 0
     for folder in folders:

@@ -22,7 +22,9 @@ from docml_trainer.encoding import DIGEST, POSITION, SIGNATURE, TOKENS, UNTRUNCA
 from docml_trainer.near_duplicates import PERMUTATIONS
 from docml_trainer.shapes import ARTIFACT_GUID, LABELS, Shape, shape_of
 
-ROWS_A_BATCH = 1000
+# A split's rows are written in batches of this size: large enough to be read quickly, small enough for memory.
+BATCH_ROWS = 1000
+BATCH_BYTES = 4 * 2**20
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 Array = np.ndarray[Any, Any]
@@ -147,7 +149,8 @@ class _SplitWriter:
 
     def write(self, rows: pa.Table) -> None:
         self._pending.append(rows)
-        if sum(len(table) for table in self._pending) >= ROWS_A_BATCH:
+        rows_pending = sum(len(table) for table in self._pending)
+        if rows_pending >= BATCH_ROWS or sum(table.nbytes for table in self._pending) >= BATCH_BYTES:
             self._flush()
 
     def close(self) -> None:

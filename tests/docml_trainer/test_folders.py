@@ -1,0 +1,77 @@
+"""The two layouts of a job's folder, and the reason that a failed job leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from docml_contract.errors import UnreadableDocument
+from docml_trainer.errors import FolderError
+from docml_trainer.folders import Folders, ResourceConfig
+
+
+def test_processing_and_training_are_laid_out_differently(tmp_path: Path) -> None:
+    processing, training = Folders(tmp_path, "infer"), Folders(tmp_path, "train")
+    assert processing.channel("test") == tmp_path / "processing/input/test"
+    assert processing.output == tmp_path / "processing/output/result"
+    assert training.channel("train") == tmp_path / "input/data/train"
+    assert training.output == tmp_path / "model"
+    assert training.checkpoints == tmp_path / "checkpoints"
+
+
+def test_the_base_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", "/elsewhere")
+    assert Folders.from_environment("train").base == Path("/elsewhere")
+    monkeypatch.delenv("SAGEMAKER_BASE_DIR")
+    assert Folders.from_environment("train").base == Path("/opt/ml")
+    with pytest.raises(FolderError, match="expected one of prepare, train, infer"):
+        Folders.from_environment("tune")
+
+
+def test_hosts_are_numbered_by_name_and_a_folder_without_the_file_has_one(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, "prepare")
+    assert folders.resource_config() == ResourceConfig("algo-1", ("algo-1",))
+    (tmp_path / "config").mkdir()
+    config = tmp_path / "config/resourceconfig.json"
+    config.write_text(json.dumps({"current_host": "algo-2", "hosts": ["algo-2", "algo-1"], "other": 1}))
+    assert folders.resource_config().index == 1
+    config.write_text(json.dumps({"current_host": "algo-3", "hosts": ["algo-1"]}))
+    with pytest.raises(FolderError, match="algo-3"):
+        folders.resource_config()
+    config.write_text("[]")
+    with pytest.raises(FolderError, match="expected a JSON object"):
+        folders.resource_config()
+
+
+def test_hyperparameters_are_decoded(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, "train")
+    assert folders.hyperparameters() == {}
+    path = tmp_path / "input/config/hyperparameters.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"epochs": "3", "learning_rate": "1e-05", "kind": '"base"', "name": "base"}))
+    assert folders.hyperparameters() == {"epochs": 3, "learning_rate": 1e-05, "kind": "base", "name": "base"}
+    path.write_text("{")
+    with pytest.raises(FolderError, match="not JSON"):
+        folders.hyperparameters()
+
+
+def test_a_missing_or_wrong_spec_is_named(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, "prepare")
+    with pytest.raises(FolderError, match=r"spec\.json: no such file"):
+        folders.spec()
+    folders.channel("spec").mkdir(parents=True)
+    (folders.channel("spec") / "spec.json").write_text("{}")
+    with pytest.raises(UnreadableDocument, match="kind"):
+        folders.spec()
+
+
+def test_a_failure_begins_with_its_reason_and_keeps_the_end_of_the_detail(tmp_path: Path) -> None:
+    Folders(tmp_path, "prepare").fail("it broke", "x" * 5_000 + "the end")
+    for name in ("failure", "message"):
+        text = (tmp_path / "output" / name).read_text()
+        assert text.startswith("it broke\n\n")
+        assert text.endswith("the end")
+        assert len(text) == 1024
+    Folders(tmp_path / "t", "train").fail("y" * 2_000, "detail")
+    assert (tmp_path / "t/output/failure").read_text() == "y" * 1024
+    assert not (tmp_path / "t/output/message").exists()
