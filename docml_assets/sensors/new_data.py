@@ -74,7 +74,7 @@ class State:
     newest_reconciled: bool
     made_of: Versions  # of the newest run that has reconciled
     current: Versions
-    in_progress: bool  # the newest run is queued or running
+    in_progress: bool  # the newest run is queued or running; asked only where it matters
     settled: bool  # the current versions are those of the tick before
     wanted: bool  # RERUN_ON_NEW_DATA
 
@@ -208,7 +208,7 @@ class Watch:
             newest_reconciled=seen.reconciled_run == newest.run,
             made_of=seen.made_of,
             current=current,
-            in_progress=self.in_progress(newest.place),
+            in_progress=folder.rerun_on_new_data and current != seen.made_of and self.in_progress(newest.place),
             settled=seen.current == digest(current),
             wanted=folder.rerun_on_new_data,
         )
