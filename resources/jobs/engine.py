@@ -3,12 +3,13 @@
 The walk through the attempts at one piece of work is in `waiting.py`; here are its entry and the sweep for orphans.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from docml_contract.jobs import JobSpec
-from resources.jobs.backend import Backend, Job, JobState
+from resources.jobs.backend import Backend, Busy, Job, JobState
 from resources.jobs.costs import check_cost, cost
 from resources.jobs.interface import JobResult, Listener, Orphan
 from resources.jobs.records import ActiveJob, JobRecord, Lease, Records
@@ -64,9 +65,10 @@ class Engine:
         """See `Jobs.orphans`. Entries of jobs that have ended, or never came into being, are tidied away."""
         found = []
         for entry in self.records.active():
-            orphan = self._orphan(entry, holder_ended)
-            if orphan is not None:
-                found.append(orphan)
+            with contextlib.suppress(Busy):  # the next sweep asks again
+                orphan = self._orphan(entry, holder_ended)
+                if orphan is not None:
+                    found.append(orphan)
         return found
 
     def _orphan(self, entry: ActiveJob, holder_ended: Callable[[str], bool]) -> Orphan | None:
@@ -118,4 +120,5 @@ class Engine:
         if lease is not None and lease.holder != orphan.holder and not lease.lapsed(self.clock()):
             return  # somebody has attached to it since
         self.records.write(record.model_copy(update={"swept": True}))
-        self.backend.stop(Job(record.spec, record.attempt, record.name))
+        with contextlib.suppress(Busy):  # the next sweep finds it again
+            self.backend.stop(Job(record.spec, record.attempt, record.name))

@@ -126,6 +126,12 @@ class SageMakerBackend:
     def cloudwatch(self) -> Any:
         return self._client("logs")
 
+    @cached_property
+    def typed_layer(self) -> Any:
+        from resources.jobs.typed_layer import TypedLayer
+
+        return TypedLayer(self.session, self.sagemaker)
+
     def _call(self, what: str, operation: Callable[..., Any], **request: Any) -> Any:
         self._pacer.turn()
         try:
@@ -164,10 +170,8 @@ class SageMakerBackend:
             self.store.put(key, content)
 
     def create(self, job: Job) -> None:
-        from resources.jobs.typed_layer import create
-
         with contextlib.suppress(NoSuchJob):  # created; the typed layer's Describe came too early to see it
-            self._call(job.name, lambda: create(NOUNS[job.spec.kind], self.request(job), self.session, self.sagemaker))
+            self._call(job.name, self.typed_layer.create, noun=NOUNS[job.spec.kind], request=self.request(job))
 
     def spec_hash(self, job: Job) -> str | None:
         noun = NOUNS[job.spec.kind]

@@ -18,20 +18,28 @@ RESOURCES = {
 
 
 class _Session(boto3.Session):
-    """Gives the typed layer our SageMaker client (its endpoint, its time-outs, no retries) instead of one of its own."""
+    """Gives the typed layer our SageMaker client (its endpoint, its time-outs, no retries); it asks for three others and uses none."""
 
     def __init__(self, session: Any, sagemaker: Any) -> None:
-        super().__init__(botocore_session=session._session, region_name=session.region_name or "us-east-1")
+        super().__init__(botocore_session=session._session, region_name=sagemaker.meta.region_name)
         self._sagemaker = sagemaker
 
     def client(self, service_name: str, *args: Any, **options: Any) -> Any:
-        return self._sagemaker if service_name == "sagemaker" else super().client(service_name, *args, **options)
+        return self._sagemaker if service_name == "sagemaker" else None
 
 
-def create(noun: str, request: dict[str, Any], session: Any, client: Any) -> None:
-    """Create<noun> with `request` (as in the API reference), by `client`. Raises what botocore raises."""
-    shape = get_session().get_service_model("sagemaker").operation_model(f"Create{noun}").input_shape
-    RESOURCES[noun].create(**_snake(shape, request), session=_Session(session, client), region=client.meta.region_name)
+class TypedLayer:
+    """Creates jobs through the typed layer, by `client`, which `session` made."""
+
+    def __init__(self, session: Any, client: Any) -> None:
+        self._session = _Session(session, client)
+        self._region = client.meta.region_name
+        self._model = get_session().get_service_model("sagemaker")
+
+    def create(self, noun: str, request: dict[str, Any]) -> None:
+        """Create<noun> with `request` (as in the API reference). Raises what botocore raises."""
+        shape = self._model.operation_model(f"Create{noun}").input_shape
+        RESOURCES[noun].create(**_snake(shape, request), session=self._session, region=self._region)
 
 
 def _snake(shape: Any, value: Any) -> Any:
