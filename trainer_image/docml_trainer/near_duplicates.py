@@ -27,11 +27,14 @@ def signatures(documents: Iterable[Array]) -> Array:
     """MinHash signatures (uint32[n, 128]) of documents given as arrays of token ids."""
     from datasketch import MinHash
 
-    # One array of hashes instead of one hash at a time: datasketch turns it into the same column of hash values.
-    bulk = MinHash.bulk(
-        ([_shingles(ids)] for ids in documents), num_perm=PERMUTATIONS, seed=SEED, hashfunc=lambda hashes: hashes
-    )
-    return np.array([sketch.hashvalues for sketch in bulk], dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    # datasketch hashes item by item; given one array as its only item, it takes the array for the column of hash values.
+    sketch = MinHash(num_perm=PERMUTATIONS, seed=SEED, hashfunc=lambda hashes: hashes)
+    found = []
+    for ids in documents:
+        sketch.clear()
+        sketch.update_batch([_shingles(ids)])
+        found.append(sketch.digest())
+    return np.array(found, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 
 def groups(signatures: Array, threshold: float) -> Array:

@@ -104,6 +104,7 @@ def encode(
         with _tokenizer_environment(plan.parallel_tokenizer):
             for worker in workers:
                 worker.start()
+        _load_meanwhile()
         _watch(workers, parts, slots, documents, plan, stuck_seconds, progress)
     finally:
         for worker in workers:
@@ -111,6 +112,13 @@ def encode(
                 worker.kill()
                 worker.join()
     return [json.loads(part.file("report").read_bytes()) for part in parts]
+
+
+def _load_meanwhile() -> None:
+    """The libraries that this process needs at the end take seconds to load, as do the workers': both at once."""
+    import datasketch  # noqa: F401
+
+    import docml_trainer.rows  # noqa: F401
 
 
 def _parts(positions: range, processes: int, folder: Path) -> list[Part]:
@@ -313,7 +321,7 @@ def _documents(batch: dict[str, list[Any]], plan: Plan) -> "list[Document]":
         found = {
             file: path and plan.artifacts / path for file, path in zip(plan.task.model_input_files, paths, strict=True)
         }
-        missing = tuple(file for file, path in found.items() if path is None or not path.is_file())
+        missing = tuple(file for file, path in found.items() if path is None)
         files = {file: path for file, path in found.items() if file not in missing}
         documents.append(Document(position, guid, label, files, missing))
     return documents
