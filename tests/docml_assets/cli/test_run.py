@@ -1,0 +1,166 @@
+"""docml run and docml runs as a person calls them: real processes, a real training of a tiny model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+DOCML = [sys.executable, "-c", "from docml_assets.cli import main; main()"]
+CANCELED = 130
+
+
+class Here:
+    """A folder with its own store, Dagster home and one experiment."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in [name for name in self.environment if name.startswith(("DOCML_", "DAGSTER_"))]:
+            del self.environment[name]
+        self.docml("new", "EXP-7-words")
+        self.set(epochs="2")
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "experiments/EXP-7-words/settings.ini"
+
+    def set(self, **values: str) -> None:
+        text = self.settings.read_text()
+        for key, value in values.items():
+            text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text, count=1)
+            assert count == 1, key
+        self.settings.write_text(text)
+
+    def docml(self, *arguments: str, code: int = 0) -> str:
+        """Standard output and error of a command that must end with `code`."""
+        done = subprocess.run(
+            [*DOCML, *arguments],
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def jobs(self, run: int) -> list[str]:
+        folder = self.root / f"storage/EXP-7-words/run_{run}/jobs"
+        return sorted(path.stem for path in folder.glob("*.json") if "." not in path.stem)
+
+    def version(self, folder: str) -> str:
+        manifest = json.loads((self.root / "storage/EXP-7-words" / folder / "MANIFEST.json").read_text())
+        version: str = manifest["data_version"]
+        return version
+
+    def statuses(self) -> list[dg.DagsterRunStatus]:
+        """Of all Dagster runs, newest first."""
+        with dg.DagsterInstance.from_config(str(self.root / ".dagster_home")) as instance:
+            return [run.status for run in instance.get_runs()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Here:
+    """A folder whose run 1 is finished."""
+    here = Here(tmp_path_factory.mktemp("here"))
+    said = here.docml("run", "EXP-7-words")
+    assert "macro-F1" in said
+    return here
+
+
+def test_a_second_run_launches_no_job_and_says_why(finished: Here) -> None:
+    jobs = finished.jobs(1)
+    assert len(jobs) == 3
+    said = finished.docml("run", "EXP-7-words")
+    assert finished.jobs(1) == jobs
+    assert "starting the job" not in said
+    assert len(re.findall("verified; no job was launched", said)) == 5
+
+
+def test_the_next_run_trains_anew_on_the_same_data(finished: Here) -> None:
+    finished.set(learning_rate="0.01", epochs="3000")
+    changed = finished.docml("run", "EXP-7-words", code=1)
+    assert "[hyperparameters] learning_rate" in changed
+    assert "Traceback" not in changed
+    process = subprocess.Popen(
+        [*DOCML, "run", "EXP-7-words", "--next"],
+        cwd=finished.root,
+        env=finished.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == CANCELED, said
+    process.stdout.close()
+    assert "canceled; its job was stopped" in said
+    assert finished.statuses()[0] == dg.DagsterRunStatus.CANCELED
+    assert [name.split("-r2-")[1].rsplit("-", 2)[0] for name in finished.jobs(2)] == ["training-averaged-words"]
+    for folder in ("reconciliation", "preparation"):
+        assert finished.version(f"run_2/{folder}") == finished.version(f"run_1/{folder}")
+    (record,) = (finished.root / "storage/EXP-7-words/run_2/jobs").glob("*-1.json")
+    assert json.loads(record.read_text())["status"] == "Stopped"
+
+
+def test_runs_shows_what_they_came_to(finished: Here) -> None:
+    table = finished.docml("runs")
+    assert re.search(r"EXP-7-words +1 +done +done +done +done +averaged-words 0\.\d+", table)
+    assert "No runs of EXP-8" in finished.docml("runs", "EXP-8")
+
+
+def test_one_step_of_a_fresh_run_is_performed_with_what_it_needs(finished: Here) -> None:
+    said = finished.docml("run", "EXP-7-words", "--run", "8", "--steps", "preparation")
+    assert "taken from run" in said
+    assert "best_torchscript_model" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "EXP-missing"], 1, "docml new EXP-missing"),
+        (["run", "no experiment"], 1, "experiment name"),
+        (["run", "EXP-7-words", "--steps", "cooking"], 2, "expected some of reconciliation"),
+        (["run", "EXP-7-words", "--run", "1", "--next"], 2, "exclude each other"),
+        (["cook"], 2, "No such command"),
+    ],
+)
+def test_wrong_input_is_one_clear_message(finished: Here, arguments: list[str], code: int, message: str) -> None:
+    said = finished.docml(*arguments, code=code)
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_failed_step_says_its_reason(finished: Here) -> None:
+    functions = finished.root / "experiments/EXP-7-words/user_defined_funcs.py"
+    text = functions.read_text()
+    try:
+        functions.write_text(
+            text.replace(
+                "def encode_data(instance, context):",
+                "def encode_data(instance, context):\n    raise ValueError('no such page')",
+                1,
+            )
+        )
+        said = finished.docml("run", "EXP-7-words", "--run", "9", code=1)
+    finally:
+        functions.write_text(text)
+    assert "encoded_splits failed" in said
+    assert "no such page" in said
