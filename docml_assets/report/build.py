@@ -69,6 +69,22 @@ def build_report(
     table = predictions if groups is None else add_groups(predictions, groups)
     table = table.select(_columns(table)).sort_by(GUID)
     read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
+    report = assess(experiment, run, read, timings, previous)
+    evidence = Evidence.gather(read, documents, history, excerpts)
+    return ReportFiles(
+        report=report,
+        report_json=report.to_bytes(),
+        html=render_page(report, evidence, lineage, settings, timings, group_column).encode(),
+        predictions_parquet=_parquet(table),
+        plots=draw_plots(report, evidence),
+        data_version=report_version(table, report),
+    )
+
+
+def assess(
+    experiment: str, run: int, read: Predictions, timings: Mapping[str, Any], previous: Sequence[PreviousRun]
+) -> Report:
+    """All the numbers and sentences of report.json."""
     scores = {
         model: label_scores(confusion_matrix(read.truth, ids, len(read.labels)))
         for model, ids in read.predicted.items()
@@ -81,8 +97,7 @@ def build_report(
     }
     comparison = compare_pairs(read, f1, resampled)
     past = against_the_past(read, previous)
-    apart = disagreements(read)
-    report = Report(
+    return Report(
         experiment=experiment,
         run=run,
         num_test=len(read),
@@ -90,19 +105,10 @@ def build_report(
         models=models,
         comparison=tuple(comparison),
         label_winners=tuple(label_winners(scores, read.labels)) if len(scores) > 1 else (),
-        disagreements=len(apart),
+        disagreements=len(disagreements(read)),
         past=past,
         summary=summarize(read, models, comparison, past),
         warnings=tuple(warnings(read, scores, past)),
-    )
-    evidence = Evidence.gather(read, documents, history, apart, excerpts)
-    return ReportFiles(
-        report=report,
-        report_json=report.to_bytes(),
-        html=render_page(report, evidence, lineage, settings, timings, group_column).encode(),
-        predictions_parquet=_parquet(table),
-        plots=draw_plots(report, evidence),
-        data_version=report_version(table, report),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from docml_assets.report.comparison import disagreements
 from docml_assets.report.predictions import GUID, Floats, Ids, Predictions
 
 SHOWN_MISTAKES = 10  # a model
@@ -65,15 +66,14 @@ class Evidence:
         predictions: Predictions,
         documents: pa.Table,
         history: Mapping[str, Sequence[Mapping[str, Any]]],
-        apart: Ids,
         excerpts: Callable[[str], str],
     ) -> "Evidence":
-        """documents: documents.parquet of the inference job. apart: positions of the documents on which models disagree."""
+        """documents: documents.parquet of the inference job. history and excerpts: as `build.build_report` takes them."""
         texts: dict[str, str] = {}
 
         def excerpt(guid: str) -> str:
             if guid not in texts:
-                text = " ".join(excerpts(guid).split())
+                text = " ".join("".join(char if char.isprintable() else " " for char in excerpts(guid)).split())
                 texts[guid] = text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"
             return texts[guid]
 
@@ -85,7 +85,8 @@ class Evidence:
                 for model in predictions.models
             },
             disagreements=tuple(
-                _shown(predictions, row, predictions.models, excerpt) for row in apart[:SHOWN_DISAGREEMENTS]
+                _shown(predictions, row, predictions.models, excerpt)
+                for row in disagreements(predictions)[:SHOWN_DISAGREEMENTS]
             ),
             lengths={model: error_by_length(predictions, model, documents) for model in predictions.models},
             curves={model: _curves(rows) for model, rows in history.items() if model in predictions.predicted},

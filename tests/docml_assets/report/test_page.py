@@ -1,0 +1,88 @@
+"""The page's text and markup; in a browser it is opened by tests/browser."""
+
+import re
+
+import pytest
+
+from docml_assets.report.lineage import JobLine, Lineage
+from docml_assets.report.page import duration, setting, signed
+from tests.docml_assets.report.samples import predictions_table, report
+
+EVIL = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
+
+
+def page(*arguments: object, **changes: object) -> str:
+    return report(*arguments, **changes).html.decode()  # type: ignore[arg-type]
+
+
+def test_everything_untrusted_is_escaped() -> None:
+    labels = ("letter", EVIL, '"onmouseover="x')
+    html = page(
+        predictions_table(60, ("a", "b"), labels=labels),
+        labels,
+        excerpts=lambda _: f"{EVIL}\x00\ud800</blockquote>",
+        settings={"query": EVIL, EVIL: 1},
+        lineage=Lineage({EVIL: EVIL}, {EVIL: EVIL}, (JobLine(EVIL, EVIL, EVIL, url="javascript:alert(3)"),)),
+        experiment="EXP-1",
+    )
+    assert EVIL not in html
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert 'href="javascript:' not in html
+    assert '"onmouseover' not in html
+
+
+def test_the_page_can_load_nothing() -> None:
+    html = page(predictions_table(30))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none';")
+    assert "script-src" not in policy[1]
+    assert not re.search(r"<(script|iframe|object|embed)|@import|url\(", html)
+    assert re.findall(r'(?:src|href)="((?!#)[^"]*)"', html) == ["data:,", "https://console/job"]
+
+
+def test_sections() -> None:
+    table = predictions_table(100, ("a", "b"))
+    html = page(table)
+    for heading in (
+        "Scores",
+        "Comparison",
+        "Labels",
+        "Confusion",
+        "Confident mistakes",
+        "Disagreements",
+        "Lineage, duration and cost",
+    ):
+        assert f"<h2>{heading}" in html
+    for said in (
+        "The text of doc-",
+        "2 min 10 s",
+        "$0.25",
+        "hyperparameters.epochs",
+        "No earlier run of this experiment",
+    ):
+        assert said in html
+    alone = page(table.select(["artifact_guid", "label", "a_prediction", "a_probability"]))
+    assert "<h2>Comparison" not in alone
+    assert "<h2>Disagreements" not in alone
+
+
+def test_many_labels_leave_the_matrix_to_the_plot() -> None:
+    labels = tuple(f"label {index:03d}" for index in range(120))
+    html = page(predictions_table(500, labels=labels), labels)
+    assert "120 labels are too many for a table here" in html
+    assert "Most frequent:" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "–"), (4.26, "4.3 s"), (45, "45 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_formats() -> None:
+    assert (signed(-0.1234), signed(0.5)) == ("\N{MINUS SIGN}0.123", "+0.500")
+    assert [setting(value) for value in (None, True, [1, "a"], [], 0.5)] == ["none", "true", "1, a", "none", "0.5"]

@@ -1,0 +1,54 @@
+"""Three sentences, whatever the numbers."""
+
+import pytest
+
+from docml_assets.report.past import PreviousRun
+from tests.docml_assets.report.samples import LABELS, assessed, predictions_table
+
+
+def test_one_model() -> None:
+    first, second, third = assessed(predictions_table(200)).summary
+    assert first.startswith("On 200 unseen documents of 4 labels, tiny reaches a macro-F1 of 0.")
+    assert second.startswith("Its weakest label is ")
+    assert third.startswith(
+        "No earlier run was scored on these test documents; a verdict is about these trained models"
+    )
+
+
+def test_a_winner_is_named() -> None:
+    files = assessed(predictions_table(300, ("good", "bad"), accuracy=(0.9, 0.5)))
+    assert files.summary[1] == "Of these 2 models, good is better than bad."
+
+
+def test_no_winner_is_named() -> None:
+    table = predictions_table(300, ("one", "two", "three"), accuracy=(0.8, 0.8, 0.8))
+    assert assessed(table).summary[1] == "Between none of the 3 models is a difference shown."
+    pair = table.drop_columns(["three_prediction", "three_probability"])
+    assert assessed(pair).summary[1].startswith("Between one and two no difference shown: macro-F1 differs by ")
+
+
+def test_no_mistake() -> None:
+    assert assessed(predictions_table(50, accuracy=(1.0,))).summary[1] == "tiny made no mistake on these documents."
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_past_is_counted(count: int) -> None:
+    table = predictions_table(200)
+    earlier = [PreviousRun("EXP-1-test", number + 1, table, LABELS) for number in range(count)]
+    files = assessed(table, earlier, run=9)
+    assert files.summary[2].startswith(
+        f"{count} earlier run{'s were' if count > 1 else ' was'} scored on these test documents"
+    )
+    assert any("choosing the best of many" in warning for warning in files.warnings) == (count >= 5)
+
+
+def test_few_documents_of_a_label() -> None:
+    warnings = assessed(predictions_table(20)).warnings
+    assert any(warning.startswith("Labels with fewer than 10 test documents") for warning in warnings)
+
+
+def test_groups_are_mentioned() -> None:
+    table = predictions_table(60)
+    groups = {guid: str(index // 2) for index, guid in enumerate(table["artifact_guid"].to_pylist())}
+    warnings = assessed(table, groups=groups).warnings
+    assert any(warning.startswith("Documents come in 30 groups (SPLIT_BY)") for warning in warnings)
