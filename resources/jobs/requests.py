@@ -171,7 +171,7 @@ def _training_definition(job: Job, account: Account, *, output: str) -> Request:
         "VolumeSizeInGB": compute.volume_gb,
         **_volume_key(spec, account),
     }
-    if compute.keep_alive_seconds and spec.kind == "training":
+    if compute.keep_alive_seconds and spec.kind == "training" and not compute.use_spot:  # spot knows no warm pools
         resources["KeepAlivePeriodInSeconds"] = compute.keep_alive_seconds
     definition: Request = {
         "RoleArn": account.role_arn,
