@@ -8,7 +8,7 @@ MinHash: A. Broder, "On the resemblance and containment of documents", 1997; dat
 Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3; the numbers of bands and rows are datasketch's for the threshold.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,16 @@ def groups(signatures: Array, threshold: float) -> Array:
     first = np.full(len(distinct), count, dtype=np.int64)
     np.minimum.at(first, component, np.arange(count))
     return first[component]
+
+
+def named_groups(guids: Sequence[str], signatures: Array, threshold: float) -> list[str | None]:
+    """Groups by the smallest GUID among their members; None for a document that is alone."""
+    firsts = groups(signatures, threshold).tolist()
+    members: dict[int, list[str]] = {}
+    for guid, first in zip(guids, firsts, strict=True):
+        members.setdefault(first, []).append(guid)
+    names = {first: min(found) if len(found) > 1 else None for first, found in members.items()}
+    return [names[first] for first in firsts]
 
 
 def _shingles(ids: Array) -> Array:

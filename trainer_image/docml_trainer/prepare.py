@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,9 @@ from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.splits import assign_splits
 from docml_trainer.workers import BATCH, Plan, encode
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COMMAND = "prepare"
 SHARD = "shard.json"
@@ -192,7 +195,7 @@ def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
 def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: list[Shard], started: float) -> None:
     import datasets
 
-    from docml_trainer import metadata, near_duplicates, rows
+    from docml_trainer import metadata, rows
     from docml_trainer.encoding import Tally
 
     datasets.disable_progress_bars()
@@ -208,14 +211,9 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     if not len(found.positions):
         raise DataError(f"no document is left: encode_data returned None for all; dropped {tally.returned_none}")
     guids = [documents.guids[position] for position in found.positions]
-    alike: list[str | None] = [None] * len(guids)
-    if found.signatures is not None:
-        alike = _named_groups(guids, near_duplicates.groups(found.signatures, task.near_duplicate_threshold))
     labels = [documents.labels[position] for position in found.positions]
     groups = [documents.groups[position] for position in found.positions]
-    assigned = assign_splits(
-        guids, labels, groups, alike, earlier=_earlier(folders), shares=task.split, seed=task.split_seed
-    )
+    assigned, alike = _assign(task, guids, labels, groups, found.signatures, _earlier(folders))
     splits = {int(position): split for position, split in zip(found.positions, assigned, strict=True) if split}
     stored = rows.stored_features(declared, found.limits, documents.label_names)
     version = rows.data_version(documents, found, splits, stored)
@@ -252,13 +250,35 @@ def _check_failures(tally: Any, documents: int, allowed: float) -> None:
         )
 
 
-def _named_groups(guids: list[str], first_members: Any) -> list[str | None]:
-    """Near-duplicate groups by the smallest GUID among their members; None for a document that is alone."""
-    members: dict[int, list[str]] = {}
-    for guid, first in zip(guids, first_members.tolist(), strict=True):
-        members.setdefault(first, []).append(guid)
-    smallest = {first: min(found) if len(found) > 1 else None for first, found in members.items()}
-    return [smallest[first] for first in first_members.tolist()]
+def _assign(
+    task: PrepareTask,
+    guids: list[str],
+    labels: list[str],
+    groups: list[str | None],
+    signatures: "np.ndarray[Any, Any] | None",
+    earlier: Mapping[str, str],
+) -> tuple[list[str | None], list[str | None]]:
+    """Each row's split (None: left out) and its group of near-duplicates.
+
+    A document left out ties nobody together any more, so the groups that are reported are those of the others.
+    """
+    from docml_trainer import near_duplicates
+
+    def alike(rows: list[int]) -> list[str | None]:
+        if signatures is None:
+            return [None] * len(rows)
+        threshold = task.near_duplicate_threshold
+        return near_duplicates.named_groups([guids[row] for row in rows], signatures[rows], threshold)
+
+    everyone = list(range(len(guids)))
+    found = alike(everyone)
+    assigned = assign_splits(guids, labels, groups, found, earlier=earlier, shares=task.split, seed=task.split_seed)
+    kept = [row for row in everyone if assigned[row]]
+    if len(kept) < len(everyone):
+        found = [None] * len(everyone)
+        for row, group in zip(kept, alike(kept), strict=True):
+            found[row] = group
+    return assigned, found
 
 
 def _earlier(folders: Folders) -> Mapping[str, str]:
