@@ -1,0 +1,87 @@
+"""report.html in a real headless browser: it shows what it should, complains about nothing, and asks the network for nothing."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.docml_assets.report.samples import predictions_table, report
+
+EVIL = "<script>document.title = 'stolen'</script><img src='https://evil.example/pixel' onerror='document.title = 1'>"
+LABELS = ("invoice", "letter", EVIL)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    table = predictions_table(120, ("tiny", "large"), labels=LABELS)
+    files = report(table, LABELS, excerpts=lambda guid: f"{guid}: {EVIL}", settings={"labels_query": EVIL})
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_bytes(files.html)
+    return path
+
+
+class Opened:
+    """The page, and what was heard while it was open."""
+
+    def __init__(self, page: Page, path: Path) -> None:
+        self.page = page
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.console.append(message.text))
+        page.on("pageerror", lambda error: self.console.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_load_state("networkidle")
+
+
+@pytest.fixture
+def opened(page: Page, path: Path) -> Opened:
+    return Opened(page, path)
+
+
+def test_nothing_is_requested_and_nothing_goes_wrong(opened: Opened, path: Path) -> None:
+    assert opened.console == []
+    assert opened.requests == [path.as_uri()]
+    assert opened.page.title() == "EXP-1-test run 2"
+
+
+def test_a_document_with_a_script_is_shown_as_text(opened: Opened) -> None:
+    excerpt = opened.page.locator("#mistakes blockquote").first
+    expect(excerpt).to_contain_text("<script>document.title = 'stolen'</script><img")
+    assert opened.page.locator("script, img, iframe, object").count() == 0
+    expect(opened.page.locator("#labels tbody")).to_contain_text("<script>")
+    expect(opened.page.locator("#settings")).to_contain_text("<img src='https://evil.example/pixel'")
+
+
+def test_the_page_shows_its_sections(opened: Opened) -> None:
+    for section in ("scores", "comparison", "past", "labels", "confusion", "mistakes", "disagreements", "lineage"):
+        expect(opened.page.locator(f"#{section} h2")).to_be_visible()
+    charts = opened.page.locator("svg.chart")
+    assert charts.count() == 4
+    for index in range(4):
+        box = charts.nth(index).bounding_box()
+        assert box is not None
+        assert box["width"] > 200
+        assert box["height"] > 80
+    expect(opened.page.locator("#scores .card").first).to_contain_text("macro-F1, 95 % interval")
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(chromium: Browser, path: Path, scheme: str) -> None:
+    page = chromium.new_page(color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(path.as_uri())
+    colors = page.evaluate(
+        "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
+    )
+    page.close()
+    ink, paper = (sum(color[:3]) / 3 for color in colors)
+    assert (ink < 80 and paper > 200) if scheme == "light" else (ink > 180 and paper < 60)
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(chromium: Browser, path: Path) -> None:
+    page = chromium.new_page(viewport={"width": 420, "height": 800})
+    page.goto(path.as_uri())
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
+    assert wide <= 420
