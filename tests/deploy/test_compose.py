@@ -61,6 +61,7 @@ def test_the_instance_configuration_gets_every_variable_it_reads() -> None:
     given = set(env_example()) | set(COMPOSE["services"]["code"]["environment"])
     assert read
     assert read - given == set()
+    assert COMPOSE["services"]["code"]["environment"]["DAGSTER_POSTGRES_URL"].startswith("postgresql+psycopg2://")
 
 
 def test_settings_are_documented_and_secrets_are_references() -> None:
