@@ -85,14 +85,21 @@ def process_artifacts(
                 processed()
 
     # Twice as many threads as workers: one artifact is fetched and stored while another is processed.
-    with ThreadPoolExecutor(processes * 2) as pool:
-        try:
-            threads = [pool.submit(work) for _ in range(processes * 2)]
-            wait(threads, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-            for worker in workers:
-                worker.close()
+    try:
+        with ThreadPoolExecutor(processes * 2) as pool:
+            try:
+                threads = [pool.submit(work) for _ in range(processes * 2)]
+                wait(threads, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                if any(thread.done() and thread.exception() for thread in threads) or not all(
+                    t.done() for t in threads
+                ):
+                    for worker in workers:
+                        worker.end()
+    finally:
+        for worker in workers:
+            worker.close()
     for thread in threads:
         thread.result()
     return sorted(failures, key=lambda failure: failure.artifact_guid)

@@ -52,11 +52,14 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._pending = b""
+        self._ended = False
 
     def run(self, artifact: Mapping[str, Any], directory: Path) -> Outcome:
         """process_func(artifact, directory). Raises ProcessFuncBroken if the module cannot be loaded."""
         if self._process is None:
             self._start()
+        if self._ended:
+            return Outcome("the step was stopped")
         assert self._process is not None
         assert self._process.stdin is not None
         task = json.dumps({"artifact": artifact, "directory": str(directory)}, default=str).encode() + b"\n"
@@ -73,6 +76,13 @@ class Worker:
         if reply is None:
             return self._died()
         return Outcome(reply.get("error"), reply.get("traceback", ""))
+
+    def end(self) -> None:
+        """Kill the process, whatever another thread waits for it for, and run nothing from now on."""
+        self._ended = True
+        if (process := self._process) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Kill the process and everything in its group."""

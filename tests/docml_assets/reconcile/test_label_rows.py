@@ -1,0 +1,106 @@
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from docml_assets.reconcile.errors import ReconciliationError
+from docml_assets.reconcile.findings import Findings
+from docml_assets.reconcile.label_rows import drop_duplicates, trusted_rows
+from tests.resources.test_keys import HOSTILE
+
+
+def trusted(rows: list[tuple[object, object, object]], **more: list[object]) -> tuple[pl.DataFrame, Findings]:
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("artifact_guid", "label", "file_hash"))}
+    findings = Findings()
+    return trusted_rows(pa.table({**columns, **more}), findings), findings
+
+
+def test_columns_that_are_needed() -> None:
+    with pytest.raises(ReconciliationError, match="guid, label; expected artifact_guid, label, file_hash too"):
+        trusted_rows(pa.table({"guid": ["a"], "label": ["b"]}), Findings())
+
+
+def test_all_is_well() -> None:
+    rows, findings = trusted([("b", "x", "1"), ("a", "y", "2")], site=[1.5, None])
+    assert rows.rows() == [("a", "y", "2", None), ("b", "x", "1", 1.5)]
+    assert findings.funnel == {"labels": 2, "refused": 0, "conflicts": 0, "repeated rows": 0}
+
+
+def test_numbers_become_text() -> None:
+    rows, _ = trusted([(7, 3, 1)])
+    assert rows.rows() == [("7", "3", "1")]
+
+
+def test_hostile_guids_are_refused_and_counted() -> None:
+    texts = [
+        name
+        for name in HOSTILE
+        if name is None or (isinstance(name, str) and name.encode(errors="replace").decode() == name)
+    ]
+    rows, findings = trusted([("fine", "x", "h"), *((name, "x", f"h{i}") for i, name in enumerate(texts))])
+    assert rows["artifact_guid"].to_list() == ["fine"]
+    assert len(texts) > 180
+    assert findings.funnel["refused"] == findings.funnel["refused: unsafe artifact_guid"] == len(texts)
+    assert findings.refused.num_rows == len(texts)
+    assert all(reason.startswith("unsafe artifact_guid: ") for reason in findings.refused["reason"].to_pylist())
+    assert all(
+        name.isprintable() and name.isascii() and len(name) <= 120 for name in findings.refused["name"].to_pylist()
+    )
+
+
+def test_unusable_labels_are_refused_and_counted() -> None:
+    labels: dict[object, str] = {
+        None: "label is NULL",
+        "": "label is empty",
+        "  \t": "label is empty",
+        "x" * 10_000: "label is longer than 256 bytes",
+        "caf\ufffd": "label is not UTF-8",
+        "a\nb": "label has control characters",
+    }
+    rows, findings = trusted([("ok", "ünï label", "h"), *((f"g{i}", label, f"h{i}") for i, label in enumerate(labels))])
+    assert rows.rows() == [("ok", "ünï label", "h")]
+    assert findings.funnel["refused"] == 6
+    assert findings.refused["reason"].to_pylist() == list(labels.values())
+    assert findings.funnel["refused: label is empty"] == 2
+
+
+def test_conflicting_labels_of_one_hash_leave_all_of_them_out() -> None:
+    rows, findings = trusted(
+        [("a", "x", "same"), ("b", "y", "same"), ("c", "x", "other"), ("d", "x", None), ("e", "y", None)]
+    )
+    assert rows["artifact_guid"].to_list() == ["c", "d", "e"], "a NULL hash equals no other"
+    assert findings.funnel["conflicts"] == 2
+    assert findings.conflicts.to_pylist() == [
+        {"by": "file_hash", "value": "same", "artifact_guid": "a", "label": "x"},
+        {"by": "file_hash", "value": "same", "artifact_guid": "b", "label": "y"},
+    ]
+
+
+def test_conflicting_labels_of_one_artifact_leave_it_out() -> None:
+    rows, findings = trusted([("a", "x", "1"), ("a", "y", "1"), ("b", "x", "2")])
+    assert rows["artifact_guid"].to_list() == ["b"]
+    assert findings.funnel["conflicts"] == 2
+    assert set(findings.conflicts["by"].to_pylist()) == {"artifact_guid", "file_hash"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_repeated_rows_keep_the_first_in_the_order_of_all_columns(order: int) -> None:
+    table = [("a", "x", "2"), ("a", "x", "1"), ("a", "x", "1"), ("b", "x", "3")]
+    sites: list[object] = ["s2", "s1", "s0", "s"]
+    rows, findings = trusted(table[::order], site=sites[::order])
+    assert rows.rows() == [("a", "x", "1", "s0"), ("b", "x", "3", "s")]
+    assert findings.funnel["repeated rows"] == 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_duplicates_the_smallest_guid_stays(order: int) -> None:
+    frame = pl.DataFrame(
+        {"artifact_guid": ["b", "a", "B", "c", "d"], "label": ["x"] * 5, "file_hash": ["1", "1", "1", None, None]}
+    )[::order]
+    findings = Findings()
+    kept = drop_duplicates(frame, findings)
+    assert sorted(kept["artifact_guid"]) == ["B", "c", "d"], "in byte order"
+    assert findings.funnel["duplicates"] == 2
+    assert findings.duplicates.to_pylist() == [
+        {"file_hash": "1", "kept": "B", "artifact_guid": "a"},
+        {"file_hash": "1", "kept": "B", "artifact_guid": "b"},
+    ]

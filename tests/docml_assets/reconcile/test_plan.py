@@ -1,0 +1,154 @@
+import polars as pl
+import pyarrow as pa
+
+from docml_assets.reconcile.findings import Findings
+from docml_assets.reconcile.plan import (
+    Plan,
+    Recipe,
+    artifact_files,
+    join,
+    make_plan,
+    production_files,
+    to_copy,
+    to_process,
+)
+from resources.store import TABLE_SCHEMA
+
+FILES = ("a.json", "b.png")
+
+
+def listing(*keys: str, etag: str = "e") -> pa.Table:
+    return pa.table([list(keys), [1] * len(keys), [f"{etag}-{key}" for key in keys]], schema=TABLE_SCHEMA)
+
+
+def rows(*guids: str) -> pl.DataFrame:
+    return pl.DataFrame({"artifact_guid": guids, "label": ["x"] * len(guids), "file_hash": list(guids)})
+
+
+def plan(keys: tuple[str, ...], recipe: Recipe, etag: str = "e", guids: tuple[str, ...] = ("g1", "g2")) -> Plan:
+    files = production_files(listing(*keys, etag=etag), recipe.files_from_prod, Findings())
+    return make_plan(*join(rows(*guids), files, recipe, Findings()), "base", recipe)
+
+
+KEYS = ("g1/a.json", "g1/b.png", "g2/a.json", "g2/b.png")
+RECIPE = Recipe(FILES, FILES, None, None)
+
+
+def versions(of: Plan) -> dict[str, str]:
+    return dict(of.artifacts.select("artifact_guid", "version").iter_rows())
+
+
+def test_wanted_files_are_found_and_unsafe_keys_counted() -> None:
+    keys = [
+        "g1/a.json",
+        "g1/c.txt",
+        "g1/deep/a.json",
+        "a.json",
+        "g\u202e/a.json",
+        "../a.json",
+        "/a.json",
+        "ü g/a.json",
+        "g2/xa.json",
+    ]
+    findings = Findings()
+    files = production_files(listing(*keys), FILES, findings)
+    assert sorted(files.select("artifact_guid", "file", "source").iter_rows()) == [
+        ("g1", "a.json", "g1/a.json"),
+        ("ü g", "a.json", "ü g/a.json"),
+    ]
+    assert findings.funnel == {"production files": 9, "production files refused": 3, "production files elsewhere": 2}
+    assert findings.refused.num_rows == 3
+
+
+def test_join() -> None:
+    files = production_files(listing("g1/a.json", "g3/a.json", "g3/b.png"), FILES, Findings())
+    findings = Findings()
+    joined, kept = join(rows("g1", "g2"), files, RECIPE, findings)
+    assert joined["artifact_guid"].to_list() == ["g1"]
+    assert kept["source"].to_list() == ["g1/a.json"]
+    assert findings.funnel == {
+        "labels without files": 1,
+        "artifacts without labels": 1,
+        "joined": 1,
+        "duplicates": 0,
+        "deduplicated": 1,
+    }
+    assert findings.labels_without_files["artifact_guid"].to_pylist() == ["g2"]
+    assert findings.files_without_labels["artifact_guid"].to_pylist() == ["g3"]
+
+
+def test_duplicates_are_dropped_after_the_join() -> None:
+    """The one with files stays, even if another GUID is smaller."""
+    labelled = pl.DataFrame({"artifact_guid": ["a", "b"], "label": ["x", "x"], "file_hash": ["same", "same"]})
+    files = production_files(listing("b/a.json"), FILES, Findings())
+    joined, _ = join(labelled, files, RECIPE, Findings())
+    assert joined["artifact_guid"].to_list() == ["b"]
+
+
+def test_keys_and_versions() -> None:
+    made = plan(KEYS, RECIPE)
+    version = versions(made)
+    assert all(len(v) == 16 for v in version.values())
+    assert version["g1"] != version["g2"]
+    assert made.files.row(0, named=True) == {
+        "artifact_guid": "g1",
+        "file": "a.json",
+        "size": 1,
+        "source_etag": "e-g1/a.json",
+        "source": "g1/a.json",
+        "key": f"base/g1/{version['g1']}/a.json",
+    }
+    assert versions(plan(KEYS[::-1], RECIPE, guids=("g2", "g1"))) == version, "order does not matter"
+
+
+def test_what_changes_a_version() -> None:
+    seen = [
+        versions(plan(KEYS, RECIPE)),
+        versions(plan(KEYS, RECIPE, etag="changed")),
+        versions(plan(KEYS, Recipe(FILES, FILES, "digest", None))),
+        versions(plan(KEYS, Recipe(FILES, FILES, "other digest", None))),
+        versions(plan(KEYS, Recipe(FILES, FILES, None, 1))),
+        versions(plan(KEYS, Recipe(FILES, FILES, None, 2))),
+        versions(plan(KEYS, Recipe(FILES[:1], FILES[:1], None, None))),
+    ]
+    assert len({v["g1"] for v in seen}) == len(seen)
+
+
+def test_artifacts_that_lack_a_file_are_set_apart() -> None:
+    made = plan(KEYS[:3], RECIPE)
+    assert made.artifacts["artifact_guid"].to_list() == ["g1"]
+    assert made.incomplete.rows() == [("g2", "b.png")]
+    assert set(made.files["artifact_guid"]) == {"g1"}
+
+
+def existing(made: Plan, *more: str, size: int = 1) -> pa.Table:
+    keys = [*made.files["key"], *more]
+    return pa.table([keys, [size] * len(keys), [None] * len(keys)], schema=TABLE_SCHEMA)
+
+
+def test_what_is_to_copy() -> None:
+    made = plan(KEYS, RECIPE)
+    assert to_copy(made, TABLE_SCHEMA.empty_table()).height == 4
+    assert to_copy(made, existing(made)).height == 0
+    assert to_copy(made, existing(made).slice(1))["source"].to_list() == ["g1/a.json"]
+    assert to_copy(made, existing(made, size=2)).height == 4, "of another size"
+
+
+def test_what_is_to_process() -> None:
+    recipe = Recipe(FILES, (*FILES, "made.txt"), "digest", None)
+    made = plan(KEYS, recipe)
+    folder = {guid: f"base/{guid}/{version}" for guid, version in versions(made).items()}
+
+    def pending(*more: str) -> list[str]:
+        table = existing(made, *more)
+        return to_process(made, artifact_files(made, table, "base"), recipe)["artifact_guid"].to_list()
+
+    done1 = [f"{folder['g1']}/made.txt", f"{folder['g1']}/extra.bin", f"{folder['g1']}/.processed-2"]
+    assert pending() == ["g1", "g2"]
+    assert pending(*done1) == ["g2"]
+    assert pending(*done1[:2]) == ["g1", "g2"], "without the mark"
+    assert pending(done1[0], done1[2]) == ["g1", "g2"], "with a file gone"
+    assert pending(done1[1], done1[2]) == ["g1", "g2"], "with a required file gone"
+    assert pending("base/g1/otherversion/.processed-0", *done1) == ["g2"]
+    without = Recipe(FILES, FILES, None, None)
+    assert to_process(made, artifact_files(made, existing(made), "base"), without).is_empty()

@@ -1,0 +1,362 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docml_assets.reconcile import NothingLeft, ProcessFuncBroken, TooManyFailures
+from docml_assets.reconcile.step import TABLE_COLUMNS
+from docml_contract.versions import reconciled_version
+from resources.store import Store
+from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids
+from tests.resources.test_keys import HOSTILE
+from tests.servers.postgres import PostgresServer
+from tests.servers.s3 import S3Server
+
+WORDS = {"FILES_ON_RESEARCH": "raw_text.json, words.txt"}
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    """Six artifacts, two labels."""
+    made = build(tmp_path, [(guid, "ab"[i % 2], f"h{i}", i) for i, guid in enumerate(guids(6))])
+    for guid in guids(6):
+        made.artifact(guid)
+    return made
+
+
+def test_labels_and_files_come_together(scene: Scene) -> None:
+    result = scene.run()
+    assert result.table.column_names == TABLE_COLUMNS
+    assert result.table["artifact_guid"].to_pylist() == sorted(guids(6))
+    row = result.table.to_pylist()[0]
+    assert row["key"].startswith(f"{BASE}/{row['artifact_guid']}/")
+    assert scene.store.get(row["key"]) == document(row["artifact_guid"])
+    assert row["origin"] == "prod"
+    assert row["size"] == len(document(row["artifact_guid"]))
+    assert row["etag"] == row["source_etag"], "in folders both are the content's sha256"
+    assert result.label_rows.column_names == ["artifact_guid", "label", "file_hash", "site"]
+    assert result.label_rows.num_rows == 6
+    assert result.funnel["copied"] == result.funnel["artifacts"] == 6
+    assert result.bytes_copied == sum(result.table["size"].to_pylist())
+    columns = (result.table[name].to_pylist() for name in ("artifact_guid", "label", "file", "source_etag"))
+    assert result.data_version == reconciled_version(zip(*columns, strict=True))
+    assert ("files copied", 6, 6) in scene.progress
+
+
+def test_again_there_is_nothing_to_do(scene: Scene) -> None:
+    first = scene.run(functions=PROCESS, **WORDS)
+    before = _stats(scene.store)
+    second = scene.run(2, functions=PROCESS, **WORDS)
+    assert second.table == first.table
+    assert second.data_version == first.data_version
+    assert (second.funnel["copied"], second.funnel["reused"], second.funnel["processed"]) == (0, 6, 0)
+    assert _stats(scene.store) == before
+
+
+def _stats(store: Store) -> dict[str, tuple[int, int]]:
+    assert store.local_path is not None
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (store.local_path / BASE).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_changed_file_is_a_new_version_beside_the_old(scene: Scene) -> None:
+    guid = guids(6)[0]
+    first = scene.run()
+    scene.artifact(guid, raw_text__json=b'{"text": "rewritten"}')
+    second = scene.run(2)
+    changed = {row["key"] for row in second.table.to_pylist()} - {row["key"] for row in first.table.to_pylist()}
+    assert [scene.store.get(key) for key in changed] == [b'{"text": "rewritten"}']
+    assert (second.funnel["copied"], second.funnel["reused"]) == (1, 5)
+    assert second.data_version != first.data_version
+    for row in first.table.to_pylist():
+        assert scene.store.get(row["key"]) == document(row["artifact_guid"])
+
+
+def test_overwrite_makes_new_versions_for_its_run_and_resumes(scene: Scene) -> None:
+    first = scene.run(functions=PROCESS, **WORDS)
+    again = scene.run(2, functions=PROCESS, OVERWRITE="true", **WORDS)
+    assert (again.funnel["copied"], again.funnel["processed"]) == (6, 6)
+    assert not set(again.table["key"].to_pylist()) & set(first.table["key"].to_pylist())
+    resumed = scene.run(2, functions=PROCESS, OVERWRITE="true", **WORDS)
+    assert (resumed.funnel["copied"], resumed.funnel["processed"]) == (0, 0)
+    assert resumed.table == again.table
+
+
+def test_process_func_adds_files_and_its_source_is_part_of_the_version(scene: Scene) -> None:
+    first = scene.run(functions=PROCESS, **WORDS)
+    rows = {(row["artifact_guid"], row["file"]): row for row in first.table.to_pylist()}
+    guid = guids(6)[1]
+    made = rows[guid, "words.txt"]
+    assert made["origin"] == "process_func"
+    assert scene.store.get(made["key"]) == b"b:the text of"
+    assert made["source_etag"] == made["key"].split("/")[-2]
+    comment = scene.run(2, functions=PROCESS.replace("import json", "import json  # a comment"), **WORDS)
+    assert comment.funnel["processed"] == 0
+    changed = scene.run(3, functions=PROCESS.replace("[:3]", "[:2]"), **WORDS)
+    assert changed.funnel["processed"] == 6
+    assert scene.store.get(made["key"]) == b"b:the text of", "what an earlier run holds is never changed"
+    assert changed.data_version != first.data_version
+
+
+def test_a_failing_artifact_is_tried_twice_and_the_rest_goes_on(scene: Scene) -> None:
+    bad = sorted(guids(6))[2]
+    calls = scene.folder / "calls"
+    source = (
+        "def process_func(artifact, directory):\n"
+        f"    with open({str(calls)!r}, 'a') as out: out.write(artifact['artifact_guid'] + '\\n')\n"
+        f"    if artifact['artifact_guid'] == {bad!r}: raise ValueError('unreadable page')\n"
+        "    (directory / 'words.txt').write_text('x')\n"
+    )
+    with pytest.raises(TooManyFailures) as caught:
+        scene.run(functions=source, **WORDS)
+    said = str(caught.value)
+    assert "1 of 6 artifacts" in said
+    assert f"{bad}: ValueError: unreadable page" in said
+    assert "line 3, in process_func" in said
+    assert sorted(calls.read_text().split()) == sorted([*guids(6), bad])
+    report = json.loads(scene.store.get("EXP-1/run_1/reconciliation/failures.jsonl"))
+    assert (report["artifact_guid"], report["reason"]) == (bad, "ValueError: unreadable page")
+    assert "Traceback" in report["traceback"]
+
+    allowed = scene.run(functions=source, MAX_FAILED_SHARE="0.2", **WORDS)
+    assert allowed.funnel["failed"] == 1
+    assert allowed.funnel["artifacts"] == 5
+    assert bad not in allowed.table["artifact_guid"].to_pylist()
+    assert bad not in allowed.label_rows["artifact_guid"].to_pylist()
+    assert allowed.problems["failures"]["artifact_guid"].to_pylist() == [bad]
+    assert sorted(calls.read_text().split()) == sorted([*guids(6), bad, bad, bad]), (
+        "the others were not processed again"
+    )
+
+
+def test_a_second_try_may_succeed(scene: Scene) -> None:
+    source = (
+        "import pathlib\n"
+        "def process_func(artifact, directory):\n"
+        f"    mark = pathlib.Path({str(scene.folder)!r}) / ('tried-' + artifact['artifact_guid'])\n"
+        "    if not mark.exists():\n        mark.touch()\n        raise OSError('flaky')\n"
+        "    (directory / 'words.txt').write_text('x')\n"
+    )
+    assert scene.run(functions=source, **WORDS).funnel["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("(directory / 'raw_text.json').write_text('mine')", "changed or removed 'raw_text.json'"),
+        ("(directory / 'raw_text.json').unlink()", "changed or removed 'raw_text.json'"),
+        ("(directory / 'sub').mkdir()", "'sub', which is no plain file"),
+        ("(directory / 'link').symlink_to('/etc/hostname')", "'link', which is no plain file"),
+        ("(directory / 'a\\nb').write_text('x')", "control or invisible"),
+        ("(directory / '.processed-0').write_text('x')", "the platform's"),
+        ("pass; (directory / 'other.txt').write_text('x')", "process_func did not write it"),
+    ],
+)
+def test_what_process_func_must_not_leave(scene: Scene, body: str, said: str) -> None:
+    with pytest.raises(TooManyFailures, match=said):
+        scene.run(functions=f"def process_func(artifact, directory):\n    {body}\n", **WORDS)
+
+
+def test_a_broken_module_stops_the_step_at_once(scene: Scene) -> None:
+    with pytest.raises(ProcessFuncBroken, match="no_such_module"):
+        scene.run(
+            functions="import no_such_module\ndef process_func(artifact, directory):\n    no_such_module.x()\n", **WORDS
+        )
+
+
+def test_missing_files_are_fetched_and_made_again(scene: Scene) -> None:
+    first = scene.run(functions=PROCESS, **WORDS)
+    keys = first.table["key"].to_pylist()
+    before = scene.state()
+    scene.store.delete([keys[0], keys[3]])
+    assert keys[0].endswith("raw_text.json")
+    assert keys[3].endswith("words.txt")
+    again = scene.run(functions=PROCESS, **WORDS)
+    assert again.table == first.table
+    assert scene.state() == before
+    assert (again.funnel["copied"], again.funnel["processed"]) == (1, 1)
+
+
+def test_files_that_nothing_gives_are_an_error_that_lists_them(scene: Scene) -> None:
+    lacking = guids(6)[4]
+    for guid in guids(6):
+        if guid != lacking:
+            scene.artifact(guid, page_01__png=b"png")
+    files = {"FILES_FROM_PROD": "raw_text.json, page_01.png"}
+    with pytest.raises(TooManyFailures, match=rf"{lacking} page_01\.png: not in production"):
+        scene.run(**files)
+    assert scene.run(**files, MAX_FAILED_SHARE="0.5").funnel["artifacts"] == 5
+    with pytest.raises(TooManyFailures, match=r"words\.txt: nothing makes it: there is no process_func"):
+        scene.run(**WORDS)
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    scene = build(tmp_path, [("a", "x", "h", 0)])
+    with pytest.raises(NothingLeft, match="labels without files: 1"):
+        scene.run()
+
+
+def test_a_file_that_vanishes_or_changes_while_it_is_copied(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    vanishing, changing = sorted(guids(6))[:2]
+    original = Store.copy_many
+
+    def copy_many(self: Store, other: Store, pairs: Any, **options: Any) -> Any:
+        if not scene.production.exists("touched"):
+            scene.production.put("touched", b"")
+            scene.production.delete([f"{vanishing}/raw_text.json"])
+            scene.artifact(changing, raw_text__json=b'{"text": "newer"}')
+        return original(self, other, pairs, **options)
+
+    monkeypatch.setattr(Store, "copy_many", copy_many)
+    result = scene.run()
+    assert vanishing not in result.table["artifact_guid"].to_pylist()
+    assert result.funnel["labels without files"] == 1
+    row = next(row for row in result.table.to_pylist() if row["artifact_guid"] == changing)
+    assert scene.store.get(row["key"]) == b'{"text": "newer"}'
+    # The version that was planned first does not hold the newer content under the older version's name.
+    assert len(list(scene.store.list(f"{BASE}/{changing}"))) == 1
+    monkeypatch.undo()
+    assert scene.run(2).data_version == result.data_version
+
+
+def test_hostile_names_from_both_sides(tmp_path: Path) -> None:
+    hostile = [
+        name
+        for name in HOSTILE
+        if name is None or (isinstance(name, str) and not any(0xD800 <= ord(c) < 0xE000 for c in name))
+    ]
+    labels = [None, "", "x" * 10_000, b"\xff\xfe"]
+    rows = [(name, "a", f"h{i}", 0) for i, name in enumerate(hostile)]
+    rows += [(f"label-{i}", label, f"l{i}", 0) for i, label in enumerate(labels)]
+    scene = build(tmp_path, [("good", "a", "g", 0), *rows])
+    scene.artifact("good")
+    assert scene.production.local_path is not None
+    for name in hostile:
+        if name and "/" not in name and "\0" not in name and name not in (".", "..") and len(name.encode()) < 256:
+            (scene.production.local_path / name).mkdir(exist_ok=True)
+            (scene.production.local_path / name / "raw_text.json").write_bytes(b"{}")
+    result = scene.run()
+    assert result.table["artifact_guid"].to_pylist() == ["good"]
+    assert result.funnel["refused"] == len(hostile) + len(labels)
+    assert result.funnel["production files refused"] > 80
+    assert {key.split("/")[0] for key in scene.state()} == {"good"}
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.fixture
+def s3_scene(tmp_path: Path, s3_server: S3Server, postgres_server: PostgresServer) -> Callable[[int], Scene]:
+    """Production in one bucket, research in another, labels in PostgreSQL."""
+
+    def make(count: int) -> Scene:
+        rows = [(guid, "ab"[i % 2], f"h{i}", i) for i, guid in enumerate(guids(count))]
+        url = s3_server.new_url()
+        scene = build(
+            tmp_path,
+            rows,
+            production=url.replace("s3://tests", s3_server.bucket("production")),
+            store=url,
+            environment=s3_server.environment,
+        )
+        (tmp_path / "local").mkdir()
+        for guid in guids(count):
+            (tmp_path / "local" / guid).mkdir()
+            (tmp_path / "local" / guid / "raw_text.json").write_bytes(document(guid))
+        scene.production.upload(tmp_path / "local", "")
+        return scene
+
+    return make
+
+
+def test_on_s3_and_postgres(s3_scene: Callable[[int], Scene], postgres_server: PostgresServer) -> None:
+    scene = s3_scene(40)
+    values = ",".join(f"('{guid}', '{'ab'[i % 2]}', 'h{i}', {i})" for i, guid in enumerate(guids(40)))
+    postgres_server.execute(
+        "DROP TABLE IF EXISTS labels",
+        "CREATE TABLE labels (artifact_guid text, label text, file_hash text, site int)",
+        f"INSERT INTO labels VALUES {values}",
+    )
+    from resources.labels import LabelSource
+
+    by_sqlite = scene.run(functions=PROCESS, **WORDS)
+    scene.labels = LabelSource(postgres_server.url, {})
+    by_postgres = scene.run(2, functions=PROCESS, **WORDS)
+    assert by_postgres.table == by_sqlite.table
+    assert by_postgres.funnel["copied"] == 0
+    assert by_postgres.table.num_rows == 80
+    for row in by_postgres.table.to_pylist()[:4]:
+        assert scene.store.head(row["key"]).etag == row["etag"]  # type: ignore[union-attr]
+
+
+def test_kill_9_at_any_moment_then_run_again(
+    s3_scene: Callable[[int], Scene], s3_server: S3Server, tmp_path: Path
+) -> None:
+    scene = s3_scene(300)
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = build(
+        tmp_path / "undisturbed",
+        [(guid, "ab"[i % 2], f"h{i}", i) for i, guid in enumerate(guids(300))],
+        production=scene.production.url,
+        store=s3_server.new_url(),
+        environment=s3_server.environment,
+    )
+    expected = undisturbed.run(functions=PROCESS, **WORDS)
+
+    moments = [("files copied", 0.0), ("files copied", 0.1), ("files copied", 0.5), ("artifacts processed", 0.1)]
+    for stage, moment in moments:
+        before = _modified(s3_server, scene)
+        _run_and_kill(scene, stage, moment)
+        after = _modified(s3_server, scene)
+        assert {key: when for key, when in after.items() if key in before} == before, "nothing is written twice"
+    before = _modified(s3_server, scene)
+    assert 300 < len(before) < 900, "the last run was killed on its way"
+    final = scene.run(functions=PROCESS, **WORDS)
+    after = _modified(s3_server, scene)
+    assert {key: when for key, when in after.items() if key in before} == before
+    assert final.table.drop(["etag"]) == expected.table.drop(["etag"])
+    assert final.data_version == expected.data_version
+    assert scene.state() == undisturbed.state()
+
+
+def _modified(server: S3Server, scene: Scene) -> dict[str, Any]:
+    pages = (
+        server.client()
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket="tests", Prefix=scene.store.url.split("/")[3] + "/")
+    )
+    return {
+        entry["Key"]: (entry["LastModified"], entry["ETag"]) for page in pages for entry in page.get("Contents", [])
+    }
+
+
+def _run_and_kill(scene: Scene, stage: str, moment: float) -> None:
+    """Start the step in a process of its own; kill -9 once this share of `stage` is done, or a later stage begins."""
+    arguments = {
+        "folder": str(scene.folder),
+        "production": scene.production.url,
+        "store": scene.store.url,
+        "environment": scene.environment,
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.docml_assets.reconcile.scene", json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        said, done, total = line.rsplit(" ", 2)
+        if said == "artifacts processed" and said != stage:
+            break
+        if said == stage and int(done) >= moment * int(total):
+            break
+    child.kill()
+    child.wait()
+    child.stdout.close()

@@ -1,0 +1,176 @@
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from docml_assets.reconcile.errors import ProcessFuncBroken
+from docml_assets.reconcile.workers import Worker, worker_environment
+
+SECRETS = {
+    "PATH": os.environ["PATH"],
+    "AWS_ACCESS_KEY_ID": "a",
+    "AWS_SECRET_ACCESS_KEY": "b",
+    "AWS_SESSION_TOKEN": "c",
+    "AWS_PROFILE": "d",
+    "DOCML_LABELS_URL": "postgresql://u:p@h/d",
+    "WANDB_API_KEY": "e",
+    "HOME": str(Path.home()),
+    "PYTHONPATH": "/somewhere",
+}
+
+
+@contextmanager
+def worker(source: str, timeout: float = 60.0, **environment: str) -> Iterator[Worker]:
+    made = Worker(source, {**SECRETS, **environment}, timeout)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_it_runs_the_function_and_keeps_its_process(tmp_path: Path) -> None:
+    source = (
+        "import os\nCALLS = []\n"
+        "def process_func(artifact, directory):\n"
+        "    CALLS.append(1)\n"
+        "    print('what users print does not disturb', len(CALLS))\n"
+        "    (directory / 'out').write_text(f\"{artifact['label']} {len(CALLS)} {os.getpid()}\")\n"
+    )
+    with worker(source) as one:
+        seen = []
+        for label in ("x", "ü\n"):
+            assert one.run({"label": label}, tmp_path).error is None
+            seen.append((tmp_path / "out").read_text())
+    assert seen[0].startswith("x 1 ")
+    assert seen[1].startswith("ü\n 2 ")
+    assert seen[0].split()[-1] == seen[1].split()[-1] != str(os.getpid())
+
+
+def test_only_allowed_variables_reach_it(tmp_path: Path) -> None:
+    source = "import json, os\ndef process_func(artifact, directory): (directory / 'env').write_text(json.dumps(dict(os.environ)))\n"
+    with worker(source) as one:
+        assert one.run({}, tmp_path).error is None
+        home = str(one._home)
+    import json
+
+    environment = json.loads((tmp_path / "env").read_text())
+    assert set(environment) - {"LC_CTYPE"} == {
+        "PATH", "HOME", "TMPDIR", "AWS_EC2_METADATA_DISABLED", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS",
+    }  # fmt: skip
+    assert environment["HOME"] == home != SECRETS["HOME"]
+    assert not Path(home).exists()
+    assert "AWS_ACCESS_KEY_ID" not in worker_environment(SECRETS, tmp_path)
+
+
+def test_an_error_comes_with_the_users_traceback_and_the_process_lives_on(tmp_path: Path) -> None:
+    source = (
+        "def inner(artifact):\n    return 1 / artifact['n']\n"
+        "def process_func(artifact, directory):\n    inner(artifact)\n"
+    )
+    with worker(source) as one:
+        outcome = one.run({"n": 0}, tmp_path)
+        assert outcome.error == "ZeroDivisionError: division by zero"
+        assert 'user_defined_funcs.py", line 2, in inner' in outcome.traceback
+        assert "worker.py" not in outcome.traceback
+        assert one.run({"n": 1}, tmp_path).error is None
+
+
+@pytest.mark.parametrize(
+    ("death", "how"),
+    [
+        ("os._exit(3)", "exit code 3"),
+        ("os.kill(os.getpid(), 9)", "signal SIGKILL"),
+        ("ctypes.string_at(0)", "signal SIGSEGV"),
+    ],
+)
+def test_a_death_costs_one_artifact(tmp_path: Path, death: str, how: str) -> None:
+    source = (
+        "import ctypes, os, sys\ndef process_func(artifact, directory):\n"
+        f"    if artifact['dies']:\n        print('last words', file=sys.stderr)\n        {death}\n"
+    )
+    with worker(source) as one:
+        outcome = one.run({"dies": True}, tmp_path)
+        assert outcome.error == f"the worker process died ({how}) in process_func"
+        assert "last words" in outcome.traceback
+        assert one.run({"dies": False}, tmp_path).error is None
+
+
+def test_sys_exit_is_an_error_like_any_other(tmp_path: Path) -> None:
+    with worker("import sys\ndef process_func(artifact, directory): sys.exit('enough')\n") as one:
+        assert one.run({}, tmp_path).error == "SystemExit: enough"
+
+
+def test_a_hanging_function_is_stopped_with_all_it_started(tmp_path: Path) -> None:
+    source = (
+        "import pathlib, subprocess, sys, time\n"
+        "def process_func(artifact, directory):\n"
+        "    if artifact['hangs']:\n"
+        "        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "        (directory / 'child').write_text(str(child.pid))\n"
+        "        time.sleep(600)\n"
+    )
+    with worker(source, timeout=3.0) as one:
+        outcome = one.run({"hangs": True}, tmp_path)
+        assert outcome.error == "process_func was stopped after 3 seconds without an end"
+        child = int((tmp_path / "child").read_text())
+        _wait_until_gone(child)
+        assert one.run({"hangs": False}, tmp_path).error is None
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return
+            os.kill(pid, 0)
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} lives on")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_module_anywhere\ndef process_func(a, d): ...\n", "no_such_module_anywhere"),
+        ("def process_func(a, d:\n", "SyntaxError"),
+        ("import os\nos._exit(1)\n", "the worker died"),
+        ("import sys\nsys.exit(2)\n", "SystemExit"),
+        ("x = 1\n", "process_func"),
+    ],
+)
+def test_a_module_that_does_not_load(tmp_path: Path, source: str, said: str) -> None:
+    with worker(source) as one, pytest.raises(ProcessFuncBroken, match=said) as caught:
+        one.run({}, tmp_path)
+    assert sys.executable in str(caught.value)
+
+
+def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
+    said = "DOCML_WORKER_PYTHON: '/no/python' cannot be started"
+    with worker("x", DOCML_WORKER_PYTHON="/no/python") as one, pytest.raises(ProcessFuncBroken, match=said):
+        one.run({}, tmp_path)
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    import subprocess
+
+    script = (
+        "import sys, pathlib, os\n"
+        "from docml_assets.reconcile.workers import Worker\n"
+        "source = 'import os, time\\ndef process_func(a, d):\\n    (d / \"pid\").write_text(str(os.getpid()))\\n    time.sleep(600)\\n'\n"
+        "Worker(source, dict(os.environ)).run({}, pathlib.Path(sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "pid").exists():
+        time.sleep(0.05)
+    time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    _wait_until_gone(int((tmp_path / "pid").read_text()))
