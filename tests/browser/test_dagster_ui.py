@@ -1,0 +1,146 @@
+"""The Dagster UI as people use it, on a real `dagster dev` and in a real browser.
+
+One server and one experiment for the whole file: the tests follow one another as a person would. Screenshots are kept below
+test-output/screenshots.
+"""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from docml_assets.experiment.scaffold import new_experiment
+from tests.servers.dagster_dev import REPOSITORY, DagsterDev, dagster_dev
+
+EXPERIMENT = "EXP-5-ui"
+ASSETS = (
+    "experiment_snapshot",
+    "reconciled_data",
+    "label_counts",
+    "encoded_splits",
+    "best_torchscript_model",
+    "inference_report",
+)
+SCREENSHOTS = REPOSITORY / "test-output" / "screenshots"
+PATIENCE = 60_000  # ms; a busy machine draws slowly
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
+    root = tmp_path_factory.mktemp("ui")
+    new_experiment(root / "experiments" / EXPERIMENT, model=None)
+    environment = {"DOCML_EXPERIMENTS": str(root / "experiments"), "DOCML_STORE": str(root / "storage")}
+    with dagster_dev(root / "home", environment) as started:
+        yield started
+
+
+@pytest.fixture
+def ui(page: Page) -> Page:
+    page.set_viewport_size({"width": 1500, "height": 950})
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    return page
+
+
+def keep(page: Page, name: str) -> None:
+    """Keep a screenshot as test output."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def open_dialog(page: Page, server: DagsterDev) -> None:
+    page.goto(f"{server.url}/asset-groups")
+    page.get_by_role("button", name="Materialize all (6)").click()
+    expect(page.get_by_text("Add a partition")).to_have_count(2)
+
+
+def add_partition(page: Page, server: DagsterDev, dimension: int, key: str) -> None:
+    """Create a partition key in the dialog, as someone does who starts an experiment by hand."""
+    open_dialog(page, server)
+    page.get_by_text("Add a partition").nth(dimension).click()
+    page.get_by_placeholder("name").fill(key)
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_placeholder("name")).to_have_count(0)
+
+
+def choose_partition(page: Page, key: str) -> None:
+    """Choose a key in the first dimension of the dialog that has none yet."""
+    page.get_by_text("Select a partition or create one").first.click()
+    page.get_by_role("menuitem").filter(has=page.get_by_title(key, exact=True)).click()
+    page.keyboard.press("Escape")
+
+
+def test_the_catalog_lists_every_asset(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/assets")
+    for name in (*ASSETS, "production_labels", "production_files"):
+        expect(ui.get_by_text(name, exact=True).first).to_be_visible()
+    keep(ui, "catalog")
+
+
+def test_a_run_chosen_in_the_dialog_materializes_to_success(server: DagsterDev, ui: Page) -> None:
+    add_partition(ui, server, 0, EXPERIMENT)
+    add_partition(ui, server, 1, "1")
+    open_dialog(ui, server)
+    choose_partition(ui, EXPERIMENT)
+    choose_partition(ui, "1")
+    expect(ui.get_by_text("1 partition", exact=False).first).to_be_visible()
+    keep(ui, "partition-dialog")
+    ui.get_by_role("button", name="Launch").last.click()
+    run = server.wait_for(lambda: server.runs(), "a run was launched", 60)[0]
+    assert run["tags"]["dagster/partition"] == f"{EXPERIMENT}|1"
+    done = server.wait_for(
+        lambda: [found for found in server.runs() if found["status"] in ("SUCCESS", "FAILURE", "CANCELED")],
+        "the run ended",
+        400,
+    )
+    assert [found["status"] for found in done] == ["SUCCESS"]
+
+
+def test_the_lineage_starts_at_production(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/assets/inference_report?view=lineage&lineageScope=upstream&lineageDepth=6")
+    for name in (*ASSETS, "production_labels", "production_files"):
+        expect(ui.get_by_text(re.compile(f"^{name[:8]}")).first).to_be_visible()  # long names are cut in the middle
+    ui.wait_for_timeout(3000)  # the graph glides into place
+    keep(ui, "lineage")
+
+
+@pytest.mark.parametrize(
+    ("asset", "words"),
+    [
+        ("label_counts", ["label table", "1790-1860"]),
+        ("encoded_splits", ["documents in train", "label table"]),
+        ("best_torchscript_model", ["valid_f1"]),
+        ("inference_report", ["f1_macro", "report.html"]),
+    ],
+)
+def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, asset: str, words: list[str]) -> None:
+    ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
+    for text in words:
+        expect(ui.get_by_text(text).first).to_be_attached()
+    keep(ui, f"metadata-{asset}")
+
+
+def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/assets/encoded_splits?view=checks")
+    expect(ui.get_by_text("Succeeded").first).to_be_visible()
+    keep(ui, "checks")
+
+
+def test_a_sensor_is_switched_on_and_ticks(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/locations/docml/sensors/experiment_sensor")
+    ui.get_by_role("switch").first.click(force=True)
+    query = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "docml",
+        sensorName: "experiment_sensor"}) { ... on Sensor { sensorState { status ticks(limit: 1) { status } } } } }"""
+
+    def ticked() -> bool:
+        state = server.query(query)["sensorOrError"]["sensorState"]
+        return state["status"] == "RUNNING" and any(tick["status"] in ("SKIPPED", "SUCCESS") for tick in state["ticks"])
+
+    server.wait_for(ticked, "the sensor ticks", 120)
+    ui.reload()
+    expect(ui.get_by_text("experiment_sensor").first).to_be_visible()
+    keep(ui, "sensor")
+    assert len(server.runs()) == 1, "a finished run is not started again"
