@@ -10,6 +10,7 @@ import traceback
 from docml_contract.errors import ContractError
 from docml_trainer.errors import TrainerError
 from docml_trainer.folders import COMMANDS, Folders
+from docml_trainer.stopping import StopSignal
 
 MODULES = {"prepare": "prepare", "train": "launch", "infer": "infer"}
 
@@ -19,6 +20,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in COMMANDS:
         print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if arguments[0] == "train":
+        StopSignal()  # at once: the first process of a container ignores signals for which it has no handler
     folders = Folders.from_environment(arguments[0])
     try:
         importlib.import_module(f"docml_trainer.{MODULES[arguments[0]]}").main(folders)

@@ -57,7 +57,7 @@ class Parts:
 
     def load_model(self) -> None:
         accelerate.utils.set_seed(self.settings.seed)  # equal initial weights in every process
-        model = self.functions.load_model(self.task.model_name, self.context)
+        model = self.functions.load_model(self.task.model_name, self.context).to(self.accelerator.device)
         bare = Classifier.of(model)
         self.collator = partial(
             Collator,
@@ -67,16 +67,14 @@ class Parts:
             forward_parameters=bare.parameters,
         )
         self.collate = self.collator(pad_to_multiple_of=8 if self.accelerator.device.type == "cuda" else None)
-        first = self.collate(fetch(self.train_data, np.argsort(self.train_lengths)[-2:]))
+        first = self.to_device(self.collate(fetch(self.train_data, np.argsort(self.train_lengths)[-2:])))
         check_model(bare, first, self.context.num_labels, self.functions)
         if self.accelerator.num_processes > 1:
             check_all_parameters_used(bare, first, self.functions)
         if self.settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.loss = DocumentLoss(self.settings, self.train_data[LABELS], self.context.num_labels)
-        optimizer, self.scheduler = build_optimizer(
-            model.to(self.accelerator.device), self.settings, self.steps_per_epoch * self.settings.epochs
-        )
+        optimizer, self.scheduler = build_optimizer(model, self.settings, self.steps_per_epoch * self.settings.epochs)
         module, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.classifier = bare.wrapped(module)  # for training: perhaps one of several processes
         self.bare = bare.wrapped(self.accelerator.unwrap_model(module))  # for validation: needs no other process

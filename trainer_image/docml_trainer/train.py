@@ -69,6 +69,7 @@ class Training(Parts):
         super().__init__(folders)
         self.signal = signal
         self.progress = Progress()
+        self.counted = time.monotonic()  # until when the time is in progress.seconds
 
     def resume(self) -> None:
         """Continue where the newest checkpoint that every process has whole leaves off, if there is one."""
@@ -105,9 +106,8 @@ class Training(Parts):
         """Epochs until the last one, or until validation has not improved for too long."""
         with self.signal.deferred():
             while not self.is_done:
-                begun = time.monotonic()
                 speed = self.train_epoch()
-                self.finish_epoch(speed, begun, tracker)
+                self.finish_epoch(speed, tracker)
 
     @property
     def is_done(self) -> bool:
@@ -197,7 +197,7 @@ class Training(Parts):
     def place(self) -> str:
         return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
 
-    def finish_epoch(self, speed: dict[str, float], begun: float, tracker: Tracker) -> None:
+    def finish_epoch(self, speed: dict[str, float], tracker: Tracker) -> None:
         """Validate, record, keep the best, checkpoint."""
         progress = self.progress
         record: history.Record = {
@@ -218,7 +218,6 @@ class Training(Parts):
         progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.step_losses, progress.step_documents, progress.gradient_norm = [], [], 0.0
-        progress.seconds += time.monotonic() - begun
         if self.is_main:
             assert progress.best is not None
             history.report_epoch(record, progress.best, self.settings.epochs)
@@ -269,6 +268,8 @@ class Training(Parts):
 
     def save(self) -> None:
         """A checkpoint at a boundary between optimizer steps; the first process writes it."""
+        now = time.monotonic()
+        self.progress.seconds, self.counted = self.progress.seconds + now - self.counted, now
         random_states = gather_object([checkpoint.random_states()])
         if self.is_main:
             scaler = self.accelerator.scaler
