@@ -7,11 +7,10 @@ than its features declare is wrong for all documents, and ends the job.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,6 +22,7 @@ from docml_trainer import near_duplicates
 from docml_trainer.columns import BadValue, Column, arrow_type, column
 from docml_trainer.errors import UserCodeError
 from docml_trainer.functions import Context, UserFunctions, describe, explain
+from docml_trainer.outcomes import Document, Failure, Instance, Tally
 from docml_trainer.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
 
 UNTRUNCATED_LENGTH = "untruncated_length"
@@ -33,75 +33,6 @@ DIGEST = "@digest"
 SIGNATURE = "@signature"
 TOKENS = "@tokens "
 UNTRUNCATED = "@untruncated "
-MAX_FAILURES_KEPT = 100
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document on its way through the encoder."""
-
-    position: int
-    guid: str
-    label: str
-    files: Mapping[str, Path]
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A document that could not be encoded."""
-
-    artifact_guid: str
-    label: str
-    file: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"artifact {self.artifact_guid} (label {self.label!r}, file {self.file}): {self.error}"
-
-
-class _Instance(dict[str, Path]):
-    """The mapping that encode_data gets; remembers the file that was asked for last, to name it when reading fails."""
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        super().__init__(files)
-        self.asked: str | None = None
-
-    def __getitem__(self, file: str) -> Path:
-        self.asked = file
-        return super().__getitem__(file)
-
-
-@dataclass
-class Tally:
-    """What became of the documents that are no rows."""
-
-    returned_none: dict[str, int] = field(default_factory=dict)  # by label
-    failed: dict[str, int] = field(default_factory=dict)  # by label
-    failures: list[Failure] = field(default_factory=list)  # the first ones
-
-    def drop(self, label: str) -> None:
-        self.returned_none[label] = self.returned_none.get(label, 0) + 1
-
-    def fail(self, failure: Failure) -> None:
-        self.failed[failure.label] = self.failed.get(failure.label, 0) + 1
-        if len(self.failures) < MAX_FAILURES_KEPT:
-            self.failures.append(failure)
-
-    def add(self, other: "Tally") -> None:
-        """Count another tally's documents as well."""
-        for mine, theirs in ((self.returned_none, other.returned_none), (self.failed, other.failed)):
-            for label, count in theirs.items():
-                mine[label] = mine.get(label, 0) + count
-        self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Tally":
-        failures = [Failure(**failure) for failure in content["failures"]]
-        return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
 
 
 @dataclass(frozen=True)
@@ -220,7 +151,7 @@ class Encoder:
         encode = self.functions.encode_batch
         assert encode is not None
         self.begin(documents[0].position, documents[-1].position - documents[0].position + 1)
-        instances = [_Instance(document.files) for document in documents]
+        instances = [Instance(document.files) for document in documents]
         try:
             returned = encode(instances, context)
         except Exception as error:
@@ -233,13 +164,13 @@ class Encoder:
         encode = self.functions.encode_data
         assert encode is not None
         self.begin(document.position, 1)
-        instance = _Instance(document.files)
+        instance = Instance(document.files)
         try:
             return encode(instance, context)
         except Exception as error:
             return self._failed(document, instance, error)
 
-    def _failed(self, document: Document, instance: _Instance, error: Exception) -> Failure:
+    def _failed(self, document: Document, instance: Instance, error: Exception) -> Failure:
         return _failure(document, explain(error, self.functions.path), instance.asked)
 
     def _rows(self, returned: Any, documents: Sequence[Document]) -> list[Any]:

@@ -15,7 +15,7 @@ from docml_trainer.shapes import ARTIFACT_GUID, LABELS, shape_of
 if TYPE_CHECKING:
     import datasets
 
-    from docml_trainer.encoding import Tally
+    from docml_trainer.outcomes import Tally
     from docml_trainer.rows import Overview
 
 NOT_REPORTED = "not reported"

@@ -31,7 +31,8 @@ from docml_trainer.documents import Documents, labels_too_small, read_documents
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.splits import assign_splits
-from docml_trainer.workers import BATCH, Plan, encode
+from docml_trainer.worker import Plan
+from docml_trainer.workers import BATCH, encode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +115,7 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     reports = encode(
         documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds, progress=progress
     )
-    from docml_trainer.encoding import Tally
+    from docml_trainer.outcomes import Tally
 
     tally = Tally()
     for report in reports:
@@ -196,7 +197,7 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     import datasets
 
     from docml_trainer import metadata, rows
-    from docml_trainer.encoding import Tally
+    from docml_trainer.outcomes import Tally
 
     datasets.disable_progress_bars()
     tally = Tally()

@@ -1,80 +1,29 @@
 """Encoding in several processes: started fresh (spawned), watched, and never waited for in vain.
 
-Each worker maps its contiguous part of the documents with `datasets`, in batches, into one Arrow stream, so its memory does not
-grow with the number of documents. Workers tell in shared memory what they are at; a document that takes too long is named.
+Workers tell in shared memory what they are at, so a document that takes too long is named, and so is the one at which a worker
+was killed.
 """
 
-import faulthandler
 import json
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from docml_contract.jobs import PrepareTask
-from docml_contract.manifests import write_atomically
 from docml_trainer.documents import Documents
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
-from docml_trainer.functions import Context, UserFunctions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from docml_trainer.encoding import Document
+from docml_trainer.worker import COUNT, DONE, FIRST, LOADING, SLOT, STARTED, Part, Plan, work
 
 BATCH = 64  # documents
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
-STARTED, FIRST, COUNT, DONE = range(4)  # fields of a worker's slot in shared memory
-SLOT = 4
-LOADING = -1.0  # FIRST while the experimenter's module is being loaded
+LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
 _ERRORS = {error.__name__: error for error in (UserCodeError, DataError)}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every worker is told."""
-
-    functions: Path
-    artifacts: Path
-    task: PrepareTask
-    label_names: tuple[str, ...]
-    batch: int
-    parallel_tokenizer: bool
-
-    @property
-    def sign(self) -> bool:
-        return self.task.near_duplicate_threshold < 1
-
-    @property
-    def contexts(self) -> tuple[Context, ...]:
-        names, labels = self.task.model_names, self.label_names
-        return tuple(Context.of(name, names, labels, self.task.own_hyperparameters) for name in names)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One worker's share: positions, and the files it reads and writes."""
-
-    index: int
-    positions: range
-    folder: Path
-
-    def file(self, kind: str) -> Path:
-        return self.folder / f"{kind}-{self.index:05d}.{'json' if kind == 'report' else 'arrow'}"
-
-    @property
-    def stack(self) -> Path:
-        """Where a worker dumps its stack when asked."""
-        return self.folder / f"stack-{self.index:05d}.txt"
 
 
 def encode(
@@ -97,7 +46,7 @@ def encode(
     for part in parts:
         _write_input(documents, part)
     workers: list[BaseProcess] = [
-        context.Process(target=_work, args=(plan, part, slots, os.getpid()), daemon=True, name=f"encoder-{part.index}")
+        context.Process(target=work, args=(plan, part, slots, os.getpid()), daemon=True, name=f"encoder-{part.index}")
         for part in parts
     ]
     try:
@@ -174,9 +123,10 @@ def _watch(
             progress(total, total)
             return
         for worker, part, running in zip(workers, parts, alive, strict=True):
-            started = slots[part.index * SLOT + STARTED]
-            if running and started and time.monotonic() - started > stuck_seconds:
-                _raise_stuck(worker, part, slots, documents, plan, stuck_seconds)
+            started, first = (slots[part.index * SLOT + field] for field in (STARTED, FIRST))
+            limit = max(LOADING_SECONDS, stuck_seconds) if first == LOADING else stuck_seconds
+            if running and started and time.monotonic() - started > limit:
+                _raise_stuck(worker, part, slots, documents, plan, limit)
         if time.monotonic() - told >= PROGRESS_SECONDS:
             told = time.monotonic()
             progress(sum(int(slots[part.index * SLOT + DONE]) for part in parts), total)
@@ -240,88 +190,3 @@ def _stack_of(worker: BaseProcess, part: Part) -> str:
     while not part.stack.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     return "\n".join(part.stack.read_text().splitlines()[:12])
-
-
-# --- in the worker process
-
-
-def _work(plan: Plan, part: Part, slots: Any, parent: int) -> None:
-    """Entry point of a worker. Whatever goes wrong is in its report."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    with part.stack.open("w") as stack:
-        faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
-        try:
-            report = _encode_part(plan, part, slots, parent)
-        except Exception as error:
-            if not isinstance(error, TrainerError):
-                traceback.print_exc()
-            message = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-            report = {"error": type(error).__name__, "message": message}
-        finally:
-            faulthandler.unregister(signal.SIGUSR1)
-    write_atomically(part.file("report"), json.dumps(report).encode())
-    sys.exit(1 if "error" in report else 0)
-
-
-def _encode_part(plan: Plan, part: Part, slots: Any, parent: int) -> dict[str, Any]:
-    base = part.index * SLOT
-
-    def begin(first: float, count: int) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # nobody waits any more
-        slots[base + FIRST], slots[base + COUNT] = first, count
-        slots[base + STARTED] = time.monotonic()
-
-    begin(LOADING, 0)
-    functions = UserFunctions.load(plan.functions)
-
-    import datasets
-    import pyarrow as pa
-
-    from docml_trainer.encoding import Encoder
-
-    datasets.disable_caching()
-    datasets.disable_progress_bars()
-    encoder = Encoder(functions, plan.contexts, plan.sign, begin)
-    schema = encoder.schema()
-
-    def encode_batch(batch: dict[str, list[Any]]) -> "pa.Table":
-        rows = encoder(_documents(batch, plan))
-        slots[base + STARTED] = 0
-        slots[base + DONE] += len(batch["position"])
-        return rows
-
-    with pa.ipc.open_stream(part.file("input").read_bytes()) as reader:
-        documents = datasets.Dataset(reader.read_all(), fingerprint="documents")
-    documents.map(
-        encode_batch,
-        batched=True,
-        batch_size=plan.batch,
-        writer_batch_size=plan.batch,
-        features=datasets.Features.from_arrow_schema(schema),
-        # A fingerprint sees the function and the paths, not what the files hold: nothing is ever taken from a cache.
-        load_from_cache_file=False,
-        cache_file_name=str(part.file("rows")),
-        new_fingerprint="rows",
-    )
-    return {
-        "features": encoder.features.to_dict(),
-        "near_duplicate_feature": encoder.near_duplicate_feature,
-        "tally": encoder.tally.to_json(),
-    }
-
-
-def _documents(batch: dict[str, list[Any]], plan: Plan) -> "list[Document]":
-    from docml_trainer.encoding import Document
-
-    documents = []
-    for position, guid, label, paths in zip(
-        *(batch[key] for key in ("position", "artifact_guid", "label", "paths")), strict=True
-    ):
-        found = {
-            file: path and plan.artifacts / path for file, path in zip(plan.task.model_input_files, paths, strict=True)
-        }
-        missing = tuple(file for file, path in found.items() if path is None)
-        files = {file: path for file, path in found.items() if file not in missing}
-        documents.append(Document(position, guid, label, files, missing))
-    return documents
