@@ -1,0 +1,31 @@
+"""docml compare over a real store."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from docml_assets.cli.compare import command
+from resources.store import Store
+from tests.docml_assets.cli.finished import store_with_two_runs
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("DOCML_STORE", str(tmp_path / "storage"))
+    monkeypatch.setenv("COLUMNS", "160")
+    return store_with_two_runs(tmp_path / "storage")
+
+
+def test_compare(store: Store) -> None:
+    result = CliRunner().invoke(command, ["EXP-a", "1", "EXP-b", "3"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "200 common test documents; 0 only of EXP-a run 1, 0 only of EXP-b run 3." in result.output
+    assert "EXP-a run 1 tiny is better" in result.output
+    assert "A verdict is about these trained models, not about models trained with other seeds." in result.output
+
+
+def test_labels_that_changed_between_the_runs_are_counted(store: Store) -> None:
+    result = CliRunner().invoke(command, ["EXP-a", "1", "EXP-a", "1"], catch_exceptions=False)
+    assert "no difference shown" in result.output
+    assert "have another label" not in result.output

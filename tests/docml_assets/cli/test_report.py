@@ -1,0 +1,53 @@
+"""docml report over a real store."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from docml_assets.cli.report import command
+from docml_assets.report.errors import ReportError
+from docml_assets.report.stored import read_report, read_run
+from docml_contract.names import RunPlace
+from resources.store import Store
+from tests.docml_assets.cli.finished import store_with_two_runs
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("DOCML_STORE", str(tmp_path / "storage"))
+    monkeypatch.setenv("COLUMNS", "160")
+    return store_with_two_runs(tmp_path / "storage")
+
+
+def test_report(store: Store) -> None:
+    result = CliRunner().invoke(command, ["EXP-a", "1"], catch_exceptions=False)
+    assert result.exit_code == 0
+    for said in (
+        "EXP-a run 1",
+        "On 200 unseen documents of 4 labels, tiny reaches a macro-F1 of 0.",
+        "Scores on 200 test documents",
+        "F1 by label",
+        "tiny is better",
+        "120.5",
+        "7.2 ms",
+    ):
+        assert said in result.output
+    assert store.uri("EXP-a/run_1/inference/report.html") in result.output.replace("\n", "")
+
+
+def test_a_run_without_a_report(store: Store) -> None:
+    with pytest.raises(
+        ReportError, match=r"EXP-a run 2 has no finished inference report .*: finish it with docml run EXP-a --run 2"
+    ):
+        read_report(store, RunPlace("EXP-a", 2))
+
+
+def test_reading_a_run_back(store: Store) -> None:
+    run = read_run(store, RunPlace("EXP-a", 1))
+    assert (run.experiment, run.run, run.read().models) == ("EXP-a", 1, ("tiny", "large"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["EXP-a"], ["EXP-a", "0"], ["EXP-a", "x"]])
+def test_usage(arguments: list[str]) -> None:
+    assert CliRunner().invoke(command, arguments).exit_code == 2
