@@ -39,7 +39,7 @@ def describe(
 ) -> dict[str, Any]:
     """The content of split_metadata.json. `labels`, `near_duplicate_groups`, `assigned`: by row of `found`.
 
-    seconds: of the whole phase, or, for merged shards, the sum of the hosts' encoding times. encoders: processes by host.
+    seconds: of the whole phase, or, for merged shards, of the slowest host's encoding. encoders: processes by host.
     """
     by_split = {split: Counter[str]() for split in SPLITS}
     left_out: Counter[str] = Counter()

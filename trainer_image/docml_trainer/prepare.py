@@ -231,7 +231,7 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
         assigned=assigned,
         features=stored,
         output=folders.output,
-        seconds=sum((shard.seconds for shard in shards), 0.0) if task.phase == "merge" else time.monotonic() - started,
+        seconds=max(shard.seconds for shard in shards) if task.phase == "merge" else time.monotonic() - started,
         encoders=[shard.processes for shard in shards],
     )
     (folders.output / names.SPLIT_METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
