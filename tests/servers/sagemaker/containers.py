@@ -231,13 +231,14 @@ class SubprocessRuntime:
     def _pump(self, job: Job, process: subprocess.Popen[str], stream: str) -> None:
         definitions = job.request.get("AlgorithmSpecification", {}).get("MetricDefinitions", [])
         assert process.stdout is not None
-        for raw in process.stdout:
-            line = raw.rstrip("\n")
-            self.logs.write(job.kind.log_group, stream, line or " ")
-            for definition in definitions:
-                found = re.search(definition["Regex"], line)
-                if found:
-                    job.metrics[definition["Name"]] = (float(found.group(1)), job.clock())
+        with process.stdout:
+            for raw in process.stdout:
+                line = raw.rstrip("\n")
+                self.logs.write(job.kind.log_group, stream, line or " ")
+                for definition in definitions:
+                    found = re.search(definition["Regex"], line)
+                    if found:
+                        job.metrics[definition["Name"]] = (float(found.group(1)), job.clock())
 
     @staticmethod
     def _signal(hosts: list[Host], number: signal.Signals, *, whole_group: bool = False) -> None:

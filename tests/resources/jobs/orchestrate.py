@@ -1,0 +1,43 @@
+"""An orchestrator to be killed: runs the job of a spec file and prints what it hears.
+
+python -m tests.resources.jobs.orchestrate local|sagemaker STORE SPEC HOLDER
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from docml_contract.jobs import JobSpec
+from resources.jobs.engine import Engine
+from resources.jobs.local import LocalBackend
+from resources.jobs.sagemaker import SageMakerBackend
+from resources.store import Store
+from tests.contracts.jobs_contract import FILES
+from tests.resources.jobs.cloud import FAKE_TRAINER
+
+
+class Printing:
+    def line(self, host: str, text: str) -> None:
+        print(text, flush=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        pass
+
+    def status(self, text: str) -> None:
+        print(f"status: {text}", flush=True)
+
+
+def main(kind: str, url: str, spec_file: str, holder: str) -> None:
+    environment = dict(os.environ)
+    store = Store.open(url, environment=environment)
+    backend: Any = LocalBackend(store, environment, FAKE_TRAINER)
+    if kind == "sagemaker":
+        backend = SageMakerBackend(store, environment, calls_a_second=0, log_calls_a_second=0, poll_seconds=0.2)
+    spec = JobSpec.from_bytes(Path(spec_file).read_bytes(), spec_file)
+    result = Engine(store, backend).run(spec, FILES, holder=holder, listener=Printing())
+    print(f"result: {result.name} attempt {result.attempt} launched {result.launched}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

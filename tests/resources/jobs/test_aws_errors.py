@@ -1,0 +1,109 @@
+"""Every refusal that people can do something about names the setting to change, once, without a traceback's worth of text."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resources.jobs.backend import Job
+from resources.jobs.errors import JobError, JobFailed, JobRefused, JobUnreachable
+from tests.contracts.jobs_contract import FILES, Hearing, training
+from tests.resources.jobs.simulation import Actor, World
+
+ANSWERS: dict[str, tuple[Callable[[World], None], type[JobError], str]] = {
+    "wrong role": (
+        lambda world: setattr(world.service, "roles", frozenset({"arn:aws:iam::123456789012:role/other"})),
+        JobRefused,
+        "DOCML_SAGEMAKER_ROLE_ARN",
+    ),
+    "missing image": (
+        lambda world: setattr(world.service, "images", frozenset({"another"})),
+        JobRefused,
+        "DOCKER_IMAGE",
+    ),
+    "quota 0": (lambda world: world.faults.order("CreateTrainingJob", "limit"), JobRefused, "INSTANCE_TYPE"),
+    "bucket in another region": (
+        lambda world: world.faults.order("CreateTrainingJob", "bucket_region"),
+        JobRefused,
+        "DOCML_STORE",
+    ),
+    "expired credentials": (
+        lambda world: world.faults.order("CreateTrainingJob", "expired"),
+        JobUnreachable,
+        "AWS_SESSION_TOKEN",
+    ),
+    "no permission": (
+        lambda world: world.faults.order("CreateTrainingJob", "denied"),
+        JobRefused,
+        "deploy/cloudformation.yaml",
+    ),
+}
+
+
+def run(world: World, holder: str = "run-a") -> Actor:
+    def body(actor: Actor) -> Any:
+        return actor.engine().run(training(), FILES, holder=holder, listener=Hearing())
+
+    actor = world.actor(holder, body)
+    world.run()
+    return actor
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_one_clear_message_names_the_setting(name: str) -> None:
+    arrange, kind, setting = ANSWERS[name]
+    world = World()
+    arrange(world)
+    error = run(world).error
+    assert type(error) is kind
+    assert setting in str(error)
+    assert len(str(error)) < 700
+    assert str(error).count("\n") == 0
+    assert world.jobs() == []
+
+
+def test_after_the_setting_was_corrected_the_same_attempt_runs() -> None:
+    world = World()
+    world.service.images = frozenset({"another"})
+    assert isinstance(run(world).error, JobRefused)
+    world.service.images = None
+    again = run(world, "run-b")
+    assert again.error is None
+    assert again.result.attempt == 1
+    assert [job.name for job in world.jobs()] == [again.result.name]
+
+
+def test_the_containers_own_reason_is_passed_on_without_wrapping() -> None:
+    world = World()
+    world.failing = ["AlgorithmError: the loss is NaN at step 3, exit code: 1"]
+    error = run(world).error
+    assert isinstance(error, JobFailed)
+    assert error.reason == "the loss is NaN at step 3"
+    assert "console.aws.amazon.com" in error.links["log"]
+
+
+def test_a_service_that_does_not_answer_is_given_up_after_the_budget() -> None:
+    world = World()
+    world.faults.order("DescribeTrainingJob", "throttle", 100_000)
+    started = world.clock.now
+    error = run(world).error
+    assert isinstance(error, JobUnreachable)
+    assert "run again to attach" in str(error)
+    assert 900 < world.clock.now - started < 1500
+
+
+def test_throttling_for_a_while_is_waited_for() -> None:
+    world = World()
+    world.faults.order("*", "throttle", 12)
+    assert run(world).error is None
+
+
+def test_a_taken_name_is_recognised_by_its_spec() -> None:
+    world = World()
+    job = Job.plan(training(), 1, "s3://simulated/docml")
+    assert run(world).result.name == job.name
+    world.objects.clear()  # the store was deleted and made anew; the account still knows the job
+    world.service.jobs["training-job", job.name].tags[-1]["Value"] = "0" * 64
+    refused = run(world, "run-b").error
+    assert isinstance(refused, JobRefused)
+    assert "next run number" in str(refused)

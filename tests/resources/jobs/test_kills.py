@@ -1,0 +1,219 @@
+"""kill -9 of real processes: orchestrator, supervisor, trainer. What is left runs on or is noticed; nothing is done twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from docml_contract.jobs import JobSpec
+from docml_contract.names import TRIALS
+from resources.jobs.backend import Job
+from resources.jobs.errors import JobFailed
+from resources.jobs.processes import Process, start_of
+from resources.jobs.supervised import LocalState, state_key
+from resources.jobs.trials import Trials
+from resources.store import Store
+from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, records, training, tuning
+from tests.resources.jobs.cloud import Cloud, cloud
+from tests.resources.jobs.test_local import LocalBench
+from tests.servers.s3 import S3Server
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> LocalBench:
+    return LocalBench(tmp_path)
+
+
+@pytest.fixture
+def running_cloud(tmp_path: Path, s3_server: S3Server) -> Iterator[Cloud]:
+    with cloud(tmp_path, s3_server) as running:
+        yield running
+
+
+def orchestrate(kind: str, store: Store, environment: dict[str, str], spec: JobSpec, folder: Path, until: str) -> None:
+    """Run an orchestrator in a process of its own and kill -9 it when it has printed a line that begins with `until`."""
+    (folder / "spec.json").write_bytes(spec.to_bytes())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.resources.jobs.orchestrate", kind, store.url, str(folder / "spec.json"), "run-a"],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        heard = []
+        for line in process.stdout:
+            heard.append(line)
+            if line.startswith(until):
+                break
+        else:
+            raise AssertionError(f"never heard {until!r}: {''.join(heard)}")
+        process.kill()
+    process.wait()
+
+
+def state_of(bench: LocalBench, spec: JobSpec, attempt: int = 1) -> LocalState:
+    key = state_key(Job.plan(spec, attempt, bench.store.url))
+    return LocalState.from_bytes(bench.store.get(key), key)
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def killing(
+    bench: LocalBench, spec: JobSpec, victim: Callable[[LocalState], int], after: str = "epoch 3 ends"
+) -> Hearing:
+    """Run `spec`; SIGKILL a process of its first attempt when the log says `after`."""
+    killed = threading.Event()
+
+    def kill(text: str) -> None:
+        if text == after and not killed.is_set():
+            killed.set()
+            os.kill(victim(state_of(bench, spec)), signal.SIGKILL)
+
+    hearing = Hearing(kill)
+    result = bench.engine().run(spec, FILES, holder="run-a", listener=hearing)
+    assert killed.is_set()
+    assert (result.attempt, result.launched) == (2, True)
+    assert result.output.facts["starts"] == 2
+    return hearing
+
+
+def test_a_killed_orchestrator_leaves_its_job_running_and_the_next_attaches(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 60})
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    assert state_of(bench, spec).process.alive()
+    hearing = Hearing()
+    result = bench.engine().run(spec, FILES, holder="run-b", listener=hearing)
+    assert (result.attempt, result.launched) == (1, False)
+    assert hearing.lines[0] == "train starts at step 0 on host 0"
+    assert len(bench.started()) == 1
+
+
+@pytest.mark.parametrize("until", ["status: starting", "status: Training", "epoch 1 ends"])
+def test_a_killed_orchestrator_in_the_cloud_too(running_cloud: Cloud, tmp_path: Path, until: str) -> None:
+    spec = training({"steps": 40})
+    orchestrate("sagemaker", running_cloud.store, running_cloud.environment, spec, tmp_path, until)
+    result = running_cloud.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    assert result.attempt == 1
+    assert len(running_cloud.started()) == 1
+
+
+def test_a_killed_supervisor_is_noticed_and_the_next_attempt_resumes(bench: LocalBench) -> None:
+    spec = training({"steps": 90})
+    hearing = killing(bench, spec, lambda state: state.process.pid, after="epoch 70 ends")
+    (first, second) = [line for line in hearing.lines if line.startswith("train starts at step")]
+    assert first.split()[4] == "0"
+    assert int(second.split()[4]) >= 1
+    for group in state_of(bench, spec).groups:
+        wait_for(lambda group=group: start_of(group) is None)  # type: ignore[misc]
+
+
+def test_a_killed_trainer_is_noticed_and_the_next_attempt_resumes(bench: LocalBench) -> None:
+    hearing = killing(bench, training({"steps": 60}), lambda state: state.groups[0])
+    assert any("killed by SIGKILL" in said for said in hearing.said)
+    starts = [int(line.split()[4]) for line in hearing.lines if line.startswith("train starts at step")]
+    assert starts[1] >= 3
+
+
+def test_a_trainer_that_is_always_killed_is_given_up(bench: LocalBench) -> None:
+    with pytest.raises(JobFailed, match="killed by SIGKILL"):
+        bench.engine().run(training({"die": "always", "steps": 1000}), FILES, holder="run-a", listener=Hearing())
+    assert len(bench.started()) == 3
+
+
+def test_a_state_from_before_a_restart_counts_as_lost(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 1000})
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    state = state_of(bench, spec)
+    os.kill(state.process.pid, signal.SIGKILL)
+    wait_for(lambda: start_of(state.process.pid) is None)
+    # The machine has restarted since, and another process has got the supervisor's number.
+    revenant = Process(host=state.process.host, boot="another", pid=os.getpid(), start=start_of(os.getpid()) or "")
+    content = state.model_copy(update={"process": revenant})
+    bench.store.put(state_key(Job.plan(spec, 1, bench.store.url)), content.to_bytes())
+    observed = bench.engine().backend.observe(Job.plan(spec, 1, bench.store.url))
+    assert observed is not None
+    assert (observed.status, observed.cause) == ("Failed", "lost")
+
+
+def test_a_cancel_ends_all_processes_within_ten_seconds(bench: LocalBench) -> None:
+    spec = training({"steps": 100_000, "deaf": True})
+    cancel = threading.Event()
+    hearing = Hearing(lambda text: cancel.set())
+    begun: list[float] = []
+
+    def watch() -> None:
+        cancel.wait()
+        begun.append(time.monotonic())
+        wait_for(lambda: all(start_of(group) is None for group in state_of(bench, spec).groups))
+        begun.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(JobFailed):
+        bench.engine().run(spec, FILES, holder="run-a", listener=hearing, cancel=cancel)
+    watcher.join()
+    print(f"gone {begun[1] - begun[0]:.1f} s after the cancel")
+
+
+def test_a_killed_search_goes_on_with_the_trials_it_had(bench: LocalBench) -> None:
+    search = Tuning(ranges={"learning_rate": RATES}, strategy="Random", max_jobs=4, max_parallel_jobs=1)
+    spec = tuning(search, {"steps": 8})
+    killed = threading.Event()
+
+    class Killing(Hearing):
+        def status(self, text: str) -> None:
+            super().status(text)
+            if text.startswith("Trial 3 of 4: ") and not killed.is_set():
+                killed.set()
+                os.kill(state_of(bench, spec).process.pid, signal.SIGKILL)
+
+    hearing = Killing()
+    result = bench.engine().run(spec, FILES, holder="run-a", listener=hearing)
+    assert killed.is_set()
+    assert result.attempt == 2
+    table = Trials.from_bytes(bench.store.get(f"{result.output_prefix}/{TRIALS}"), TRIALS)
+    assert [trial.status for trial in table.trials] == ["Completed"] * 4
+    assert len({trial.values["learning_rate"] for trial in table.trials}) == 4
+    ended = [said for said in hearing.said if "ended:" in said]
+    assert len(ended) == 4  # no trial that had ended was run again
+
+
+def test_the_environment_request_and_log_of_a_job_hold_no_secret(bench: LocalBench, running_cloud: Cloud) -> None:
+    canaries = {
+        "AWS_SECRET_ACCESS_KEY": "CANARY-aws",
+        "AWS_SESSION_TOKEN": "CANARY-token",
+        "WANDB_API_KEY": "CANARY-wandb",
+        "DOCML_LABELS_URL": "postgresql://reader:CANARY-labels@db/labels",
+        "DOCML_WEBHOOK_URL": "https://hooks.example/CANARY-hook",
+        "MY_TOKEN": "CANARY-mine",
+    }
+    bench.environment |= canaries
+    hearing = Hearing()
+    bench.engine().run(training(), FILES, holder="run-a", listener=hearing)
+    everything = b"".join(bench.store.get(stored.key) for stored in bench.store.list())
+    assert b"CANARY" not in everything
+    assert "CANARY" not in str(hearing.lines)
+    for path in bench.scratch.rglob("*"):
+        assert not path.is_file() or b"CANARY" not in path.read_bytes(), path
+    running_cloud.environment |= {key: value for key, value in canaries.items() if not key.startswith("AWS")}
+    running_cloud.environment["WANDB_API_KEY"] = "secretsmanager:docml/wandb#key"
+    hearing = Hearing()
+    running_cloud.engine().run(training(), FILES, holder="run-a", listener=hearing)
+    assert "CANARY" not in str(running_cloud.endpoint.calls)
+    assert "CANARY" not in str(hearing.lines)
+    assert "CANARY" not in str(records(running_cloud.store))
