@@ -46,14 +46,14 @@ def sweep(instance: dg.DagsterInstance, jobs: Jobs) -> Swept:
     orphans = jobs.orphans(has_ended(instance))
     for orphan in orphans:
         jobs.stop(orphan)
-        run = instance.get_run_by_id(orphan.holder)
-        if run is not None and run.status == dg.DagsterRunStatus.STARTED:
+        holder = instance.get_run_by_id(orphan.holder)
+        if holder is not None and holder.status == dg.DagsterRunStatus.STARTED:
             mark_failed(
                 instance,
-                run,
+                holder,
                 f"Nobody waits for its job {orphan.name} any more ({orphan.reason}); the job was stopped.",
             )
-            ended.append(run.run_id)
+            ended.append(holder.run_id)
     return Swept(tuple(ended), tuple(orphans))
 
 

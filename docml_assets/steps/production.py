@@ -12,6 +12,8 @@ from resources.store import Store
 
 LABELS = "production_labels"
 FILES = "production_files"
+# Key ranges that are listed at once.
+SHARDS = 16
 
 
 def versions(settings: Settings, labels: LabelSource, production: Store) -> dict[str, str]:
@@ -24,13 +26,12 @@ def versions(settings: Settings, labels: LabelSource, production: Store) -> dict
 
 def files_version(production: Store, names: Sequence[str]) -> str:
     """sha256 over key, size and etag of every production file called one of `names`, in the order of their keys."""
-    table = production.list_table()
+    table = production.list_table(shards=SHARDS)
+    table = table.cast(pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))
     file_names = pc.replace_substring_regex(table["key"], pattern="^.*/", replacement="")
-    table = table.filter(pc.is_in(file_names, value_set=pa.array(sorted(names), type=file_names.type))).sort_by("key")
-    rows = pc.binary_join_element_wise(
-        table["key"].cast(pa.string()), table["size"].cast(pa.string()), table["etag"].cast(pa.string()), "\t"
-    )
+    table = table.filter(pc.is_in(file_names, value_set=pa.array(sorted(names), pa.string()))).sort_by("key")
+    rows = pc.binary_join_element_wise(table["key"], table["size"].cast(pa.string()), table["etag"], "\t")
     digest = hashlib.sha256()
     for chunk in rows.chunks:
-        digest.update("\n".join(chunk.to_pylist()).encode())
+        digest.update("".join(f"{row}\n" for row in chunk.to_pylist()).encode())
     return digest.hexdigest()
