@@ -6,6 +6,7 @@ claimed runs (`docml_assets.experiment.claims`) exist, and the snapshot asset re
 
 import re
 import warnings
+from collections.abc import Iterable
 
 import dagster as dg
 
@@ -56,10 +57,12 @@ def register(instance: dg.DagsterInstance, experiment: str, run: int) -> dg.Mult
     return key
 
 
-def registration_requests(experiment: str, run: int) -> list[dg.AddDynamicPartitionsRequest]:
-    """What a sensor returns to register a run."""
-    key = partition_key(experiment, run)
+def registration_requests(places: Iterable[RunPlace]) -> list[dg.AddDynamicPartitionsRequest]:
+    """What a sensor returns to register runs: one request a dimension, each key once, or Dagster refuses the whole tick."""
+    keys = [partition_key(place.experiment, place.number).keys_by_dimension for place in places]
+    if not keys:
+        return []
     return [
-        experiments.build_add_request([key.keys_by_dimension[EXPERIMENT]]),
-        runs.build_add_request([key.keys_by_dimension[RUN]]),
+        definition.build_add_request(sorted({key[dimension] for key in keys}))
+        for dimension, definition in ((EXPERIMENT, experiments), (RUN, runs))
     ]

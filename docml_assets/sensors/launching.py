@@ -64,18 +64,13 @@ class Findings:
         for report in self.reports:
             context.log.warning(report)
         said = "\n".join([*map(str, self.launches), *self.reports])
-        requests = [request for launch in self.launches for request in registration_requests(*_run(launch))]
         return dg.SensorResult(
             run_requests=[launch.run_request() for launch in self.launches],
             skip_reason=None if self.launches else said or idle,
-            dynamic_partitions_requests=requests,
+            dynamic_partitions_requests=registration_requests(launch.claim.place for launch in self.launches),
             asset_events=self.events,
             cursor=cursor,
         )
-
-
-def _run(launch: Launch) -> tuple[str, int]:
-    return launch.claim.experiment, launch.claim.run
 
 
 def experiment_folders(root: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ import pytest
 
 from docml_assets.partitions import BadPartition, partition_key, register, registration_requests, run_place
 from docml_contract.errors import BadName
+from docml_contract.names import RunPlace
 
 
 def test_a_key_names_a_run() -> None:
@@ -35,5 +36,7 @@ def test_registering_twice_is_registering_once() -> None:
 
 
 def test_what_a_sensor_asks_for() -> None:
-    found = {request.partitions_def_name: list(request.partition_keys) for request in registration_requests("EXP-1", 3)}
-    assert found == {"experiment": ["EXP-1"], "run": ["3"]}
+    places = [RunPlace("EXP-2", 3), RunPlace("EXP-1", 3)]
+    found = {request.partitions_def_name: list(request.partition_keys) for request in registration_requests(places)}
+    assert found == {"experiment": ["EXP-1", "EXP-2"], "run": ["3"]}
+    assert registration_requests([]) == []

@@ -227,6 +227,7 @@ INSTANCE_MODULES = (
     "dagster._core.run_coordinator.default_run_coordinator",
     "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.sqlite_storage",
+    "docml_assets.definitions",
     "resources.store_folder",
 )
 CRASHES = ("claimed", "evaluated", "partition added", "run made")

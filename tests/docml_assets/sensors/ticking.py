@@ -1,34 +1,37 @@
 """A sensor daemon in small: ticks, and what Dagster does with their results, with places where it can be killed."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.dynamic_partitions_request import AddDynamicPartitionsRequest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from docml_assets.deployment import Deployment
-from docml_assets.sensors.experiments import experiment_sensor
-from docml_assets.sensors.new_data import new_data_sensor
-
-SENSORS = {"experiment_sensor": experiment_sensor, "new_data_sensor": new_data_sensor}
 
 
 def evaluate(
     name: str, instance: dg.DagsterInstance, environment: Mapping[str, str], cursor: str | None
-) -> dg.SensorResult:
-    """One evaluation, as the code server makes it."""
+) -> SensorExecutionData:
+    """One evaluation, as the code server makes it: Dagster checks the sensor's answer and resolves its run requests."""
+    from docml_assets.definitions import defs
+
     context = dg.build_sensor_context(
         instance=instance,
+        instance_ref=instance.get_ref(),
         cursor=cursor,
+        definitions=defs,
         resources={"deployment": Deployment(dict(environment))},
     )
-    result = SENSORS[name](context)
-    assert isinstance(result, dg.SensorResult)
-    return result
+    with warnings.catch_warnings():
+        # Dagster's own tags of partitions with several dimensions have two slashes.
+        warnings.filterwarnings("ignore", "Non-compliant tag keys like", DeprecationWarning)
+        return defs.resolve_sensor_def(name).evaluate_tick(context)
 
 
 def apply(
-    name: str, instance: dg.DagsterInstance, result: dg.SensorResult, at: Callable[[str], None] = lambda place: None
+    name: str, instance: dg.DagsterInstance, result: SensorExecutionData, at: Callable[[str], None] = lambda place: None
 ) -> list[str]:
     """What the daemon does with a result before it saves the cursor; returns the ids of the runs that it made.
 
@@ -46,13 +49,10 @@ def apply(
         assert run.run_key
         tags = {"dagster/run_key": run.run_key, "dagster/sensor_name": name}
         if not instance.get_run_ids(dg.RunsFilter(tags=tags), limit=1):
-            partition = dg.MultiPartitionKey(
-                dict(zip(("experiment", "run"), str(run.partition_key).split("|"), strict=True))
+            created = instance.create_run_for_job(
+                launched_job, tags={**run.tags, **tags}, status=dg.DagsterRunStatus.NOT_STARTED
             )
-            tags |= {**run.tags, "dagster/partition": str(partition), **partition_tags(partition)}
-            made.append(
-                instance.create_run_for_job(launched_job, tags=tags, status=dg.DagsterRunStatus.NOT_STARTED).run_id
-            )
+            made.append(created.run_id)
         at("run made")
     return made
 
@@ -60,10 +60,6 @@ def apply(
 @dg.job(name="run_experiment")
 def launched_job() -> None:
     """Stands for the job whose runs are counted."""
-
-
-def partition_tags(key: dg.MultiPartitionKey) -> dict[str, str]:
-    return {f"dagster/partition/{dimension}": value for dimension, value in key.keys_by_dimension.items()}
 
 
 class Daemon:
@@ -81,7 +77,7 @@ class Daemon:
         result = evaluate(self.name, self.instance, self.environment, self.cursor)
         made = apply(self.name, self.instance, result)
         self.cursor = result.cursor
-        self.skipped = result.skip_reason.skip_message if result.skip_reason else None
+        self.skipped = result.skip_message
         return [partition_of(self.instance, run_id) for run_id in made]
 
     def ticks(self, count: int) -> list[str]:
