@@ -1,0 +1,138 @@
+"""docml image: builds and pushes the image that an experiment's jobs run in."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+
+from docml_assets.errors import DocmlError
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = "trainer_image/Dockerfile"
+EXTENSION = "sagemaker.Dockerfile"
+_REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/")
+
+
+class ImageError(DocmlError):
+    """An image cannot be built or pushed."""
+
+
+@click.group(name="image")
+def command() -> None:
+    """Build and push the image of an experiment's jobs (Docker is needed).
+
+    The image's URI is the experiment's DOCKER_IMAGE, else the deployment's DOCML_IMAGE. Functions and settings are not in it: they
+    travel with every job, so that only changed dependencies need a new image.
+    """
+
+
+@command.command()
+@click.argument("experiment")
+@click.option(
+    "--base", help="Base image with Python 3.11 or later and torch.  [default: an AWS Deep Learning Container]"
+)
+@click.option(
+    "--platform", default="linux/amd64", show_default=True, help="Platform of the machines that run the jobs."
+)
+@click.option("--dry-run", is_flag=True, help="Only show the commands.")
+def build(experiment: str, base: str | None, platform: str, dry_run: bool) -> None:
+    """Build EXPERIMENT's image: the trainer's, and the experiment's sagemaker.Dockerfile on top if there is one."""
+    uri, extension = _target(experiment)
+    _check_checkout()
+    dockerfile_base = base or _default_base()
+    _sign_in(dockerfile_base, dry_run)
+    trainer = f"{uri}-base" if extension else uri
+    arguments = ["--build-arg", f"BASE_IMAGE={base}"] if base else []
+    _docker(
+        ["build", "--platform", platform, "-f", str(ROOT / DOCKERFILE), *arguments, "-t", trainer, str(ROOT)], dry_run
+    )
+    if extension:
+        arguments = ["--build-arg", f"DOCML_BASE={trainer}", "-t", uri, str(extension.parent)]
+        _docker(["build", "--platform", platform, "-f", str(extension), *arguments], dry_run)
+    click.echo(f"{'would build' if dry_run else 'built'} {uri}")
+
+
+@command.command()
+@click.argument("experiment")
+@click.option("--dry-run", is_flag=True, help="Only show the commands.")
+def push(experiment: str, dry_run: bool) -> None:
+    """Push EXPERIMENT's image, as `docml image build` tagged it."""
+    uri, _ = _target(experiment)
+    _sign_in(uri, dry_run)
+    _docker(["push", uri], dry_run)
+    click.echo(f"{'would push' if dry_run else 'pushed'} {uri}")
+    click.echo("jobs use it if DOCKER_IMAGE in settings.ini, or DOCML_IMAGE, names it")
+
+
+def _target(experiment: str) -> tuple[str, Path | None]:
+    """(image URI, the experiment's own Dockerfile if it has one)."""
+    from docml_assets.deployment import Deployment
+    from docml_assets.experiment.folder import ExperimentFolder
+
+    deployment = Deployment.current()
+    path = deployment.experiment_folder(experiment)
+    uri = ExperimentFolder.load(path).settings.docker_image or deployment.environment.get("DOCML_IMAGE")
+    if not uri:
+        raise ImageError(
+            f"{experiment} names no image: set DOCKER_IMAGE in {path / 'settings.ini'}, or DOCML_IMAGE, to the URI to build, "
+            "for example 123456789012.dkr.ecr.eu-west-1.amazonaws.com/docml:1"
+        )
+    own = path / EXTENSION
+    return uri, own if own.is_file() else None
+
+
+def _check_checkout() -> None:
+    if not (ROOT / DOCKERFILE).is_file():
+        raise ImageError(f"{ROOT / DOCKERFILE} does not exist: build images from a checkout of docml's repository")
+
+
+def _default_base() -> str:
+    found = re.search(r"^ARG BASE_IMAGE=(\S+)", (ROOT / DOCKERFILE).read_text(), re.MULTILINE)
+    assert found is not None
+    return found.group(1)
+
+
+def _sign_in(image: str, dry_run: bool) -> None:
+    """Sign Docker in to the image's registry if it is one of AWS's. The password goes through a pipe, never into a command line."""
+    found = _REGISTRY.match(image)
+    if found is None:
+        return
+    registry = image.split("/", 1)[0]
+    arguments = ["login", "--username", "AWS", "--password-stdin", registry]
+    _docker(arguments, dry_run, password=None if dry_run else _password(found["account"], found["region"]))
+
+
+def _password(account: str, region: str) -> str:
+    import base64
+
+    from resources import aws
+
+    client: Any = aws.client("ecr", {**os.environ, "AWS_REGION": region})
+    try:
+        answer = client.get_authorization_token(registryIds=[account])
+    except Exception as error:
+        raise ImageError(
+            f"ECR in {region} gave no sign-in for {account} ({error}): check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID) "
+            "and ecr:GetAuthorizationToken"
+        ) from error
+    token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
+    return token.partition(":")[2]
+
+
+def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None) -> None:
+    line = ["docker", *arguments]
+    click.secho(f"$ {shlex.join(line)}", fg="cyan")
+    if dry_run:
+        return
+    try:
+        done = subprocess.run(line, input=password, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ImageError(
+            "docker is not installed, or not on the PATH: install Docker, or look with --dry-run"
+        ) from error
+    if done.returncode:
+        raise ImageError(f"docker {arguments[0]} failed with exit code {done.returncode}; its own message stands above")
