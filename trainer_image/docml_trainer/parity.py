@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -16,19 +16,20 @@ from docml_trainer.shapes import main_feature
 if TYPE_CHECKING:
     from docml_trainer.export import Positional
 
-BATCH_SIZES = (1, 2, 5)
-VALIDATION_DOCUMENTS = 32
-VALIDATION_BATCH = 8
+# A long document takes seconds on a CPU, and each case is computed twice: so few documents, but of every kind.
+BATCH_SIZES = (1, 2, 3)
+VALIDATION_DOCUMENTS = 8
 FIXED_DOCUMENTS = 12
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs by name, as the collator makes them."""
+    """Inputs by name, as the collator makes them, and the eager model's logits where they are known already."""
 
     name: str
     inputs: Mapping[str, torch.Tensor]
+    expected: torch.Tensor | None = None
 
     def ordered(self, keys: Sequence[str]) -> tuple[torch.Tensor, ...]:
         return tuple(self.inputs[key] for key in keys)
@@ -51,7 +52,7 @@ def compare(eager: "Positional", traced: torch.nn.Module, cases: Sequence[Case],
     errors: dict[str, float] = {}
     for case in cases:
         inputs = case.ordered(eager.keys)
-        expected = eager(*inputs)["logits"]
+        expected = eager(*inputs)["logits"] if case.expected is None else case.expected
         try:
             found = traced(*inputs)["logits"]
         except RuntimeError as error:  # whatever TorchScript raises
@@ -102,8 +103,9 @@ class Samples:
                 others = [document for document in longest if document is not row][: size - 1]
                 rows = [row, *others, *[row] * (size - 1 - len(others))]
                 cases.append(Case(f"batch {size} × length {length}, padded with others", self.collate(rows)))
-        cases = [case for case in cases if _accepts(eager, case)]
-        return cases + self._validation_cases()
+        computed = [(case, _logits(eager, case)) for case in cases]
+        accepted = [replace(case, expected=logits) for case, logits in computed if logits is not None]
+        return [*accepted, *self._validation_cases()]
 
     def fixed_cases(self, fixed_shape: Mapping[str, Sequence[int]]) -> list[Case]:
         """Short to long documents, all padded to the one shape; training's and validation's."""
@@ -132,7 +134,7 @@ class Samples:
             if limit <= own:
                 continue
             shape = {name: [1, *self._stretched(name, sizes, own, limit)] for name, sizes in longest.items()}
-            if _accepts(eager, Case("as long as it takes", self._fixed(shape)([self._filled(shape)]))):
+            if _logits(eager, Case("as long as it takes", self._fixed(shape)([self._filled(shape)]))) is not None:
                 return shape
         return {name: [1, *sizes] for name, sizes in longest.items()}
 
@@ -164,18 +166,13 @@ class Samples:
 
     def _validation_cases(self) -> list[Case]:
         rows = np.linspace(0, len(self.valid) - 1, min(VALIDATION_DOCUMENTS, len(self.valid))).round().astype(int)
-        cases = []
-        for start in range(0, len(rows), VALIDATION_BATCH):
-            batch = rows[start : start + VALIDATION_BATCH]
-            name = f"validation documents {start + 1} to {start + len(batch)}"
-            cases.append(Case(name, self.collate(fetch(self.valid, batch))))
-        return cases
+        return [Case(f"{len(rows)} validation documents", self.collate(fetch(self.valid, rows)))] if len(rows) else []
 
     def _three_documents(self) -> list[Row]:
-        """Documents of three lengths; cut from the longest where all have one length."""
+        """Documents of three lengths; cut from the longest where lengths hardly differ: documents to come may be shorter."""
         short, middle, long = fetch(self.train, self.order[[0, len(self.order) // 2, -1]])
-        lengths = {self._length(row) for row in (short, middle, long)}
-        if len(lengths) == 3:
+        lengths = [self._length(row) for row in (short, middle, long)]
+        if len(set(lengths)) == 3 and lengths[0] <= lengths[2] / 2:
             return [short, middle, long]
         return [self._cut(long, 0.3), self._cut(long, 0.6), long]
 
@@ -193,9 +190,11 @@ class Samples:
         return int(sum(np.size(part) for part in row[self.collate.prefix + name])) if name else 1
 
 
-def _accepts(eager: "Positional", case: Case) -> bool:
+def _logits(eager: "Positional", case: Case) -> torch.Tensor | None:
+    """What the model says, without gradients; None where it refuses the inputs."""
     try:
-        eager(*case.ordered(eager.keys))
+        with torch.no_grad():
+            logits: torch.Tensor = eager(*case.ordered(eager.keys))["logits"]
     except (RuntimeError, IndexError, ValueError):
-        return False
-    return True
+        return None
+    return logits
