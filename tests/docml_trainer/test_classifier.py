@@ -4,9 +4,14 @@ from typing import Any
 import pytest
 import torch
 
-from docml_trainer.classifier import Classifier, find_logits, find_loss, forward_parameters, is_out_of_memory
+from docml_trainer.classifier import Classifier, find_logits, find_loss, forward_parameters
 
-BATCH = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3), "labels": torch.tensor([0, 1])}
+BATCH = {
+    "input_ids": torch.ones(2, 3),
+    "attention_mask": torch.ones(2, 3),
+    "labels": torch.tensor([0, 1]),
+    "row_ids": torch.tensor([5, 6]),
+}
 
 
 class Recorder(torch.nn.Module):
@@ -29,9 +34,12 @@ def test_forward_gets_the_features_it_names() -> None:
     assert forward_parameters(model) == ("input_ids", "labels")
     classifier = Classifier.of(model)
     classifier(BATCH, with_labels=False)
-    assert model.called_with == {"labels": False}
+    assert model.called_with.keys() == {"labels", "attention_mask"}, (
+        "what is not named goes into **rest, but not the row ids"
+    )
+    assert model.called_with["labels"] is False
     classifier(BATCH, with_labels=True)
-    assert model.called_with == {"labels": True}
+    assert model.called_with["labels"] is True
 
 
 def test_labels_go_to_a_forward_that_insists() -> None:
@@ -50,11 +58,3 @@ def test_logits_are_found(output: Any) -> None:
 @pytest.mark.parametrize("output", [{"scores": 1}, (1, 2), None, {"logits": [1.0]}])
 def test_what_are_no_logits(output: Any) -> None:
     assert find_logits(output) is None
-
-
-def test_out_of_memory() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**55)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))

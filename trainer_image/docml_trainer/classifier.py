@@ -2,16 +2,18 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from docml_trainer.collate import ATTENTION_MASK, ROW_IDS
 from docml_trainer.errors import UserCodeError
 from docml_trainer.functions import UserFunctions, explain
+from docml_trainer.memory import is_out_of_memory
+from docml_trainer.shapes import LABELS
 
 Batch = Mapping[str, torch.Tensor]
-LABELS = "labels"
 
 
 def forward_parameters(model: torch.nn.Module) -> tuple[str, ...]:
@@ -41,22 +43,28 @@ class Classifier:
     module: torch.nn.Module
     parameters: tuple[str, ...]
     needs_labels: bool
+    takes_any: bool  # forward() has **keywords, into which goes what it does not name
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "Classifier":
-        labels = inspect.signature(model.forward).parameters.get(LABELS)
-        return cls(model, forward_parameters(model), labels is not None and labels.default is inspect.Parameter.empty)
+        signature = inspect.signature(model.forward).parameters
+        labels = signature.get(LABELS)
+        needs_labels = labels is not None and labels.default is inspect.Parameter.empty
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
+        return cls(model, forward_parameters(model), needs_labels, takes_any)
 
     def wrapped(self, module: torch.nn.Module) -> "Classifier":
-        return Classifier(module, self.parameters, self.needs_labels)
+        return replace(self, module=module)
 
     def __call__(self, batch: Batch, *, with_labels: bool) -> Any:
         """forward() on the features it names; `labels` only where asked for, or where forward() insists."""
-        wanted = with_labels or self.needs_labels
-        inputs = {
-            name: value for name, value in batch.items() if name in self.parameters and (name != LABELS or wanted)
-        }
+        left_out = {ROW_IDS} if with_labels or self.needs_labels else {ROW_IDS, LABELS}
+        inputs = {name: value for name, value in batch.items() if name not in left_out and self.accepts(name)}
         return self.module(**inputs)
+
+    def accepts(self, name: str) -> bool:
+        """Whether forward() takes it. Labels have to be named: there is no telling what **keywords would do with them."""
+        return name in self.parameters or (self.takes_any and name != LABELS)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """float[documents, labels], without gradients."""
@@ -69,7 +77,7 @@ class Classifier:
 def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions: UserFunctions) -> None:
     """One forward pass: UserCodeError if it fails, has no logits, or has them for another number of labels."""
     file = functions.path.name
-    missing = [name for name in batch if name not in (*classifier.parameters, LABELS, "row_ids", "attention_mask")]
+    missing = [name for name in batch if name not in (LABELS, ROW_IDS, ATTENTION_MASK) and not classifier.accepts(name)]
     if missing:
         raise UserCodeError(
             f"{file}: forward() of the loaded model takes {', '.join(classifier.parameters)}; it lacks "
@@ -119,10 +127,3 @@ def check_all_parameters_used(classifier: Classifier, batch: Batch, functions: U
             "gradient for every trainable parameter (leave them out, as with add_pooling_layer=False, or freeze them with "
             "requires_grad_(False))"
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, or the CPU allocator's, which is a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )

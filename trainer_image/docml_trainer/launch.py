@@ -20,9 +20,9 @@ import torch
 
 from docml_contract.errors import ContractError
 from docml_contract.jobs import TrainTask
-from docml_trainer.classifier import is_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 from docml_trainer.folders import Folders
+from docml_trainer.memory import explained_out_of_memory
 from docml_trainer.stopping import EXIT_STOPPED
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
@@ -48,7 +48,7 @@ def _train(folders: Folders) -> None:
     """Imported here: a launcher has no use for what takes seconds to import."""
     from docml_trainer.train import train
 
-    with clear_errors():
+    with explained_out_of_memory():
         train(folders)
 
 
@@ -144,18 +144,3 @@ def worker_failures() -> Iterator[None]:
         print(detail or f"Process {rank}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn an out-of-memory error, of the GPU or the machine, into a TrainingError with the remedy."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__} (lower train_batch_size and raise "
-            "gradient_accumulation_steps by as much, which trains on the same documents a step; or set gradient_checkpointing, "
-            "shorten documents in encode_data, or take a larger instance)"
-        ) from error

@@ -22,11 +22,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
 from docml_trainer import checkpoint, history, results, sampling
-from docml_trainer.classifier import LABELS
 from docml_trainer.data import fetch
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
 from docml_trainer.parts import Parts
+from docml_trainer.shapes import LABELS
 from docml_trainer.stopping import StopSignal, stop
 from docml_trainer.tracking import Tracker
 
