@@ -16,5 +16,5 @@ def test_out_of_memory() -> None:
 def test_the_reason_names_the_remedy() -> None:
     with pytest.raises(TrainingError, match=r"out of memory: .*lower train_batch_size"), explained_out_of_memory():
         torch.empty(2**55)
-    with pytest.raises(RuntimeError, match="^shape mismatch$"), explained_out_of_memory():
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), explained_out_of_memory():
         raise RuntimeError("shape mismatch")
