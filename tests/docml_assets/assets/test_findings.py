@@ -1,0 +1,115 @@
+"""The checks' plain functions, on artifacts that are wrong."""
+
+import json
+from typing import Any
+
+import pytest
+
+from docml_assets.assets.preparation import every_label_everywhere, splits_not_empty, truncation_share
+from docml_assets.assets.reconciliation import (
+    duplicates_share,
+    enough_labels,
+    files_complete,
+    label_balance,
+    minimum_counts,
+    refused_share,
+)
+from docml_assets.assets.training import not_diverged, traced_equals_eager
+from docml_assets.steps.label_counts import label_counts
+from docml_assets.steps.preparation import preparation, prepared
+from docml_assets.steps.reconciliation import FINDINGS, Findings, reconciliation
+from docml_assets.steps.tables import parquet, read_parquet
+from docml_assets.steps.training import training
+from docml_assets.steps.work import Work
+from docml_contract.names import HISTORY, LABEL_COUNTS, RECONCILED_TABLE, SPLIT_METADATA, STATISTICS
+from tests.docml_assets.world import World
+
+
+@pytest.fixture
+def work(world: World) -> Work:
+    world.write_experiment(num_labels_threshold=2, ignored_labels="noise")
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    label_counts(work)
+    preparation(work)
+    training(work)
+    return work
+
+
+def rewrite(work: Work, key: str, **changes: Any) -> None:
+    content = json.loads(work.store.get(key))
+    content.update(changes)
+    work.store.put(key, json.dumps(content).encode())
+
+
+def test_a_missing_file_is_an_error_that_names_it(work: Work) -> None:
+    key = f"{work.place.reconciliation}/{RECONCILED_TABLE}"
+    assert files_complete(work).passed
+    work.store.put(key, parquet(read_parquet(work.store.get(key)).slice(1)))
+    found = files_complete(work)
+    assert (found.passed, found.error) == (False, True)
+    assert "1 file(s)" in found.text
+
+
+def test_many_duplicates_or_refusals_are_a_warning(work: Work) -> None:
+    funnel = {"labels": 100, "duplicates": 31, "refused": 2}
+    work.store.put(f"{work.place.reconciliation}/{FINDINGS}", Findings(funnel=funnel, samples={}).to_bytes())
+    assert not duplicates_share(work).passed
+    assert "2 of 100 label rows (2.0%) were refused" in refused_share(work).text
+    assert not refused_share(work).error
+
+
+@pytest.mark.parametrize(
+    ("counts", "enough", "minimum", "balance"),
+    [
+        ({"a": 10, "b": 5}, True, True, True),
+        ({"a": 10, "noise": 5, "rare": 1}, False, True, True),
+        ({"a": 10, "b": 2}, True, False, True),
+        ({"a": 510, "b": 10}, True, True, False),
+        ({}, False, True, True),
+    ],
+)
+def test_labels(work: Work, counts: dict[str, int], enough: bool, minimum: bool, balance: bool) -> None:
+    work.store.put(f"{work.place.labels}/{LABEL_COUNTS}", json.dumps(counts).encode())
+    assert (enough_labels(work).passed, minimum_counts(work).passed, label_balance(work).passed) == (
+        enough,
+        minimum,
+        balance,
+    )
+    assert enough_labels(work).error
+
+
+def test_splits(work: Work) -> None:
+    key = f"{prepared(work).folder}/{SPLIT_METADATA}"
+    rewrite(work, key, documents={"train": 30, "valid": 10, "test": 0}, labels={"train": {"a": 30}, "valid": {"b": 10}})
+    empty = splits_not_empty(work)
+    assert (empty.passed, empty.error) == (False, True)
+    assert "test" in empty.text
+    assert "2 label(s) are missing from a split" in every_label_everywhere(work).text
+    rewrite(work, key, documents={"train": 90, "valid": 5, "test": 5})
+    assert not splits_not_empty(work).passed
+    assert not splits_not_empty(work).error
+
+
+def test_truncation(work: Work) -> None:
+    assert truncation_share(work).passed
+    key = f"{prepared(work).folder}/{SPLIT_METADATA}"
+    rewrite(work, key, models={"one": {"truncated_share": 0.7}, "two": {"truncated_share": "not reported"}})
+    found = truncation_share(work)
+    assert not found.passed
+    assert "two: truncation is not reported" in found.text
+
+
+def test_a_trace_that_differs_is_an_error(work: Work) -> None:
+    key = f"{work.place.trained('small', tuned=False)}/{STATISTICS}"
+    rewrite(work, key, export={"tolerance": 1e-4, "fixed_shape": None, "relative_difference": {"batch 2": 0.5}})
+    found = traced_equals_eager(work)
+    assert (found.passed, found.error) == (False, True)
+    assert "batch 2: off by 0.5" in found.text
+
+
+@pytest.mark.parametrize(("losses", "passed"), [([2.0, 1.0], True), ([1.0], True), ([1.0, 1.5], False)])
+def test_divergence(work: Work, losses: list[float], passed: bool) -> None:
+    history = [{"train_loss": loss} for loss in losses]
+    work.store.put(f"{work.place.trained('small', tuned=False)}/{HISTORY}", json.dumps(history).encode())
+    assert not_diverged(work).passed is passed

@@ -1,0 +1,26 @@
+"""Outcomes as the UI shows them."""
+
+import dagster as dg
+import pyarrow as pa
+
+from docml_assets.assets.metadata import column_schema, location, table
+from resources.store import Store
+
+
+def test_tables_keep_numbers_and_show_the_rest_as_text() -> None:
+    shown = table([{"label": "a", "documents": 3, "f1": 0.5, "none": None, "list": [1]}])
+    assert isinstance(shown, dg.TableMetadataValue)
+    assert shown.records[0].data == {"label": "a", "documents": 3, "f1": 0.5, "none": "", "list": "[1]"}
+    assert [column.type for column in shown.schema.columns] == ["string", "int", "float", "string", "string"]
+    assert isinstance(table([]), dg.TableMetadataValue)
+
+
+def test_columns_have_types_and_meanings() -> None:
+    schema = column_schema(pa.schema([("label", pa.string())]), {"label": "its label"})
+    assert (schema.columns[0].type, schema.columns[0].description) == ("string", "its label")
+
+
+def test_a_folder_is_a_path_and_a_bucket_a_page() -> None:
+    assert location(Store.open("/data", environment={}), "EXP-1/run_1").value == "/data/EXP-1/run_1"
+    shown = location(Store.open("s3://bucket/base", environment={}), "EXP 1/run_1")
+    assert shown.value == "https://s3.console.aws.amazon.com/s3/buckets/bucket?prefix=base/EXP%201/run_1/"

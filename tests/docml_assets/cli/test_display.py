@@ -1,0 +1,56 @@
+"""What docml run shows, on a terminal and elsewhere."""
+
+import io
+
+from docml_assets.cli.display import PlainDisplay, TerminalDisplay, epoch_text
+
+EVENT = {
+    "epoch": 2,
+    "train_loss": 0.5,
+    "valid_loss": 0.4,
+    "valid_loss_epoch": 0.6,
+    "valid_f1": 0.9,
+    "valid_f1_epoch": 0.8,
+}
+
+
+def test_an_epoch_shows_its_own_scores_and_not_the_best_so_far() -> None:
+    assert epoch_text("small", EVENT) == "small: epoch 2: train loss 0.500, valid loss 0.600, macro-F1 0.800"
+
+
+def test_lines_elsewhere() -> None:
+    stream = io.StringIO()
+    with PlainDisplay(stream, verbose=False) as display:
+        display.started("reconciled_data")
+        for done in (0, 1, 2, 3, 3):
+            display.progressed("reconciled_data", "copied", done, 3)
+        display.job_line("reconciled_data", None, "not shown")
+        display.said("reconciled_data", "copying")
+        display.epoch("best_torchscript_model", None, EVENT)
+        display.finished("reconciled_data", "done")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "reconciled_data: copied: 0 of 3"
+    assert lines.count("reconciled_data: copied: 3 of 3") == 1
+    assert "reconciled_data: copying" in lines
+    assert lines[-1].startswith("reconciled_data: done (")
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_verbose_shows_the_jobs_lines() -> None:
+    stream = io.StringIO()
+    PlainDisplay(stream, verbose=True).job_line("a", "small", "loading")
+    assert stream.getvalue() == "a:   | [small] loading\n"
+
+
+def test_a_terminal_keeps_what_was_said() -> None:
+    display = TerminalDisplay(verbose=True)
+    with display, display._console.capture() as capture:
+        display.started("encoded_splits")
+        display.progressed("encoded_splits", "encoding", 1, 2)
+        display.job_line("encoded_splits", "small", "[loading]")
+        display.epoch("encoded_splits", "small", EVENT)
+        display.finished("encoded_splits", "split [in three]")
+    said = capture.get()
+    assert "[small] [loading]" in said
+    assert "split [in three]" in said
+    assert not display._tasks

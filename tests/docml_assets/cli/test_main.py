@@ -1,0 +1,37 @@
+"""The group: quick to help, one message for what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from docml_assets.cli import COMMANDS, cli, main
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_exists_and_explains_itself(name: str) -> None:
+    shown = CliRunner().invoke(cli, [name, "--help"])
+    assert shown.exit_code == 0
+    assert "Usage:" in shown.output
+
+
+def test_help_loads_neither_dagster_nor_the_commands() -> None:
+    code = (
+        "import sys; from docml_assets.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('dagster', 'pyarrow', 'docml_assets.cli.run') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["cook"])
+    assert ended.value.code == 2
+    assert "No such command" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""Settings -> job specs."""
+
+from docml_assets.steps import specs
+from docml_contract.jobs import Channel, ExportedModel, PrepareTask, TrainTask
+from tests.docml_assets.world import World
+
+
+def test_machines_come_from_the_settings_that_do_not_freeze(world: World) -> None:
+    world.write_experiment(training_instance_type="ml.p3.2xlarge", training_use_spot="true", docker_image="mine")
+    work = world.work(world.claim(1), max_cost_usd=3.0)
+    compute = specs.compute(work, "training")
+    assert (compute.instance_type, compute.use_spot, compute.max_cost_usd) == ("ml.p3.2xlarge", True, 3.0)
+    assert compute.image is None, "local jobs run in no image"
+    assert not specs.compute(work, "inference").use_spot
+
+
+def test_machines_do_not_change_the_work(world: World) -> None:
+    world.write_experiment(use_distributed="true")
+    claim = world.claim(1)
+
+    def spec_hash(**operation: object) -> str:
+        work = world.work(claim, **operation)
+        files = {"user_defined_funcs.py": b"code"}
+        return specs.training(work, "small", prepared="data", files=files, inputs={}, provenance={"git": "1"}).spec_hash
+
+    assert spec_hash(training_instance_type="ml.p3.2xlarge", max_cost_usd=3.0) == spec_hash()
+    assert spec_hash(training_instance_count=2) != spec_hash()
+
+
+def test_tasks_carry_what_the_settings_say(world: World) -> None:
+    world.write_experiment(
+        model_names="one, two", split_by="customer", max_artifacts=9, hyperparameters={"epochs": 2, "width": 3}
+    )
+    work = world.work(world.claim(1))
+    channel = Channel(name="artifacts", prefix="p", files=("a",))
+    task = specs.preparation(work, phase="whole", channel=channel, files={}, inputs={}).task
+    assert isinstance(task, PrepareTask)
+    assert (task.own_hyperparameters, task.split_by, task.max_artifacts) == ({"width": 3}, "customer", 9)
+    spec = specs.training(work, "two", prepared="data", files={}, inputs={}, provenance={})
+    assert isinstance(spec.task, TrainTask)
+    assert spec.task.model_names == ("one", "two")
+    assert spec.hyperparameters["epochs"] == 2
+    assert [channel.prefix for channel in spec.channels] == ["data/train", "data/valid"]
+
+
+def test_inference_reads_the_models_of_whichever_run_made_them(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(3))
+    model = ExportedModel(path="run_1/training/small", torchscript_sha256="a" * 64, export_sha256="b" * 64)
+    spec = specs.inference(work, prepared="data", models={"small": model}, inputs={})
+    channels = {channel.name: channel for channel in spec.channels}
+    assert channels["test"].prefix == "data/test"
+    assert channels["models"].files == ("run_1/training/small/model.pt", "run_1/training/small/export.json")
