@@ -33,12 +33,22 @@ from resources.store import Store
 # Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.
 CALLS_A_SECOND = 1.0
 LOG_CALLS_A_SECOND = 5.0
+POLL_SECONDS = 10.0
+LOG_SETTLE_SECONDS = 6.0  # CloudWatch shows lines some seconds after they were written
 WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL")
 
 
 def sagemaker_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
     """Jobs on SageMaker, with the deployment's settings."""
-    return Engine(store, SageMakerBackend(store, environment), read_prices(environment))
+    backend = SageMakerBackend(
+        store,
+        environment,
+        calls_a_second=CALLS_A_SECOND,
+        log_calls_a_second=LOG_CALLS_A_SECOND,
+        poll_seconds=POLL_SECONDS,
+        log_settle_seconds=LOG_SETTLE_SECONDS,
+    )
+    return Engine(store, backend, read_prices(environment))
 
 
 def read_account(store: Store, environment: Mapping[str, str]) -> Account:
@@ -71,7 +81,6 @@ class SageMakerBackend:
     """Implements `Backend`."""
 
     name = "sagemaker"
-    log_settle_seconds = 6.0
     stop_seconds = 240.0  # SIGTERM, 120 s, SIGKILL, upload
 
     def __init__(
@@ -80,10 +89,12 @@ class SageMakerBackend:
         environment: Mapping[str, str],
         *,
         session: Any = None,
-        calls_a_second: float = CALLS_A_SECOND,
-        log_calls_a_second: float = LOG_CALLS_A_SECOND,
-        poll_seconds: float = 10.0,
+        calls_a_second: float,
+        log_calls_a_second: float,
+        poll_seconds: float,
+        log_settle_seconds: float,
     ) -> None:
+        self.log_settle_seconds = log_settle_seconds
         self.store = store
         self.environment = dict(environment)
         self._given_session = session

@@ -23,6 +23,7 @@ from tests.servers.sagemaker.transfer import Transfer
 
 ROLE = "arn:aws:iam::123456789012:role/docml-job"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/docml:1"
+HURRY = {"calls_a_second": 0.0, "log_calls_a_second": 0.0, "poll_seconds": 0.2, "log_settle_seconds": 0.6}
 FAKE_TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
 
 
@@ -40,10 +41,7 @@ class Cloud:
 
     def engine(self) -> Engine:
         """An engine as a fresh process would make it, in a hurry."""
-        backend = SageMakerBackend(
-            self.store, self.environment, calls_a_second=0, log_calls_a_second=0, poll_seconds=0.2
-        )
-        backend.log_settle_seconds = 0.6  # type: ignore[misc]
+        backend = SageMakerBackend(self.store, self.environment, **HURRY)
         return Engine(self.store, backend, prices={"ml.m5.xlarge": 0.23})
 
     def started(self) -> list[str]:

@@ -14,7 +14,7 @@ from resources.jobs.local import LocalBackend
 from resources.jobs.sagemaker import SageMakerBackend
 from resources.store import Store
 from tests.contracts.jobs_contract import FILES
-from tests.resources.jobs.cloud import FAKE_TRAINER
+from tests.resources.jobs.cloud import FAKE_TRAINER, HURRY
 
 
 class Printing:
@@ -33,7 +33,7 @@ def main(kind: str, url: str, spec_file: str, holder: str) -> None:
     store = Store.open(url, environment=environment)
     backend: Any = LocalBackend(store, environment, FAKE_TRAINER)
     if kind == "sagemaker":
-        backend = SageMakerBackend(store, environment, calls_a_second=0, log_calls_a_second=0, poll_seconds=0.2)
+        backend = SageMakerBackend(store, environment, **HURRY)
     spec = JobSpec.from_bytes(Path(spec_file).read_bytes(), spec_file)
     result = Engine(store, backend).run(spec, FILES, holder=holder, listener=Printing())
     print(f"result: {result.name} attempt {result.attempt} launched {result.launched}", flush=True)

@@ -28,6 +28,7 @@ from tests.servers.sagemaker.service import SageMaker
 
 ENVIRONMENT = {"DOCML_SAGEMAKER_ROLE_ARN": ROLE, "DOCML_IMAGE": IMAGE, "AWS_REGION": "eu-west-1"}
 URL = "s3://simulated/docml"
+PACE = {"calls_a_second": 0.0, "log_calls_a_second": 0.0, "poll_seconds": 10.0, "log_settle_seconds": 1.0}
 HORIZON_SECONDS = 3 * 24 * 3600.0
 
 
@@ -149,11 +150,8 @@ class Actor:
         """An engine whose every contact with the outside is a boundary of this actor."""
         store = Store(URL, {})
         store._backend = Memory(self.world.objects, self.step)  # type: ignore[assignment]
-        backend = SageMakerBackend(
-            store, ENVIRONMENT, session=_connected().session, calls_a_second=0, log_calls_a_second=0
-        )
+        backend = SageMakerBackend(store, ENVIRONMENT, session=_connected().session, **PACE)
         vars(backend).update(_connected().clients)
-        backend.log_settle_seconds = 1.0  # type: ignore[misc]
         backend._jitter = random.Random(self.name)
         return Engine(store, backend, clock=self.world.clock, pause=self.pause)
 
@@ -177,7 +175,7 @@ class _Connected:
         credentials = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "eu-west-1"}
         self.session = boto3.Session(**credentials)
         connect(self.session, _Dispatch())  # type: ignore[arg-type]
-        backend = SageMakerBackend(Store(URL, {}), ENVIRONMENT, session=self.session)
+        backend = SageMakerBackend(Store(URL, {}), ENVIRONMENT, session=self.session, **PACE)
         names = ("sagemaker", "cloudwatch", "typed_layer")
         self.clients = {name: getattr(backend, name) for name in names}
 
