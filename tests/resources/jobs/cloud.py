@@ -12,7 +12,6 @@ from typing import Any
 from resources.jobs.engine import Engine
 from resources.jobs.sagemaker import SageMakerBackend
 from resources.store import Store
-from tests.contracts import jobs_contract
 from tests.servers.s3 import S3Server
 from tests.servers.sagemaker.containers import SubprocessRuntime
 from tests.servers.sagemaker.faults import Faults
@@ -56,20 +55,25 @@ def cloud(
     work: Path,
     s3: S3Server,
     command: tuple[str, ...] = FAKE_TRAINER,
+    *,
+    bucket: str | None = None,
+    jobs_s3: S3Server | None = None,
     containers: Mapping[str, str] | None = None,
     grace: float = 2.0,
 ) -> Iterator[Cloud]:
-    """A cloud with one image, whose ENTRYPOINT is `command`, and a fresh bucket. `containers`: further variables of theirs."""
+    """A cloud with one image, whose ENTRYPOINT is `command`, and a fresh bucket.
+
+    jobs_s3: where the jobs reach S3, if not where the orchestrator does. containers: further variables of theirs.
+    """
     faults = Faults()
     logs = CloudWatchLogs(faults)
     environment = {"PATH": os.environ["PATH"], "HOME": str(work), "OMP_NUM_THREADS": "1", **(containers or {})}
-    runtime = SubprocessRuntime(
-        work, Transfer(s3.client()), logs, faults, {IMAGE: list(command)}, environment, grace=grace
-    )
+    transfer = Transfer((jobs_s3 or s3).client())
+    runtime = SubprocessRuntime(work, transfer, logs, faults, {IMAGE: list(command)}, environment, grace=grace)
     service = SageMaker(runtime, faults=faults, images=frozenset({IMAGE}), roles=frozenset({ROLE}))
     runtime.service = service
     endpoint = LocalEndpoint(service, logs, SecretsManager())
-    url = s3.bucket(f"jobs-{uuid.uuid4().hex[:12]}") + "/docml"
+    url = s3.bucket(bucket or f"jobs-{uuid.uuid4().hex[:12]}") + "/experiments"
     try:
         with serve(endpoint) as address:
             services = ("SAGEMAKER", "CLOUDWATCH_LOGS", "SECRETS_MANAGER", "STS")
@@ -80,8 +84,6 @@ def cloud(
                 "DOCML_SAGEMAKER_ROLE_ARN": ROLE,
                 "DOCML_IMAGE": IMAGE,
             }
-            store = Store.open(url, environment=orchestrator)
-            jobs_contract.fill(store)
-            yield Cloud(endpoint, store, orchestrator)
+            yield Cloud(endpoint, Store.open(url, environment=orchestrator), orchestrator)
     finally:
         runtime.close()

@@ -19,7 +19,7 @@ from resources.jobs.processes import Process, start_of
 from resources.jobs.supervised import LocalState, state_key
 from resources.jobs.trials import Trials
 from resources.store import Store
-from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, records, training, tuning
+from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, records, training, tuning
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.resources.jobs.test_local import LocalBench
 from tests.servers.s3 import S3Server
@@ -35,6 +35,7 @@ def bench(tmp_path: Path) -> LocalBench:
 @pytest.fixture
 def running_cloud(tmp_path: Path, s3_server: S3Server) -> Iterator[Cloud]:
     with cloud(tmp_path, s3_server) as running:
+        fill(running.store)
         yield running
 
 

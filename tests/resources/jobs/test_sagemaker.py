@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.jobs_contract import JobsContract
+from tests.contracts.jobs_contract import JobsContract, fill
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.servers.s3 import S3Server
 
@@ -13,6 +13,7 @@ from tests.servers.s3 import S3Server
 @pytest.fixture
 def bench(tmp_path: Path, s3_server: S3Server) -> Iterator[Cloud]:
     with cloud(tmp_path, s3_server) as running:
+        fill(running.store)
         yield running
 
 

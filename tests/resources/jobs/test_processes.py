@@ -1,0 +1,43 @@
+"""A process is known by number and start, and a group is killed only where it is ours."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from resources.jobs.processes import Process, kill_group, start_of, this_process
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def test_this_process_is_alive_here() -> None:
+    me = this_process()
+    assert me.here
+    assert me.alive()
+    assert not me.model_copy(update={"start": "0"}).alive()  # the number went to another process
+    assert not me.model_copy(update={"boot": "another"}).alive()
+    assert not Process(host="elsewhere", boot=me.boot, pid=me.pid, start=me.start).here
+
+
+def test_the_remains_of_a_process_are_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while start_of(process.pid) is not None:
+        time.sleep(0.01)
+    assert process.poll() == 0
+    assert start_of(process.pid) is None
+
+
+def test_only_processes_with_the_mark_are_killed() -> None:
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": "/somewhere/marked"}
+    marked = subprocess.Popen(SLEEP, env=environment, start_new_session=True)
+    try:
+        while b"marked" not in Path(f"/proc/{marked.pid}/environ").read_bytes():
+            time.sleep(0.01)
+        kill_group(marked.pid, "/somewhere/else")
+        assert start_of(marked.pid) is not None
+        kill_group(marked.pid, "/somewhere/marked")
+        assert marked.wait(60) == -9
+    finally:
+        marked.kill()
+        marked.wait()

@@ -1,0 +1,57 @@
+"""What is tried again, how often, and for how long."""
+
+import pytest
+
+from resources.jobs.backend import JobState
+from resources.jobs.errors import JobUnreachable
+from resources.jobs.retries import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("cause", ["work", "time", "stopped"])
+def test_what_would_fail_again_is_not_tried_again(cause: str) -> None:
+    assert Budget(Clock()).after(JobState("Failed", cause=cause)) is None  # type: ignore[arg-type]
+
+
+def test_a_lost_job_is_tried_again_a_few_times() -> None:
+    budget = Budget(Clock())
+    waits = []
+    for _ in range(MAX_ATTEMPTS + 1):
+        budget.attempts += 1
+        waits.append(budget.after(JobState("Failed", cause="lost")))
+    assert [wait is not None for wait in waits] == [True, True, False, False]
+
+
+def test_capacity_is_waited_for_until_the_budget_is_spent() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    tries = 0
+    while (wait := budget.capacity()) is not None:
+        assert 20 <= wait <= 750
+        clock.now += wait
+        tries += 1
+    assert clock.now > CAPACITY_SECONDS
+    assert 10 < tries < 30
+
+
+def test_a_service_that_answers_again_resets_the_patience() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    for _ in range(3):
+        while clock.now % BUSY_SECONDS < BUSY_SECONDS / 2:
+            clock.now += budget.busy(Exception("throttled"), "job")
+        budget.answered()
+        clock.now = (clock.now // BUSY_SECONDS + 1) * BUSY_SECONDS
+    for _ in range(1000):
+        try:
+            clock.now += budget.busy(Exception("throttled"), "job")
+        except JobUnreachable as error:
+            assert "not answered for 15 minutes" in str(error)
+            return
+    raise AssertionError("it never gave up")
