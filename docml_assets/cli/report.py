@@ -86,7 +86,7 @@ def _scores(report: "Report") -> "Table":
             Text(name),
             f"{model.f1_macro:.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{model.accuracy:.1%}",
+            f"{100 * model.accuracy:.1f} %",
             f"{model.calibration.ece:.3f}",
             "–" if model.docs_per_second is None else f"{model.docs_per_second:,.1f}",
             "–" if model.latency_ms is None else f"{model.latency_ms:.1f} ms",

@@ -15,7 +15,7 @@ from docml_assets.report.svg import Chart, Series
 
 TEMPLATE = "page.html.j2"
 MATRIX_LABELS = 100  # up to which the page shows the confusion matrix itself
-SHOWN_CONFUSIONS = 10
+SHOWN_CONFUSIONS = 20
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _reliability(name: str, model: ModelReport, css: str) -> Series:
         css,
         [(entry.confidence or 0.0, entry.accuracy or 0.0) for entry in filled],
         titles=[
-            f"{name}: {entry.count} documents, mean probability {entry.confidence:.3f}, {entry.accuracy:.1%} right"
+            f"{name}: {entry.count} documents, mean probability {entry.confidence:.3f}, {share(entry.accuracy)} right"
             for entry in filled
         ],
     )
@@ -146,7 +146,7 @@ def _error(name: str, evidence: Evidence, css: str) -> Series:
         [(x, entry.error) for x, entry in zip(middle, bins, strict=True)],
         band=[(x, entry.low, entry.high) for x, entry in zip(middle, bins, strict=True)],
         titles=[
-            f"{name}: {entry.count} documents of {entry.shortest} to {entry.longest} tokens, {entry.error:.1%} wrong"
+            f"{name}: {entry.count} documents of {entry.shortest} to {entry.longest} tokens, {share(entry.error)} wrong"
             for entry in bins
         ],
     )
@@ -171,7 +171,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def signed(value: float) -> str:

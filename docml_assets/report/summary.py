@@ -42,7 +42,7 @@ def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: 
         bound = min(1.0, 3 / len(predictions))
         said.append(
             f"{_list(perfect)} made no mistake, so the bootstrap has none to resample and its interval is too narrow: "
-            f"with {_count(len(predictions), 'document')} the error rate may still be up to {bound:.1%} (rule of three)."
+            f"with {_count(len(predictions), 'document')} the error rate may still be up to {100 * bound:.1f} % (rule of three)."
         )
     if predictions.groups is not None:
         said.append(
@@ -65,7 +65,7 @@ def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport
     rest = f" ({_list(others)})" if others else ""
     return (
         f"{lead}{best} reaches a macro-F1 of {model.f1_macro:.3f} (95 % interval {low:.3f} to {high:.3f}) and labels "
-        f"{model.accuracy:.1%} correctly{rest}."
+        f"{100 * model.accuracy:.1f} % correctly{rest}."
     )
 
 
