@@ -20,6 +20,12 @@ def commands(page: Path) -> list[list[str]]:
     return [line.split() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def split_variables(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """`NAME=value docml …` -> the variables and the command."""
+    count = next(index for index, word in enumerate(words) if not re.match(r"[A-Z_]+=", word))
+    return dict(word.split("=", 1) for word in words[:count]), words[count:]
+
+
 def page_id(page: Path) -> str:
     return page.name
 
@@ -27,7 +33,7 @@ def page_id(page: Path) -> str:
 def test_every_command_is_one_of_make_or_docml() -> None:
     shown = commands(README)
     assert {"demo", "ui", "test", "bench"} <= {words[1] for words in shown if words[0] == "make"}
-    assert {words[0] for words in shown} == {"make", "docml"}
+    assert {split_variables(words)[1][0] for words in shown} == {"make", "docml"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -41,19 +47,28 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_docml_sub_commands_exist(page: Path) -> None:
-    names = set(re.findall(r"(?:^|`)docml ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    names = set(re.findall(r"^docml ([a-z]+)", blocks, flags=re.MULTILINE)) | set(re.findall(r"`docml ([a-z]+)", text))
     for name in names:
         done = subprocess.run([str(DOCML), name, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"docml {name}: {done.stderr}"
 
 
+@pytest.mark.timeout(600)  # two runs of the scaffolded experiment
 def test_docml_commands_run_as_they_are_shown(tmp_path: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DOCML_", "DAGSTER_"))}
-    ran = [words for words in commands(README) if words[0] == "docml"]
-    assert {words[1] for words in ran} == {"new", "validate", "run", "runs", "report", "compare", "image", "gc"}
-    for words in ran:
+    ran = [split_variables(words) for words in commands(README) if words[0] != "make"]
+    sub_commands = {words[1] for _, words in ran}
+    assert sub_commands == {"new", "validate", "run", "runs", "report", "compare", "image", "gc"}
+    for variables, words in ran:
         done = subprocess.run(
-            [str(DOCML), *words[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+            [str(DOCML), *words[1:]],
+            cwd=tmp_path,
+            env={**clean, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
 
