@@ -122,6 +122,9 @@ def run_here(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> int:
     """The entry point in this process, where starting one would take longer than the training. Returns the exit code."""
     monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(job.base))
     handler = signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(
+        1
+    )  # as the processes that tests start: weights are equal to the last bit at equal numbers only
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return main(["train"])
