@@ -66,7 +66,7 @@ def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
             str(pair.only_b),
             f"{pair.f1_difference:+.3f}",
             f"{low:+.3f} to {high:+.3f}",
-            f"{pair.mcnemar_p_holm:.3f}",
+            "<0.001" if pair.mcnemar_p_holm < 0.001 else f"{pair.mcnemar_p_holm:.3f}",
             Text(f"{pair.verdict} is better" if won else pair.verdict, "green" if won else ""),
         )
     return table

@@ -53,7 +53,9 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, share=share, duration=duration, signed=signed, setting=setting)
+    environment.filters.update(
+        number=number, share=share, duration=duration, signed=signed, p_value=p_value, setting=setting
+    )
     names = list(report.models)
     return environment.get_template(TEMPLATE).render(
         report=report,
@@ -177,6 +179,10 @@ def share(value: float | None) -> str:
 def signed(value: float) -> str:
     """With a true minus sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:

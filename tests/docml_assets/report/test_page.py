@@ -5,7 +5,7 @@ import re
 import pytest
 
 from docml_assets.report.lineage import JobLine, Lineage
-from docml_assets.report.page import duration, setting, signed
+from docml_assets.report.page import duration, p_value, setting, signed
 from tests.docml_assets.report.samples import predictions_table, report
 
 EVIL = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
@@ -84,5 +84,6 @@ def test_duration(seconds: float | None, text: str) -> None:
 
 
 def test_formats() -> None:
+    assert (p_value(0.0004), p_value(0.04)) == ("<0.001", "0.040")
     assert (signed(-0.1234), signed(0.5)) == ("\N{MINUS SIGN}0.123", "+0.500")
     assert [setting(value) for value in (None, True, [1, "a"], [], 0.5)] == ["none", "true", "1, a", "none", "0.5"]
