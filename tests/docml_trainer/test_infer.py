@@ -117,6 +117,17 @@ def test_documents_beyond_a_fixed_shape_are_refused(tmp_path: Path) -> None:
         run_here(job)
 
 
+def test_the_first_of_several_hosts_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = inference(tmp_path, {"tiny": Positional(bert())})
+    job.write_hosts("algo-2", ["algo-1", "algo-2"])
+    run_here(job)
+    assert capsys.readouterr().out == "algo-1 predicts alone; nothing is left for algo-2.\n"
+    assert not any(job.output.iterdir())
+    job.write_hosts("algo-1", ["algo-1", "algo-2"])
+    run_here(job)
+    assert (job.output / "OUTPUT.json").is_file()
+
+
 def test_a_tampered_model_is_not_loaded(tmp_path: Path) -> None:
     job = inference(tmp_path, {"tiny": Positional(bert())})
     model = job.channel("models") / "tiny/model.pt"

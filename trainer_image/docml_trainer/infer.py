@@ -29,6 +29,10 @@ from docml_trainer.torchscript import ModelFiles
 def main(folders: Folders) -> None:
     """Verify, load, predict, write."""
     task = task_of(folders)
+    hosts = folders.resource_config()
+    if hosts.index > 0:
+        print(f"{min(hosts.hosts)} predicts alone; nothing is left for {hosts.current_host}.", flush=True)
+        return
     test = load_test(folders.channel("test"))
     files = [ModelFiles.verify(name, folders.channel("models"), task.models[name]) for name in task.model_names]
     for model in files:
