@@ -42,10 +42,6 @@ class SettingsError(ProblemsError):
     """Mistakes in settings.ini."""
 
 
-class FunctionsError(ProblemsError):
-    """Mistakes in user_defined_funcs.py."""
-
-
 def shown(value: object) -> str:
     """A value for a message: on one line, cut after 120 characters."""
     text = " ".join(str(value).split())
