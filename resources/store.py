@@ -20,7 +20,7 @@ from resources.keys import check_key
 TABLE_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 # Files moved at once between a store and local folders: enough to hide latency, few enough for two cores.
 PARALLEL_FILES = 32
-# Requests in flight of a bulk copy; more gains nothing at 30 ms a request (bench/reconcile.py).
+# Requests in flight of a bulk copy; more gains nothing at 30 ms a request (bench/copies.py).
 PARALLEL_COPIES = 256
 
 
@@ -125,6 +125,11 @@ class Store:
         """s3://bucket/prefix/key, or the absolute path."""
         root = str(self.local_path) if self.local_path else self.url
         return f"{root}/{key}" if key else root
+
+    def below(self, prefix: str) -> "Store":
+        """The store that begins at a folder of this one."""
+        root = f"{self.local_path / prefix}" if self.local_path else f"{self.url}/{check_key(prefix)}"
+        return Store(root, self._environment)
 
     def get(self, key: str) -> bytes:
         """The content. Raises MissingKey."""

@@ -1,7 +1,7 @@
 """What reconciliation leaves out, and why: counted in the funnel, shown in tables."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +43,11 @@ class Findings:
     labels_without_files: pa.Table = field(default_factory=lambda: findings_table("labels_without_files", []))
     files_without_labels: pa.Table = field(default_factory=lambda: findings_table("files_without_labels", []))
     failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
+
+    def together(self, other: "Findings") -> "Findings":
+        """What two stages found that ran side by side: labels, and files."""
+        refused = pa.concat_tables([self.refused, other.refused])
+        return replace(self, funnel=self.funnel | other.funnel, refused=refused)
 
     @property
     def problems(self) -> dict[str, pa.Table]:

@@ -36,7 +36,7 @@ def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     unsafe = refusals(rows["artifact_guid"].to_arrow())
     label = pl.col("label")
     reason = (
-        pl.when(pl.col("artifact_guid").is_in(list(unsafe)) | pl.col("artifact_guid").is_null())
+        pl.when(pl.col("artifact_guid").is_in(list(unsafe)) | pl.col("artifact_guid").is_null() if unsafe else False)
         .then(pl.lit("unsafe artifact_guid"))
         .when(label.is_null())
         .then(pl.lit("label is NULL"))
@@ -70,9 +70,9 @@ def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
 def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     conflicting = []
     for column in ("artifact_guid", "file_hash"):
-        known = rows.filter(pl.col(column).is_not_null()).select(column, "label")
-        if known[column].n_unique() == known.height:
+        if rows[column].drop_nulls().n_unique() == rows.height - rows[column].null_count():
             continue
+        known = rows.filter(pl.col(column).is_not_null()).select(column, "label")
         several = known.group_by(column).agg(pl.col("label").n_unique().alias("n")).filter(pl.col("n") > 1)
         conflicting.append((column, several[column]))
     out = pl.lit(False)
@@ -95,27 +95,30 @@ def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
 
 
 def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    rows = rows.sort("artifact_guid")
     before = rows.height
-    if rows["artifact_guid"].n_unique() < before:
-        rest = [name for name, kind in rows.schema.items() if name != "artifact_guid" and not kind.is_nested()]
-        order = [pl.col("artifact_guid"), *(pl.col(name).cast(pl.String, strict=False) for name in rest)]
-        rows = rows.sort(order, nulls_last=True).unique("artifact_guid", keep="first", maintain_order=True)
-    else:
-        rows = rows.sort("artifact_guid")
+    if (rows["artifact_guid"] == rows["artifact_guid"].shift()).any():
+        order = [name for name, kind in rows.schema.items() if name != "artifact_guid" and not kind.is_nested()]
+        texts = (pl.col(name).cast(pl.String, strict=False) for name in order)
+        rows = rows.sort("artifact_guid", *texts, nulls_last=True).unique(
+            "artifact_guid", keep="first", maintain_order=True
+        )
     findings.funnel["repeated rows"] = before - rows.height
     return rows
 
 
 def drop_duplicates(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     """Of artifacts with one file hash, the one with the smallest GUID (in byte order). A NULL hash equals no other."""
-    known = rows.filter(pl.col("file_hash").is_not_null()).select("artifact_guid", "file_hash")
-    if known["file_hash"].n_unique() == known.height:
+    hashes = rows["file_hash"].drop_nulls()
+    repeated = hashes.filter(hashes.is_duplicated()).unique()
+    if repeated.is_empty():
         findings.funnel["duplicates"] = 0
         return rows
+    known = rows.filter(pl.col("file_hash").is_in(repeated.implode())).select("artifact_guid", "file_hash")
     kept = known.group_by("file_hash").agg(pl.col("artifact_guid").min().alias("kept"))
     dropped = known.join(kept, on="file_hash").filter(pl.col("artifact_guid") != pl.col("kept"))
     findings.funnel["duplicates"] = dropped.height
     findings.duplicates = findings_table(
         "duplicates", dropped.sort("file_hash", "artifact_guid").head(MAX_ROWS).iter_rows(named=True)
     )
-    return rows.join(dropped, on="artifact_guid", how="anti", maintain_order="left")
+    return rows.filter(~pl.col("artifact_guid").is_in(dropped["artifact_guid"].implode()))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,14 @@ from docml_assets.reconcile.findings import Findings, findings_table
 from docml_assets.reconcile.label_rows import trusted_rows
 from docml_assets.reconcile.pace import Pace
 from docml_assets.reconcile.plan import (
+    CHUNK,
     MARKER,
+    SOURCE,
     Plan,
     Recipe,
     artifact_files,
     join,
+    key_below,
     make_plan,
     production_files,
     to_copy,
@@ -112,88 +115,102 @@ def reconcile(
     started = time.monotonic()
     recipe = recipe_of(place, settings, functions_source)
     step = _Step(place, settings, functions_source, store, production, environment, recipe, log, progress)
-    progress("labels and files listed", 0, 3)
-    with ThreadPoolExecutor(3) as pool:
-        fetching = pool.submit(labels.fetch, settings.labels_query, max_rows=settings.max_label_rows)
-        existing = pool.submit(list_existing, store, step.base)
-        listing = pool.submit(list_production, production)
-        findings = Findings()
-        rows = trusted_rows(fetching.result(), findings)
-        progress("labels and files listed", 1, 3)
-        plan, existing_table = _copy_until_settled(step, rows, findings, listing.result(), existing.result())
+    progress("labels and files listed", 0, 1)
+    names = settings.files_from_prod
+    gathered = gather(labels, settings.labels_query, settings.max_label_rows, production, names, store, step.base)
+    progress("labels and files listed", 1, 1)
+    plan, existing_table, findings = _copy_until_settled(step, gathered)
     existing_table = _process(step, plan, existing_table)
     return _result(step, plan, existing_table, findings, started)
 
 
-def recipe_of(place: RunPlace, settings: Settings, functions_source: str) -> Recipe:
-    """What decides versions besides the source files."""
-    with_process = PROCESS_FUNC in defined_functions(functions_source)
-    return Recipe(
-        files_from_prod=tuple(sorted(set(settings.files_from_prod))),
-        files_on_research=tuple(sorted(set(settings.files_on_research))),
-        process_digest=functions_digest(functions_source, [PROCESS_FUNC]) if with_process else None,
-        overwrite_run=place.number if settings.overwrite else None,
-    )
+@dataclass
+class Gathered:
+    """rows: trusted label rows. files: the wanted production files. existing: what lies in the store. And what was left out."""
+
+    rows: pl.DataFrame
+    of_labels: Findings
+    files: pl.DataFrame
+    of_files: Findings
+    existing: pa.Table
+
+
+def gather(
+    labels: LabelSource,
+    query: str,
+    max_rows: int | None,
+    production: Store,
+    names: Sequence[str],
+    store: Store,
+    base: str,
+) -> Gathered:
+    """Ask the database and both stores at once. Listings are cut down to what is needed as soon as they are there."""
+    with ThreadPoolExecutor(3) as pool:
+        fetching = pool.submit(labels.fetch, query, max_rows=max_rows)
+        listing = pool.submit(list_production, production, names)
+        existing = pool.submit(list_existing, store, base).result()
+        files, of_files = listing.result()
+        table = fetching.result()
+    # Not beside the listings: each needs memory on the way.
+    of_labels = Findings()
+    return Gathered(trusted_rows(table, of_labels), of_labels, files, of_files, existing)
 
 
 def list_existing(store: Store, base: str) -> pa.Table:
-    """What lies below `base`: key, size, etag (null in a folder store)."""
-    return store.list_table(base, SHARDS, etags=False)
+    """What lies below `base`: key (from there on), size, etag (null in a folder store)."""
+    return store.below(base).list_table("", SHARDS, etags=False)
 
 
-def list_production(production: Store) -> pa.Table:
-    """Everything in production: key, size, etag (null in a folder store)."""
-    return production.list_table("", SHARDS, etags=False)
+def list_production(production: Store, names: Sequence[str]) -> tuple[pl.DataFrame, Findings]:
+    """The files called `names` in production (source_etag null in a folder store), and what was left out."""
+    findings = Findings()
+    return production_files(production.list_table("", SHARDS, etags=False), names, findings), findings
 
 
-def plan_run(
-    rows: pl.DataFrame, listing: pa.Table, production: Store, base: str, recipe: Recipe, findings: Findings
-) -> Plan:
-    """From trusted label rows and a production listing to what every artifact should consist of."""
-    files = production_files(listing, recipe.files_from_prod, findings)
-    joined, files = join(rows, files, recipe, findings)
-    return make_plan(joined, with_etags(files, "source", "source_etag", production), base, recipe)
+def plan_run(gathered: Gathered, production: Store, recipe: Recipe) -> tuple[Plan, Findings]:
+    """What every artifact should consist of, and what was left out on the way."""
+    findings = gathered.of_labels.together(gathered.of_files)
+    rows, files = join(gathered.rows, gathered.files, recipe, findings)
+    return make_plan(rows, with_etags(files, SOURCE, "source_etag", production), recipe), findings
 
 
-def with_etags(files: pl.DataFrame, key: str, etag: str, store: Store) -> pl.DataFrame:
+def with_etags(files: pl.DataFrame, key: pl.Expr, etag: str, store: Store) -> pl.DataFrame:
     """`files` with the etags that the listing left out, as a folder's does."""
-    lacking = files.filter(pl.col(etag).is_null())[key]
-    if lacking.is_empty():
+    unknown = pl.col(etag).is_null()
+    if not files[etag].null_count():
         return files
+    lacking = files.filter(unknown)
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        found = [stored.etag if stored else None for stored in pool.map(store.head, lacking)]
-    known = pl.DataFrame({key: lacking, "__etag": pl.Series(found, dtype=pl.String)})
-    joined = files.join(known, on=key, how="left", maintain_order="left")
+        found = [stored.etag if stored else None for stored in pool.map(store.head, lacking.select(key).to_series())]
+    known = pl.concat([files.filter(~unknown), lacking.with_columns(pl.Series(etag, found, dtype=pl.String))])
     # A file that went between the listing and now is as good as never listed.
-    return (
-        joined.with_columns(pl.coalesce(etag, "__etag").alias(etag)).drop("__etag").filter(pl.col(etag).is_not_null())
-    )
+    return known.filter(~unknown).sort("artifact_guid", "file")
 
 
-def _copy_until_settled(
-    step: _Step, rows: pl.DataFrame, findings: Findings, listing: pa.Table, existing: pa.Table
-) -> tuple[Plan, pa.Table]:
-    """Plan and copy; then list both sides again, and again copy what is missing or has changed meanwhile."""
-    copied: set[str] = set()
-    before = dict(findings.funnel), findings.refused
+def _copy_until_settled(step: _Step, gathered: Gathered) -> tuple[Plan, pa.Table, Findings]:
+    """Plan and copy; then list both sides again, and again copy what is missing or has changed meanwhile.
+
+    Returns the plan, what lies in the store by then, and what the last look at production left out.
+    """
+    copied = pl.DataFrame(schema={"artifact_guid": pl.String, "version": pl.String, "file": pl.String})
+    same = copied.columns
     for round_number in range(ROUNDS + 1):
-        # Only the last look at production counts.
-        findings.funnel, findings.refused = dict(before[0]), before[1]
-        step.progress("labels and files listed", 3, 3)
-        plan = plan_run(rows, listing, step.production, step.base, step.recipe, findings)
-        if stale := sorted(copied.difference(plan.files["key"])):
+        plan, findings = plan_run(gathered, step.production, step.recipe)
+        stale = copied.join(plan.files, on=same, how="anti")
+        if stale.height:
             # Copied under the version of what production held before: their content is not what the version says.
-            step.log(f"{len(stale)} files changed in production while they were copied; taking the new ones")
-            step.store.delete(stale)
-        missing = to_copy(plan, existing)
+            step.log(f"{stale.height} files changed in production while they were copied; taking the new ones")
+            step.store.delete(stale.select(key_below(step.base)).to_series())
+        missing = to_copy(plan, gathered.existing)
         if missing.is_empty():
-            return plan, existing
+            return plan, gathered.existing, findings
         if round_number == ROUNDS:
             break
         _copy(step, plan, missing, repair=round_number > 0)
-        copied.update(missing["key"])
-        existing, listing = list_existing(step.store, step.base), list_production(step.production)
-    names = ", ".join(missing["source"].head(20))
+        copied = pl.concat([copied, missing.select(same)])
+        gathered.existing = list_existing(step.store, step.base)
+        gathered.files, gathered.of_files = list_production(step.production, step.recipe.files_from_prod)
+    names = ", ".join(missing.head(20).select(SOURCE).to_series())
     raise ReconciliationError(
         f"{missing.height} production files could not be copied in {ROUNDS} rounds; they keep changing or vanishing: {names}"
     )
@@ -204,19 +221,20 @@ def _copy(step: _Step, plan: Plan, missing: pl.DataFrame, *, repair: bool) -> No
     reused = plan.files.height - total
     step.log(f"copying {total:,} files ({float(missing['size'].sum()) / 1e6:,.1f} MB); {reused:,} are there already")
     pace = Pace("files copied", total, step.log, step.progress)
-    pairs = zip(missing["source"], missing["key"], strict=True)
+    keys = [SOURCE.alias("source"), key_below(step.base).alias("key")]
+    pairs = (pair for some in missing.iter_slices(CHUNK) for pair in some.select(keys).iter_rows())
     gone = step.store.copy_many(step.production, pairs, copied=pace.tick)
     step.copied += pace.done
     step.repaired += pace.done if repair else 0
-    lost = pl.Series([lost.target for lost in gone], dtype=pl.String)
-    step.bytes_copied += int(missing.filter(~pl.col("key").is_in(lost.implode()))["size"].sum())
+    lost = pl.Series([lost.source for lost in gone], dtype=pl.String)
+    step.bytes_copied += int(missing.filter(~SOURCE.is_in(lost.implode()))["size"].sum())
     step.log(f"copied {pace.done:,} files, {pace.rate:,.0f} a second")
 
 
 def _process(step: _Step, plan: Plan, existing: pa.Table) -> pa.Table:
     """Let process_func make what is not there; once more for what is still missing then. Returns the store's listing after it."""
     for attempt in range(2):
-        files = artifact_files(plan, existing, step.base)
+        files = artifact_files(plan, existing)
         pending = to_process(plan, files, step.recipe)
         failed = {failure.artifact_guid for failure in step.failures}
         pending = pending.filter(~pl.col("artifact_guid").is_in(list(failed)))
@@ -253,7 +271,7 @@ def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[
 
 def _result(step: _Step, plan: Plan, existing: pa.Table, findings: Findings, started: float) -> Reconciled:
     recipe = step.recipe
-    files = artifact_files(plan, existing, step.base).filter(~pl.col("file").str.starts_with(MARKER))
+    files = artifact_files(plan, existing).filter(~pl.col("file").str.starts_with(MARKER))
     failed = [
         *(
             {"artifact_guid": f.artifact_guid, "file": None, "reason": f.reason, "traceback": f.traceback}
@@ -330,9 +348,10 @@ def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: Plan
     """reconciled_manifest: one row a file, sorted by artifact_guid and file."""
     from_prod = pl.col("file").is_in(list(step.recipe.files_from_prod))
     rows = (
-        files.drop("version")
+        files.with_columns(key_below(step.base).alias("key"))
+        .drop("version")
         .join(artifacts.select("artifact_guid", "label", "file_hash", "version"), on="artifact_guid")
-        .join(plan.files.select("key", "source_etag"), on="key", how="left")
+        .join(plan.files.select("artifact_guid", "file", "source_etag"), on=["artifact_guid", "file"], how="left")
         .with_columns(
             pl.when(from_prod).then(pl.lit("prod")).otherwise(pl.lit("process_func")).alias("origin"),
             # What process_func made has the version of what it was made from.
@@ -340,7 +359,7 @@ def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: Plan
         )
         .sort("artifact_guid", "file")
     )
-    return _arrow(with_etags(rows, "key", "etag", step.store).select(TABLE_COLUMNS))
+    return _arrow(with_etags(rows, pl.col("key"), "etag", step.store).select(TABLE_COLUMNS))
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

@@ -107,6 +107,13 @@ class StoreContract:
         assert store.list_folders("a") == ["b", "bc"]
         assert store.list_folders() == ["a", "ab"]
 
+    def test_a_store_below_a_folder(self, store: Store) -> None:
+        store.put("some folder ü/%41/file", b"x")
+        below = store.below("some folder ü")
+        assert [o.key for o in below.list()] == ["%41/file"]
+        below.put("new", b"y")
+        assert store.get("some folder ü/new") == b"y"
+
     def test_lists_in_byte_order(self, store: Store) -> None:
         keys = ["a-b/x", "a/x", "a.b/x", "a0/x", "A/x", "é/x", "z/x", "a/x-y", "a/x/y2"]
         keys.remove("a/x")  # an object and a folder of one name cannot both be in a folder

@@ -3,6 +3,7 @@ import pyarrow as pa
 
 from docml_assets.reconcile.findings import Findings
 from docml_assets.reconcile.plan import (
+    KEY,
     Plan,
     Recipe,
     artifact_files,
@@ -27,7 +28,7 @@ def rows(*guids: str) -> pl.DataFrame:
 
 def plan(keys: tuple[str, ...], recipe: Recipe, etag: str = "e", guids: tuple[str, ...] = ("g1", "g2")) -> Plan:
     files = production_files(listing(*keys, etag=etag), recipe.files_from_prod, Findings())
-    return make_plan(*join(rows(*guids), files, recipe, Findings()), "base", recipe)
+    return make_plan(*join(rows(*sorted(guids)), files, recipe, Findings()), recipe)
 
 
 KEYS = ("g1/a.json", "g1/b.png", "g2/a.json", "g2/b.png")
@@ -52,10 +53,7 @@ def test_wanted_files_are_found_and_unsafe_keys_counted() -> None:
     ]
     findings = Findings()
     files = production_files(listing(*keys), FILES, findings)
-    assert sorted(files.select("artifact_guid", "file", "source").iter_rows()) == [
-        ("g1", "a.json", "g1/a.json"),
-        ("ü g", "a.json", "ü g/a.json"),
-    ]
+    assert list(files.select("artifact_guid", "file").iter_rows()) == [("g1", "a.json"), ("ü g", "a.json")]
     assert findings.funnel == {"production files": 9, "production files refused": 3, "production files elsewhere": 2}
     assert findings.refused.num_rows == 3
 
@@ -65,7 +63,7 @@ def test_join() -> None:
     findings = Findings()
     joined, kept = join(rows("g1", "g2"), files, RECIPE, findings)
     assert joined["artifact_guid"].to_list() == ["g1"]
-    assert kept["source"].to_list() == ["g1/a.json"]
+    assert list(kept.select("artifact_guid", "file").iter_rows()) == [("g1", "a.json")]
     assert findings.funnel == {
         "labels without files": 1,
         "artifacts without labels": 1,
@@ -95,8 +93,7 @@ def test_keys_and_versions() -> None:
         "file": "a.json",
         "size": 1,
         "source_etag": "e-g1/a.json",
-        "source": "g1/a.json",
-        "key": f"base/g1/{version['g1']}/a.json",
+        "version": version["g1"],
     }
     assert versions(plan(KEYS[::-1], RECIPE, guids=("g2", "g1"))) == version, "order does not matter"
 
@@ -122,7 +119,7 @@ def test_artifacts_that_lack_a_file_are_set_apart() -> None:
 
 
 def existing(made: Plan, *more: str, size: int = 1) -> pa.Table:
-    keys = [*made.files["key"], *more]
+    keys = sorted([*made.files.select(KEY).to_series(), *more])
     return pa.table([keys, [size] * len(keys), [None] * len(keys)], schema=TABLE_SCHEMA)
 
 
@@ -130,18 +127,18 @@ def test_what_is_to_copy() -> None:
     made = plan(KEYS, RECIPE)
     assert to_copy(made, TABLE_SCHEMA.empty_table()).height == 4
     assert to_copy(made, existing(made)).height == 0
-    assert to_copy(made, existing(made).slice(1))["source"].to_list() == ["g1/a.json"]
+    assert to_copy(made, existing(made).slice(1)).select("artifact_guid", "file").rows() == [("g1", "a.json")]
     assert to_copy(made, existing(made, size=2)).height == 4, "of another size"
 
 
 def test_what_is_to_process() -> None:
     recipe = Recipe(FILES, (*FILES, "made.txt"), "digest", None)
     made = plan(KEYS, recipe)
-    folder = {guid: f"base/{guid}/{version}" for guid, version in versions(made).items()}
+    folder = {guid: f"{guid}/{version}" for guid, version in versions(made).items()}
 
     def pending(*more: str) -> list[str]:
         table = existing(made, *more)
-        return to_process(made, artifact_files(made, table, "base"), recipe)["artifact_guid"].to_list()
+        return to_process(made, artifact_files(made, table), recipe)["artifact_guid"].to_list()
 
     done1 = [f"{folder['g1']}/made.txt", f"{folder['g1']}/extra.bin", f"{folder['g1']}/.processed-2"]
     assert pending() == ["g1", "g2"]
@@ -149,6 +146,6 @@ def test_what_is_to_process() -> None:
     assert pending(*done1[:2]) == ["g1", "g2"], "without the mark"
     assert pending(done1[0], done1[2]) == ["g1", "g2"], "with a file gone"
     assert pending(done1[1], done1[2]) == ["g1", "g2"], "with a required file gone"
-    assert pending("base/g1/otherversion/.processed-0", *done1) == ["g2"]
+    assert pending("g1/otherversion/.processed-0", *done1) == ["g2"]
     without = Recipe(FILES, FILES, None, None)
-    assert to_process(made, artifact_files(made, existing(made), "base"), without).is_empty()
+    assert to_process(made, artifact_files(made, existing(made)), without).is_empty()
