@@ -4,6 +4,7 @@ The walk through the attempts at one piece of work is in `waiting.py`; here are 
 """
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ class Engine:
         self.records = Records(store)
         self.clock = clock
         self.pause = pause
+        self.jitter = random.Random()
 
     def run(
         self,

@@ -16,9 +16,9 @@ BUSY_SECONDS = 15 * 60.0
 class Budget:
     """The patience of one call of `Jobs.run`. Waits grow from attempt to attempt and are jittered."""
 
-    def __init__(self, clock: Callable[[], float], jitter: random.Random | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], jitter: random.Random) -> None:
         self._clock = clock
-        self._jitter = jitter or random.Random()
+        self._jitter = jitter
         self._capacity_since: float | None = None
         self._capacity_tries = 0
         self._busy_since: float | None = None

@@ -68,7 +68,7 @@ class Waiting:
         self.holder = holder
         self.listener = listener
         self.cancel = cancel
-        self.budget = Budget(engine.clock)
+        self.budget = Budget(engine.clock, engine.jitter)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._held: Job | None = None
         self._renewed = 0.0

@@ -153,7 +153,9 @@ class Actor:
         backend = SageMakerBackend(store, ENVIRONMENT, session=_connected().session, **PACE)
         vars(backend).update(_connected().clients)
         backend._jitter = random.Random(self.name)
-        return Engine(store, backend, clock=self.world.clock, pause=self.pause)
+        engine = Engine(store, backend, clock=self.world.clock, pause=self.pause)
+        engine.jitter = random.Random(self.name)
+        return engine
 
 
 _current = threading.local()
@@ -178,6 +180,8 @@ class _Connected:
         backend = SageMakerBackend(Store(URL, {}), ENVIRONMENT, session=self.session, **PACE)
         names = ("sagemaker", "cloudwatch", "typed_layer")
         self.clients = {name: getattr(backend, name) for name in names}
+        for client in (backend.sagemaker, backend.cloudwatch):  # built anew for every call: half of a schedule's time
+            client._user_agent_creator.to_string = lambda: "simulated"
 
 
 _connection: list[_Connected] = []
@@ -194,10 +198,10 @@ class _WatchedSageMaker(SageMaker):
     """Breaks off where a promise is broken: two jobs for one work at a time, or one after another has completed."""
 
     def add(self, kind: Kind, request: dict[str, Any], *, parent: Job | None = None) -> Job:
-        if parent is None:
+        if parent is None and (kind.name, request[f"{kind.noun}Name"]) not in self.jobs:
             work = _work_of(request["Tags"])
             for job in self.jobs.values():
-                if job.parent is None and _work_of(job.tags) == work and job.name != request[f"{kind.noun}Name"]:
+                if job.parent is None and _work_of(job.tags) == work:
                     if not job.done:
                         raise Rules(f"{request[f'{kind.noun}Name']} created while {job.name} runs")
                     if job.status == "Completed":

@@ -19,6 +19,12 @@ SPECS: dict[str, JobSpec] = {"processing": preparation(), "training": training()
 SCHEDULES = 1000
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a search takes longer than all the rest of its history."""
+    monkeypatch.setattr("resources.jobs.trials.picture", lambda *_: b"a picture")
+
+
 def orchestrator(spec: JobSpec, holder: str) -> Callable[[Actor], Any]:
     return lambda actor: actor.engine().run(spec, FILES, holder=holder, listener=Hearing())
 

@@ -1,5 +1,7 @@
 """What is tried again, how often, and for how long."""
 
+import random
+
 import pytest
 
 from resources.jobs.backend import JobState
@@ -16,11 +18,11 @@ class Clock:
 
 @pytest.mark.parametrize("cause", ["work", "time", "stopped"])
 def test_what_would_fail_again_is_not_tried_again(cause: str) -> None:
-    assert Budget(Clock()).after(JobState("Failed", cause=cause)) is None  # type: ignore[arg-type]
+    assert Budget(Clock(), random.Random(1)).after(JobState("Failed", cause=cause)) is None  # type: ignore[arg-type]
 
 
 def test_a_lost_job_is_tried_again_a_few_times() -> None:
-    budget = Budget(Clock())
+    budget = Budget(Clock(), random.Random(1))
     waits = []
     for _ in range(MAX_ATTEMPTS + 1):
         budget.attempts += 1
@@ -30,7 +32,7 @@ def test_a_lost_job_is_tried_again_a_few_times() -> None:
 
 def test_capacity_is_waited_for_until_the_budget_is_spent() -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = Budget(clock, random.Random(1))
     tries = 0
     while (wait := budget.capacity()) is not None:
         assert 20 <= wait <= 750
@@ -42,7 +44,7 @@ def test_capacity_is_waited_for_until_the_budget_is_spent() -> None:
 
 def test_a_service_that_answers_again_resets_the_patience() -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = Budget(clock, random.Random(1))
     for _ in range(3):
         while clock.now % BUSY_SECONDS < BUSY_SECONDS / 2:
             clock.now += budget.busy(Exception("throttled"), "job")
