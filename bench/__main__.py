@@ -6,7 +6,6 @@ above 1 better; null for limits, equalities, absolute targets, and results withi
 """
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import pkgutil
@@ -18,24 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import bench
+from bench._rows import Row, rows_of
 
 RESULTS = Path(__file__).resolve().parent / "results.json"
-KEYS = {"bench", "metric", "unit", "ours", "peers", "ratio"}
-Row = dict[str, Any]
 
 
 def names() -> list[str]:
     """The benchmarks, by name; modules that begin with an underscore are shared helpers."""
     return sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if not module.name.startswith("_"))
-
-
-def rows_of(name: str) -> list[Row]:
-    """Run one benchmark. ValueError if its rows are not rows."""
-    rows: list[Row] = importlib.import_module(f"bench.{name}").run()
-    for row in rows:
-        if set(row) != KEYS or row["bench"] != name:
-            raise ValueError(f"bench {name}: found a row {row}; expected the keys {sorted(KEYS)} and bench = {name!r}")
-    return rows
 
 
 def table(rows: list[Row]) -> str:

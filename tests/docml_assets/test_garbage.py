@@ -93,7 +93,7 @@ def test_only_what_no_run_names_is_garbage(world: World) -> None:
         collect(world.store, item)
     gone = before - world.keys()
     assert all("/k0/" in key or "/v0/" in key for key in gone)
-    assert needed in world.keys()
+    assert needed in world
 
 
 def test_an_unfinished_run_keeps_everything_it_may_use(world: World) -> None:
@@ -138,7 +138,7 @@ def test_the_command_shows_first_and_removes_then(world: World, monkeypatch: pyt
     shown = CliRunner().invoke(command, ["--dry-run"])
     assert shown.exit_code == 0
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
-    assert orphan in world.keys()
+    assert orphan in world
     removed = CliRunner().invoke(command, [EXPERIMENT])
     assert removed.exit_code == 0
-    assert orphan not in world.keys()
+    assert orphan not in world
