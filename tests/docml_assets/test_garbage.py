@@ -66,7 +66,7 @@ class World:
         note = Prepared(folder=folder, made_by_run=place.number, data_version="1" * 64)
         self.publish(place.preparation, "encoded_splits", {PREPARED: note.to_bytes()}, place.number)
 
-    def keys(self) -> set[str]:
+    def stored(self) -> set[str]:
         return {stored.key for stored in self.store.list()}
 
 
@@ -88,12 +88,12 @@ def test_only_what_no_run_names_is_garbage(world: World) -> None:
         f"{EXPERIMENT}/data/prepared_data/full_dataset/k0",
     }
     assert kept == []
-    before = world.keys()
+    before = world.stored()
     for item in garbage:
         collect(world.store, item)
-    gone = before - world.keys()
+    gone = before - world.stored()
     assert all("/k0/" in key or "/v0/" in key for key in gone)
-    assert needed in world
+    assert needed in world.stored()
 
 
 def test_an_unfinished_run_keeps_everything_it_may_use(world: World) -> None:
@@ -138,7 +138,7 @@ def test_the_command_shows_first_and_removes_then(world: World, monkeypatch: pyt
     shown = CliRunner().invoke(command, ["--dry-run"])
     assert shown.exit_code == 0
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
-    assert orphan in world
+    assert orphan in world.stored()
     removed = CliRunner().invoke(command, [EXPERIMENT])
     assert removed.exit_code == 0
-    assert orphan not in world
+    assert orphan not in world.stored()
