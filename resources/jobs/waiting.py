@@ -10,9 +10,9 @@ import contextlib
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from docml_contract.errors import UnreadableDocument
 from docml_contract.events import parse_event
@@ -22,8 +22,9 @@ from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import Busy, Cursor, Job, JobState, NameTaken, NoCapacity
 from resources.jobs.errors import JobFailed, JobRefused, JobStopped
+from resources.jobs.holding import Canceled, Holding
 from resources.jobs.interface import JobResult, Listener
-from resources.jobs.records import LAPSE_SECONDS, RENEW_SECONDS, JobRecord
+from resources.jobs.records import LAPSE_SECONDS, JobRecord
 from resources.jobs.retries import Budget
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 LAST_LINES = 20
 # How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.
 INVISIBLE_SECONDS = 60.0
-
-Answer = TypeVar("Answer")
-
-
-class Canceled(BaseException):
-    """The caller's cancel event was set."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +62,9 @@ class Waiting:
         self.files = files
         self.holder = holder
         self.listener = listener
-        self.cancel = cancel
         self.budget = Budget(engine.clock, engine.jitter)
+        self.hold = Holding(engine, self.budget, holder, listener, cancel)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._held: Job | None = None
-        self._renewed = 0.0
         self._created = False  # the job may exist: Create was begun, or the job was seen
 
     # -- the walk
@@ -104,7 +97,7 @@ class Waiting:
             raise kind(job.name, state.reason, last_lines=[*self.last_lines], links=self.backend.links(job))
         self.listener.status(f"{job.name}: {state.reason}; next attempt in {seconds:.0f} s")
         try:
-            self._pause(seconds)
+            self.hold.pause(seconds)
         except Canceled:
             raise JobStopped(job.name, f"canceled while waiting for the next attempt ({state.reason})") from None
 
@@ -115,9 +108,9 @@ class Waiting:
         if record is not None and record.ended:
             return self._past(job, record)
         try:
-            self._hold(job)
+            self.hold.take(job)
             record, fresh = (record, False) if record else self._intend(job)
-            state = None if fresh else self._ask(job, self.backend.observe)
+            state = None if fresh else self.hold.ask(job, self.backend.observe)
             self._created = state is not None
             launched = state is None and self._launch(job, record)
             if not launched:
@@ -131,7 +124,7 @@ class Waiting:
             self._abandon(job)
             raise
         finally:
-            self._held = None
+            self.hold.drop()
 
     def _past(self, job: Job, record: JobRecord) -> JobResult | Ended:
         """An attempt whose end is on record."""
@@ -151,7 +144,7 @@ class Waiting:
     def _foreign(self, job: Job, record: JobRecord) -> Ended:
         """An attempt at other work under the same name: passed over if it has ended, refused while it runs."""
         if not record.ended:
-            state = self._ask(job, self.backend.observe)
+            state = self.hold.ask(job, self.backend.observe)
             lease = self.records.lease(job.place, job.name)
             alive = lease is not None and not lease.lapsed(self.engine.clock())
             if (state is None and alive) or (state is not None and not state.ended):
@@ -192,7 +185,7 @@ class Waiting:
         self._created = True
         while True:
             try:
-                self._ask(job, self.backend.create)
+                self.hold.ask(job, self.backend.create)
                 return True
             except NameTaken:
                 self._recognize(job)
@@ -203,7 +196,7 @@ class Waiting:
                     self._refuse(job, f"no machine was to be had: {error}")
                     raise JobRefused(f"job {job.name}: no machine was to be had: {error}") from error
                 self.listener.status(f"no capacity ({error}); asking again in {seconds:.0f} s")
-                self._pause(seconds)
+                self.hold.pause(seconds)
             except JobRefused as error:
                 self._refuse(job, str(error))
                 raise
@@ -225,7 +218,7 @@ class Waiting:
     def _recognize(self, job: Job) -> None:
         """Refuse a job that has our name and does other work: a store at the same place may have existed before."""
         self._visible(job)
-        found = self._ask(job, self.backend.spec_hash)
+        found = self.hold.ask(job, self.backend.spec_hash)
         if found != self.spec.spec_hash:
             self._refuse(job, "its name is taken by a job with another spec")
             raise JobRefused(
@@ -239,12 +232,12 @@ class Waiting:
         """The state of a job that must exist, with patience."""
         deadline = self.engine.clock() + INVISIBLE_SECONDS
         while True:
-            state = self._ask(job, self.backend.observe)
+            state = self.hold.ask(job, self.backend.observe)
             if state is not None:
                 return state
             if self.engine.clock() > deadline:
                 return JobState("Failed", reason="the job has disappeared", cause="lost")
-            self._pause(self.backend.poll_seconds)
+            self.hold.pause(self.backend.poll_seconds)
 
     def _follow(self, job: Job) -> JobState:
         cursor: Cursor = {}
@@ -257,15 +250,15 @@ class Waiting:
             self._relay(job, cursor)
             if state.ended:
                 break
-            self._pause(self.backend.poll_seconds)
+            self.hold.pause(self.backend.poll_seconds)
         deadline = self.engine.clock() + self.backend.log_settle_seconds
         while self.engine.clock() < deadline:
-            self._pause(min(1.0, self.backend.log_settle_seconds))
+            self.hold.pause(min(1.0, self.backend.log_settle_seconds))
             self._relay(job, cursor)
         return state
 
     def _relay(self, job: Job, cursor: Cursor) -> None:
-        for line in self._ask(job, lambda job: self.backend.logs(job, cursor)):
+        for line in self.hold.ask(job, lambda job: self.backend.logs(job, cursor)):
             event = parse_event(line.text)
             if event is None:
                 self.last_lines.append(line.text)
@@ -277,7 +270,7 @@ class Waiting:
         current = self.records.read(job.place, job.name) or record  # the sweep may have marked it meanwhile
         result = None
         if state.status == "Completed":
-            prefix = self._ask(job, self.backend.collect)
+            prefix = self.hold.ask(job, self.backend.collect)
             current = current.model_copy(update={"output_prefix": prefix})
             result = self._result(job, self.engine.with_end(current, state), launched)
             if result is None:
@@ -342,49 +335,3 @@ class Waiting:
             if (state is not None and state.ended) or self.engine.clock() >= deadline:
                 return state
             self.engine.pause(min(self.backend.poll_seconds, 2.0))
-
-    # -- time and leases
-
-    def _ask(self, job: Job, question: Callable[[Job], Answer]) -> Answer:
-        """Ask the backend, again while it is busy, within the budget."""
-        while True:
-            try:
-                answer = question(job)
-            except Busy as error:
-                seconds = self.budget.busy(error, job.name)
-                if seconds > 10:
-                    self.listener.status(f"{job.name}: {error}; asking again in {seconds:.0f} s")
-                self._pause(seconds)
-            else:
-                self.budget.answered()
-                return answer
-
-    def _hold(self, job: Job) -> None:
-        """Announce the job to the sweep and take its lease."""
-        now = self.engine.clock()
-        self.records.hold(job.place, job.name, self.holder, now)
-        self.records.activate(job, now)
-        self._held, self._renewed = job, now
-
-    def _pause(self, seconds: float) -> None:
-        """Wait; renew the lease meanwhile. The waiting loop itself renews it, since a lease says that somebody watches."""
-        until = self.engine.clock() + seconds
-        while True:
-            if self.cancel.is_set():
-                raise Canceled
-            self._renew()
-            left = until - self.engine.clock()
-            if left <= 0:
-                return
-            self.engine.pause(min(left, 1.0))
-
-    def _renew(self) -> None:
-        """Renew the lease if it is ours or nobody's; another run that has attached since keeps it while it lives."""
-        now = self.engine.clock()
-        if self._held is None or now - self._renewed < RENEW_SECONDS:
-            return
-        self._renewed = now
-        job = self._held
-        lease = self.records.lease(job.place, job.name)
-        if lease is None or lease.holder == self.holder or lease.lapsed(now):
-            self.records.hold(job.place, job.name, self.holder, now)

@@ -1,0 +1,61 @@
+"""The supervisor claims a job once, enforces its time limit, and says in its state how it ended."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from resources.jobs.backend import Job
+from resources.jobs.supervised import Assignment, Supervisor, log_key, state_key
+from resources.store import Store
+from tests.contracts.jobs_contract import FILES, fill, training
+from tests.resources.jobs.cloud import FAKE_TRAINER
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(str(tmp_path / "store"), environment={})
+    fill(store)
+    return store
+
+
+def supervisor(store: Store, folder: Path, token: str = "a", options: dict[str, object] | None = None) -> Supervisor:
+    job = Job.plan(training(options), 1, store.url)
+    for name, content in {"spec.json": job.spec.to_bytes(), **FILES}.items():
+        store.put(f"{job.spec_prefix}/{name}", content)
+    assignment = Assignment(
+        name=job.name, attempt=1, token=token, store_url=store.url, spec=job.spec, command=FAKE_TRAINER
+    )
+    folder.mkdir()
+    return Supervisor(folder, assignment, store, dict(os.environ))
+
+
+def test_one_of_several_supervisors_wins(store: Store, tmp_path: Path) -> None:
+    both = [supervisor(store, tmp_path / token, token) for token in ("a", "b")]
+    assert [each.claim() for each in both] == [True, False]
+
+
+def test_a_job_that_exceeds_its_time_is_stopped_and_says_so(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = supervisor(store, tmp_path / "a", options={"steps": 100_000})
+    assert one.claim()
+    begun = time.monotonic()
+    monkeypatch.setattr(one, "_out_of_time", lambda _: Supervisor._out_of_time(one, begun - 600))
+    one.run()
+    assert (one.state.status, one.state.cause) == ("Stopped", "time")
+    assert "MaxRuntimeExceeded" in one.state.reason
+    assert "MAX_RUNTIME_SECONDS" in one.state.reason
+    job = Job.plan(training({"steps": 100_000}), 1, store.url)
+    assert b"train starts at step 0" in store.get(log_key(job))
+    assert not (tmp_path / "a" / "base").exists()
+
+
+def test_a_trainer_that_ends_without_a_word_is_told_by_its_exit_code(store: Store, tmp_path: Path) -> None:
+    one = supervisor(store, tmp_path / "a")
+    store.delete([stored.key for stored in store.list(one.job.spec_prefix)])  # it finds no spec
+    assert one.claim()
+    one.run()
+    assert (one.state.status, one.state.cause, one.state.reason) == ("Failed", "work", "exit code 1")
+    assert b'"Failed"' in store.get(state_key(one.job))
