@@ -24,6 +24,8 @@ from resources.secrets import resolve
 # A label query that takes longer than this is a mistake.
 STATEMENT_TIMEOUT_SECONDS = 900
 PANDAS_CHUNK_ROWS = 50_000
+# Rows that PostgreSQL's driver holds at a time.
+BATCH_BYTES = 2 << 20
 _DIALECTS = {"postgresql": "postgres", "postgres": "postgres", "sqlite": "sqlite", "mssql": "tsql", "mariadb": "mysql"}
 
 Batches = Iterator[pa.RecordBatch]
@@ -156,7 +158,7 @@ def _sqlite_batches(path: Path, query: str, max_rows: int | None, timeout: float
     if max_rows is not None and rows > max_rows:
         raise _too_many(max_rows)
     try:
-        return iter(list(_adbc_batches(adbc.connect(uri), [], query)))
+        return iter(list(_adbc_batches(adbc.connect(uri), [], query, {})))
     except (adbc.Error, OSError) as error:
         # SQLite types values, ADBC columns, by their first values: a column that mixes types is read again as text.
         if "mismatch" not in str(error).lower():
@@ -202,13 +204,16 @@ def _postgres_batches(url: str, query: str, timeout: float) -> Batches:
     libpq = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
     # autocommit is off, so these three share one transaction.
     before = ["SET TRANSACTION READ ONLY", f"SET LOCAL statement_timeout = {int(timeout * 1000)}"]
-    return _adbc_batches(adbc.connect(libpq), before, query)
+    return _adbc_batches(
+        adbc.connect(libpq), before, query, {"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
+    )
 
 
-def _adbc_batches(connection: Any, before: Iterable[str], query: str) -> Batches:
+def _adbc_batches(connection: Any, before: Iterable[str], query: str, options: Mapping[str, str]) -> Batches:
     with connection, connection.cursor() as cursor:
         for statement in before:
             cursor.execute(statement)
+        cursor.adbc_statement.set_options(**options)
         cursor.execute(query)
         reader = cursor.fetch_record_batch()
         yield pa.RecordBatch.from_arrays([pa.array([], field.type) for field in reader.schema], schema=reader.schema)

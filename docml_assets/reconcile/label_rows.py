@@ -1,5 +1,7 @@
 """From the label table to one trusted row an artifact: refusals, repeated rows, conflicting labels."""
 
+from collections.abc import Mapping
+
 import polars as pl
 import pyarrow as pa
 
@@ -9,6 +11,8 @@ from resources.keys import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
 MAX_LABEL_BYTES = 256
+# Rows judged together, so that what is needed on the way stays small.
+CHUNK = 100_000
 REQUIRED = ("artifact_guid", "label", "file_hash")
 
 
@@ -32,11 +36,11 @@ def trusted_rows(table: pa.Table, findings: Findings) -> pl.DataFrame:
     return _one_row_each(rows, findings)
 
 
-def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
-    unsafe = refusals(rows["artifact_guid"].to_arrow())
-    label = pl.col("label")
+def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
+    """Why each row is refused, or null."""
+    label, guid = pl.col("label"), pl.col("artifact_guid")
     reason = (
-        pl.when(pl.col("artifact_guid").is_in(list(unsafe)) | pl.col("artifact_guid").is_null() if unsafe else False)
+        pl.when(guid.is_null() | guid.is_in([name for name in unsafe if name is not None]))
         .then(pl.lit("unsafe artifact_guid"))
         .when(label.is_null())
         .then(pl.lit("label is NULL"))
@@ -49,7 +53,17 @@ def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
         .when(label.str.contains(r"[\x00-\x1f\x7f]"))
         .then(pl.lit("label has control characters"))
     )
-    judged = rows.with_columns(reason.alias("__reason"))
+    return rows.select(reason.alias("__reason"))["__reason"]
+
+
+def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+    reasons = [pl.Series("__reason", [], dtype=pl.String)]
+    unsafe: dict[str | None, str] = {}
+    for some in rows.iter_slices(CHUNK):
+        found = refusals(some["artifact_guid"].to_arrow().cast(pa.string()))
+        unsafe |= found
+        reasons.append(_reasons(some, found))
+    judged = rows.with_columns(pl.concat(reasons))
     refused = judged.filter(pl.col("__reason").is_not_null())
     findings.funnel["refused"] = refused.height
     for name, count in refused["__reason"].value_counts().sort("__reason").iter_rows():
@@ -67,18 +81,24 @@ def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     return judged.filter(pl.col("__reason").is_null()).drop("__reason")
 
 
+def _repeated(rows: pl.DataFrame, column: str) -> pl.DataFrame:
+    """All rows with a value that occurs more than once, and perhaps a few others: numbers that stand for the values are compared,
+    which takes a fraction of the memory, and different values may have one number."""
+    return rows.filter(rows[column].is_not_null() & rows[column].hash().is_duplicated())
+
+
 def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     conflicting = []
     for column in ("artifact_guid", "file_hash"):
-        if rows[column].drop_nulls().n_unique() == rows.height - rows[column].null_count():
-            continue
-        known = rows.filter(pl.col(column).is_not_null()).select(column, "label")
-        several = known.group_by(column).agg(pl.col("label").n_unique().alias("n")).filter(pl.col("n") > 1)
-        conflicting.append((column, several[column]))
+        several = (
+            _repeated(rows, column).group_by(column).agg(pl.col("label").n_unique().alias("n")).filter(pl.col("n") > 1)
+        )
+        if several.height:
+            conflicting.append((column, several[column]))
     out = pl.lit(False)
     for column, values in conflicting:
         out = out | pl.col(column).is_in(values.implode()).fill_null(False)
-    left_out = rows.filter(out)
+    left_out = rows.filter(out) if conflicting else rows.clear()
     findings.funnel["conflicts"] = left_out.height
     findings.conflicts = findings_table(
         "conflicts",
@@ -109,16 +129,13 @@ def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
 
 def drop_duplicates(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     """Of artifacts with one file hash, the one with the smallest GUID (in byte order). A NULL hash equals no other."""
-    hashes = rows["file_hash"].drop_nulls()
-    repeated = hashes.filter(hashes.is_duplicated()).unique()
-    if repeated.is_empty():
-        findings.funnel["duplicates"] = 0
-        return rows
-    known = rows.filter(pl.col("file_hash").is_in(repeated.implode())).select("artifact_guid", "file_hash")
+    known = _repeated(rows, "file_hash").select("artifact_guid", "file_hash")
     kept = known.group_by("file_hash").agg(pl.col("artifact_guid").min().alias("kept"))
     dropped = known.join(kept, on="file_hash").filter(pl.col("artifact_guid") != pl.col("kept"))
     findings.funnel["duplicates"] = dropped.height
     findings.duplicates = findings_table(
         "duplicates", dropped.sort("file_hash", "artifact_guid").head(MAX_ROWS).iter_rows(named=True)
     )
+    if dropped.is_empty():
+        return rows
     return rows.filter(~pl.col("artifact_guid").is_in(dropped["artifact_guid"].implode()))

@@ -156,6 +156,17 @@ def gather(
     return Gathered(trusted_rows(table, of_labels), of_labels, files, of_files, existing)
 
 
+def recipe_of(place: RunPlace, settings: Settings, functions_source: str) -> Recipe:
+    """What decides versions besides the source files."""
+    with_process = PROCESS_FUNC in defined_functions(functions_source)
+    return Recipe(
+        files_from_prod=tuple(sorted(set(settings.files_from_prod))),
+        files_on_research=tuple(sorted(set(settings.files_on_research))),
+        process_digest=functions_digest(functions_source, [PROCESS_FUNC]) if with_process else None,
+        overwrite_run=place.number if settings.overwrite else None,
+    )
+
+
 def list_existing(store: Store, base: str) -> pa.Table:
     """What lies below `base`: key (from there on), size, etag (null in a folder store)."""
     return store.below(base).list_table("", SHARDS, etags=False)

@@ -127,6 +127,8 @@ class Worker:
             reply = self._reply(STARTUP_SECONDS)
         except TimeoutError:
             reply = None
+        if self._ended:
+            return
         if reply is None or not reply.get("ready"):
             broken, traceback = (
                 (reply or {}).get("broken", "the worker died"),
