@@ -2,7 +2,7 @@
 #
 # PYTHON       the interpreter .venv is made from (python3.11, or a python3 that is 3.11)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
-#              make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#              make demo TORCH_INDEX=<URL of the index>
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
