@@ -21,7 +21,7 @@ import json, resource, sys, time
 from bench._synthetic_s3 import BASE
 from bench.reconcile import QUERY, RECIPE
 from docml_assets.reconcile.plan import to_copy
-from docml_assets.reconcile.step import gather, plan_run
+from docml_assets.reconcile.gather import gather, plan_run
 from resources.labels import LabelSource
 from resources.store import Store
 

@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 import obstore
 import pyarrow as pa
-import pyarrow.compute as pc
-from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from resources import aws
 from resources.errors import MissingKey, SettingError, StoreError
-from resources.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Missing, Names, StoredObject, missing
+from resources.s3_errors import REFUSALS, StoreErrors, store_error
+from resources.s3_listing import Listing, Page
+from resources.store import PARALLEL_FILES, Gone, Missing, Names, StoredObject, missing
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -32,17 +33,11 @@ RETRIES: "RetryConfig" = {
     "retry_timeout": timedelta(minutes=3),
 }
 TIMEOUTS: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=10)}
-Batches = list[pa.RecordBatch]
-# obstore's errors that no further attempt changes
-REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 # Puts that met a conflict or whose answer was lost are settled by looking, this many times.
 SETTLING_ATTEMPTS = 8
 PART_BYTES = 16 << 20
 # CopyObject refuses more than 5 GiB: larger objects go through here, in parts.
 TOO_LARGE_TO_COPY = "larger than the maximum allowable size"
-# Where shards begin: GUIDs vary from their first character on. `~~~` sorts just before the next character and names no folder,
-# on which servers that list folders before their content would stumble.
-SHARD_STARTS = [f"{before}~~~" for before in "0123456789ABCDEFabcde"]
 
 
 class S3Backend:
@@ -63,19 +58,19 @@ class S3Backend:
     # -- one object
 
     def get(self, key: str) -> bytes:
-        with _Errors(self, key):
+        with StoreErrors(self.uri(key)):
             return bytes(obstore.get(self.client, self.full(key)).bytes())
 
     def head(self, key: str) -> StoredObject | None:
         try:
-            with _Errors(self, key):
+            with StoreErrors(self.uri(key)):
                 meta = obstore.head(self.client, self.full(key))
         except MissingKey:
             return None
         return StoredObject(key, meta["size"], _plain_etag(meta["e_tag"]))
 
     def put(self, key: str, data: bytes) -> StoredObject:
-        with _Errors(self, key):
+        with StoreErrors(self.uri(key)):
             result = obstore.put(self.client, self.full(key), data, chunk_size=PART_BYTES)
         return StoredObject(key, len(data), _plain_etag(result["e_tag"]))
 
@@ -91,7 +86,7 @@ class S3Backend:
                     return lost and found == data
             except BaseError as error:
                 if type(error).__name__ in REFUSALS or attempt == SETTLING_ATTEMPTS - 1:
-                    raise _store_error(self, key, error) from error
+                    raise store_error(self.uri(key), error) from error
                 lost = True
             time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
         raise StoreError(
@@ -99,14 +94,14 @@ class S3Backend:
         )
 
     def put_file(self, key: str, path: Path) -> StoredObject:
-        with _Errors(self, key):
+        with StoreErrors(self.uri(key)):
             result = obstore.put(self.client, self.full(key), path, chunk_size=PART_BYTES, max_concurrency=4)
         return StoredObject(key, path.stat().st_size, _plain_etag(result["e_tag"]))
 
     def get_file(self, key: str, path: Path) -> None:
         draft = path.with_name(f".{path.name[:200]}.{threading.get_ident()}.part")
         try:
-            with _Errors(self, key), draft.open("wb") as stream:
+            with StoreErrors(self.uri(key)), draft.open("wb") as stream:
                 for block in obstore.get(self.client, self.full(key)).stream(PART_BYTES):
                     stream.write(block)
             draft.replace(path)
@@ -115,7 +110,7 @@ class S3Backend:
 
     def delete(self, keys: Sequence[str]) -> None:
         if keys:
-            with _Errors(self, keys[0]):
+            with StoreErrors(self.uri(keys[0])):
                 obstore.delete(self.client, [self.full(key) for key in keys])
 
     # -- copies
@@ -128,7 +123,7 @@ class S3Backend:
         if not self.copies_within(other):
             return self._stream(other, source, target)
         try:
-            with _Errors(other, source):
+            with StoreErrors(other.uri(source)):
                 obstore.copy(self._copier(other.bucket), other.full(source), self.full(target))
             too_large = False
         except StoreError as error:
@@ -176,7 +171,7 @@ class S3Backend:
             )
             return found.meta["size"], await put
 
-        with _Errors(other, source), ThreadPoolExecutor(1) as thread:
+        with StoreErrors(other.uri(source)), ThreadPoolExecutor(1) as thread:
             size, result = thread.submit(lambda: asyncio.run(through())).result()
         return StoredObject(target, size, _plain_etag(result["e_tag"]))
 
@@ -188,61 +183,16 @@ class S3Backend:
                 yield StoredObject(key, size, etag)
 
     def list_folders(self, prefix: str) -> Names:
-        with _Errors(self, prefix):
+        with StoreErrors(self.uri(prefix)):
             found = obstore.list_with_delimiter(self.client, self.full(prefix) or None)["common_prefixes"]
         return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in found)
 
     def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
         base = f"{self.full(prefix)}/" if self.full(prefix) else ""
-        starts = _spread(SHARD_STARTS, shards - 1)
-        ranges = list(zip([None, *starts], [*starts, None], strict=True))
-        with ThreadPoolExecutor(len(ranges)) as pool:
-            batches = [b for part in pool.map(lambda ends: self._list_range(base, *ends), ranges) for b in part]
-        table = pa.Table.from_batches(batches, schema=TABLE_SCHEMA)
-        keys = table["key"]
-        if table.num_rows > 1 and not pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
-            table = table.sort_by("key")  # not every server lists in byte order
-        return table
+        start = len(self.prefix) + 1 if self.prefix else 0
+        return Listing(self.client, base, start, self.uri(prefix), self._page).table(shards)
 
-    def _list_range(self, base: str, start: str | None, end: str | None) -> Batches:
-        """Batches of the keys below `base` after `start` and up to `end` (both relative to it)."""
-        batches: Batches = []
-        offset = base + start if start else None
-        last = base + end if end else None
-        while True:
-            try:
-                with _Errors(self, base):
-                    stream = obstore.list(
-                        self.client, base.rstrip("/") or None, offset=offset, chunk_size=1000, return_arrow=True
-                    )
-                    for chunk in stream:
-                        batch = pa.record_batch(chunk)
-                        offset = batch["path"][-1].as_py()
-                        if self._keep(batch["path"], batch["size"], batch["e_tag"], last, batches):
-                            return batches
-                return batches
-            except InvalidPathError:
-                # A key such as 'a//b' or 'a/../b', which obstore does not represent: read on for a page by other means.
-                page, offset = self._page(base, offset)
-                done = page is not None and self._keep(*page, last, batches)
-                if done or offset is None:
-                    return batches
-
-    def _keep(self, paths: Any, sizes: Any, etags: Any, last: str | None, batches: Batches) -> bool:
-        """Append what lies in the range to `batches`; whether the range ends here (all of a page lies behind it)."""
-        within = pc.less_equal(paths, last) if last is not None else None
-        columns = [paths, pc.cast(sizes, pa.int64()), pc.utf8_trim(etags, characters='"')]
-        if self.prefix:
-            columns[0] = pc.utf8_slice_codeunits(paths, len(self.prefix) + 1)
-        batch = pa.RecordBatch.from_arrays(
-            [pc.cast(c, f.type) for c, f in zip(columns, TABLE_SCHEMA, strict=True)], schema=TABLE_SCHEMA
-        )
-        kept = batch if within is None else batch.filter(within)
-        if kept.num_rows:
-            batches.append(kept)
-        return bool(within is not None and batch.num_rows and kept.num_rows == 0)
-
-    def _page(self, base: str, offset: str | None) -> tuple[tuple[Any, Any, Any] | None, str | None]:
+    def _page(self, base: str, offset: str | None) -> Page:
         """One page of a listing by boto3, whatever its keys look like: (paths, sizes, etags), and where to go on."""
         from botocore.config import Config
 
@@ -357,34 +307,9 @@ class _BulkCopy:
                 continue
             except BaseError as error:
                 if TOO_LARGE_TO_COPY not in str(error):
-                    raise _store_error(self.source, source, error) from error
+                    raise store_error(self.source.uri(source), error) from error
                 await asyncio.to_thread(self.target._stream, self.source, source, target)
             self.copied()
-
-
-class _Errors:
-    """obstore's errors as the store's, with the object's URI and a remedy."""
-
-    def __init__(self, backend: S3Backend, key: str) -> None:
-        self.backend, self.key = backend, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise missing(self.backend.uri(self.key)) from None
-        if isinstance(error, BaseError) and not isinstance(error, InvalidPathError):
-            raise _store_error(self.backend, self.key, error) from error
-
-
-def _store_error(backend: S3Backend, key: str, error: BaseError) -> StoreError:
-    kind = type(error).__name__
-    remedy = "the service refused or could not be reached"
-    if kind in REFUSALS:
-        remedy = "check the credentials (the standard AWS chain) and what they may do in this bucket"
-    detail = str(error).split("\n\nDebug source")[0].strip()
-    return StoreError(f"{backend.uri(key)}: {detail[:600]} ({remedy})")
 
 
 def _credentials(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -410,10 +335,3 @@ def _credentials(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _plain_etag(etag: str | None) -> str:
     return (etag or "").strip('"')
-
-
-def _spread(values: list[str], count: int) -> list[str]:
-    """`count` of the values, evenly spread; all of them if there are not more."""
-    if count >= len(values):
-        return values
-    return [values[(i + 1) * len(values) // (count + 1)] for i in range(count)]
