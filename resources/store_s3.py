@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -50,10 +51,16 @@ class S3Backend:
         self.region = aws.region(environment) or "us-east-1"
         self.service = aws.endpoint("s3", environment)
         self._credentials = _credentials(environment)
-        self.client = self._open(self.bucket, RETRIES)
-        # Conditional puts are retried here: after a retry out of sight, 412 may speak of our own object.
-        self._unretried = self._open(self.bucket, {**RETRIES, "max_retries": 0})
         self._copiers: dict[str, S3Store] = {}
+
+    @cached_property
+    def client(self) -> S3Store:
+        return self._open(self.bucket, RETRIES)
+
+    @cached_property
+    def _unretried(self) -> S3Store:
+        """For conditional puts, retried by `put_if_absent`: after a retry out of sight, 412 may speak of our own object."""
+        return self._open(self.bucket, {**RETRIES, "max_retries": 0})
 
     # -- one object
 
