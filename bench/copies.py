@@ -120,14 +120,22 @@ PEERS: dict[str, tuple[Copier, float]] = {  # and the share of the keys that a s
 
 def measure(environment: Mapping[str, str], keys: list[str]) -> dict[str, float]:
     """Median copies a second of each, in turns."""
-    copiers = {"ours": (ours, 1.0), "within": (ours_within, 1.0), "bare obstore loop": (bare_obstore, 1.0), **PEERS}
+    mine: dict[str, tuple[Copier, float]] = {
+        "ours": (ours, 1.0),
+        "within": (ours_within, 1.0),
+        "bare obstore loop": (bare_obstore, 1.0),
+    }
+    copiers = mine | PEERS
+    # Back and forth, since a server slows down as it fills; those that are close to each other take more turns.
+    turns = [[*copiers], [*reversed(copiers)], [*copiers], [*reversed(mine)], [*mine]]
+    assert len([turn for turn in turns if len(turn) == len(copiers)]) == REPEATS
     rates: dict[str, list[float]] = {name: [] for name in copiers}
-    for _ in range(REPEATS):
-        for name, (copy, share) in copiers.items():
-            some = keys[: int(len(keys) * share)]
-            started = time.perf_counter()
-            copy(environment, some, uuid.uuid4().hex[:8])
-            rates[name].append(len(some) / (time.perf_counter() - started))
+    for name in (name for turn in turns for name in turn):
+        copy, share = copiers[name]
+        some = keys[: int(len(keys) * share)]
+        started = time.perf_counter()
+        copy(environment, some, uuid.uuid4().hex[:8])
+        rates[name].append(len(some) / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 

@@ -41,16 +41,17 @@ def gather(
     store: Store,
     base: str,
 ) -> Gathered:
-    """Ask the database and both stores at once. Listings are cut down to what is needed as soon as they are there."""
-    with ThreadPoolExecutor(3) as pool:
-        fetching = pool.submit(labels.fetch, query, max_rows=max_rows)
-        listing = pool.submit(list_production, production, names)
-        existing = pool.submit(list_existing, store, base).result()
-        files, of_files = listing.result()
-        table = fetching.result()
-    # Not beside the listings: each needs memory on the way.
+    """Ask the database, then both stores at once.
+
+    Not all three at once: what each needs on the way would add up, for a million artifacts to more than 1 GB. Listings are cut
+    down to what is needed as soon as they are there.
+    """
     of_labels = Findings()
-    return Gathered(trusted_rows(table, of_labels), of_labels, files, of_files, existing)
+    rows = trusted_rows(labels.fetch(query, max_rows=max_rows), of_labels)
+    with ThreadPoolExecutor(2) as pool:
+        listing = pool.submit(list_production, production, names)
+        existing = pool.submit(list_existing, store, base)
+        return Gathered(rows, of_labels, *listing.result(), existing.result())
 
 
 def recipe_of(place: RunPlace, settings: Settings, functions_source: str) -> Recipe:
