@@ -77,9 +77,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the error's message says what was found, what was expected and the remedy: then it needs no traceback."""
-    from resources.errors import ResourceError
-
     from docml_assets.errors import DocmlError
     from docml_contract.errors import ContractError
+    from resources.errors import ResourceError
 
     return isinstance(error, DocmlError | ResourceError | ContractError)
