@@ -17,7 +17,8 @@ LOG_GROUPS = {
     "tuning": "/aws/sagemaker/TrainingJobs",
 }
 CONSOLE = {"processing": "processing-jobs", "training": "jobs", "tuning": "hyper-tuning-jobs"}
-# New streams appear when a host starts, when a spot instance is replaced, and with every trial.
+# New streams appear when a host starts and when a spot instance is replaced; in a tuning with every trial, the last of
+# which may end before a later poll would look: there every poll lists.
 POLLS_BETWEEN_STREAM_LISTS = 4
 
 
@@ -125,7 +126,8 @@ def read_logs(job: Job, cursor: Cursor, ask: Callable[..., dict[str, Any]]) -> l
     group = LOG_GROUPS[job.spec.kind]
     streams: dict[str, str | None] = cursor.setdefault("streams", {})
     polls = cursor["polls"] = cursor.get("polls", -1) + 1
-    if len(streams) < job.spec.compute.instance_count or polls % POLLS_BETWEEN_STREAM_LISTS == 0:
+    few = len(streams) < job.spec.compute.instance_count
+    if few or job.spec.kind == "tuning" or polls % POLLS_BETWEEN_STREAM_LISTS == 0:
         for name in _streams(job, group, ask):
             streams.setdefault(name, None)
     lines = []

@@ -131,7 +131,7 @@ def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:
 
 def test_a_sensor_is_switched_on_and_ticks(server: DagsterDev, ui: Page) -> None:
     ui.goto(f"{server.url}/locations/docml/sensors/experiment_sensor")
-    ui.get_by_role("switch").first.click(force=True)
+    ui.locator("label:has(input[type=checkbox])").first.click()
     query = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "docml",
         sensorName: "experiment_sensor"}) { ... on Sensor { sensorState { status ticks(limit: 1) { status } } } } }"""
 
