@@ -21,6 +21,8 @@ MAX_KEY_BYTES = 1024
 _PLAIN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
 # Gateways and file systems that decode once more would turn these into separators, dots or NULs.
 _ENCODED = re.compile(r"%(2e|2f|5c|0[0-9a-f]|1[0-9a-f]|7f)", re.IGNORECASE)
+_UNSAFE_SEGMENT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+_UNSAFE_CHARACTER = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 # Cc control, Cf invisible formatting (bidi overrides, zero-width), Cs surrogates, Cn unassigned, Zl/Zp line separators
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
@@ -77,11 +79,10 @@ def check_key(key: str) -> str:
     """`key`, or UnsafeKey: relative, '/' between non-empty segments, no '.' or '..', no control characters."""
     if not key or len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
         raise UnsafeKey(f"key {key[:80]!r}…: expected 1 to {MAX_KEY_BYTES} bytes")
-    for segment in key.split("/"):
-        if segment in ("", ".", ".."):
-            raise UnsafeKey(
-                f"key {key!r}: empty, '.' and '..' segments are refused (keys are relative to the store's root)"
-            )
-    if any(ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) < 0xE000 for character in key):
+    if _UNSAFE_SEGMENT.search(key):
+        raise UnsafeKey(
+            f"key {key!r}: empty, '.' and '..' segments are refused (keys are relative to the store's root)"
+        )
+    if _UNSAFE_CHARACTER.search(key):
         raise UnsafeKey(f"key {key!r}: control characters and invalid UTF-8 are refused")
     return key

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -219,7 +220,7 @@ def _adbc_batches(connection: Any, before: Iterable[str], query: str, options: M
         yield pa.RecordBatch.from_arrays([pa.array([], field.type) for field in reader.schema], schema=reader.schema)
         for batch in reader:
             # A copy of the exact size: the driver's buffers are up to twice as large.
-            yield batch.take(pa.array(range(batch.num_rows), pa.int64()))
+            yield batch.take(pa.array(np.arange(batch.num_rows)))
 
 
 def _pandas_batches(url: str, query: str) -> Batches:

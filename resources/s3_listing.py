@@ -16,6 +16,9 @@ from resources.store import TABLE_SCHEMA
 # Where key ranges begin: GUIDs vary from their first character on. `~~~` sorts just before the next character and names no
 # folder, on which servers that list folders before their content would stumble.
 RANGE_STARTS = [f"{before}~~~" for before in "0123456789ABCDEFabcde"]
+PAGE = 1000
+# Pages read before several ranges are: most listings end before, and a range costs a request even where nothing lies.
+FIRST_PAGES = 10
 # Columns of one page (paths, sizes, etags; None: nothing found), and where to go on (None: nowhere).
 Page = tuple[tuple[Any, Any, Any] | None, str | None]
 
@@ -33,18 +36,25 @@ class Listing:
 
     def table(self, ranges: int) -> pa.Table:
         """TABLE_SCHEMA, sorted by key."""
-        starts = _spread(RANGE_STARTS, ranges - 1)
-        bounds = list(zip([None, *starts], [*starts, None], strict=True))
-        with ThreadPoolExecutor(len(bounds)) as pool:
-            batches = [batch for part in pool.map(lambda ends: self._range(*ends), bounds) for batch in part]
+        batches, offset = self._range(None, None, FIRST_PAGES if ranges > 1 else None)
+        if offset is not None:
+            seen = offset.removeprefix(self.base)
+            starts = [start for start in _spread(RANGE_STARTS, ranges - 1) if start > seen]
+            bounds = list(zip([seen, *starts], [*starts, None], strict=True))
+            with ThreadPoolExecutor(len(bounds)) as pool:
+                for part, _ in pool.map(lambda ends: self._range(*ends), bounds):
+                    batches += part
         table = pa.Table.from_batches(batches, schema=TABLE_SCHEMA)
         keys = table["key"]
         if table.num_rows > 1 and not pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
             table = table.sort_by("key")  # not every server lists in byte order
         return table
 
-    def _range(self, start: str | None, end: str | None) -> list[pa.RecordBatch]:
-        """Batches of the keys after `start` and up to `end`, both relative to the base."""
+    def _range(
+        self, start: str | None, end: str | None, pages: int | None = None
+    ) -> tuple[list[pa.RecordBatch], str | None]:
+        """Batches of the keys after `start` and up to `end`, both relative to the base; and the last key if there were more
+        than `pages`."""
         batches: list[pa.RecordBatch] = []
         offset = self.base + start if start else None
         last = self.base + end if end else None
@@ -52,18 +62,20 @@ class Listing:
             try:
                 with StoreErrors(self.uri):
                     prefix = self.base.rstrip("/") or None
-                    for chunk in obstore.list(self.client, prefix, offset=offset, chunk_size=1000, return_arrow=True):
+                    for chunk in obstore.list(self.client, prefix, offset=offset, chunk_size=PAGE, return_arrow=True):
                         batch = pa.record_batch(chunk)
                         offset = batch["path"][-1].as_py()
                         if self._keep(batch["path"], batch["size"], batch["e_tag"], last, batches):
-                            return batches
-                return batches
+                            return batches, None
+                        if pages is not None and len(batches) >= pages and batch.num_rows == PAGE:
+                            return batches, offset
+                return batches, None
             except InvalidPathError:
                 # A key such as 'a//b' or 'a/../b', which obstore does not represent: read on for a page by other means.
                 page, offset = self.page(self.base, offset)
                 done = page is not None and self._keep(*page, last, batches)
                 if done or offset is None:
-                    return batches
+                    return batches, None
 
     def _keep(self, paths: Any, sizes: Any, etags: Any, last: str | None, batches: list[pa.RecordBatch]) -> bool:
         """Append what lies in the range to `batches`; whether the range ends here (all of a page lies behind it)."""

@@ -41,17 +41,14 @@ def gather(
     store: Store,
     base: str,
 ) -> Gathered:
-    """Ask the database, then both stores at once.
+    """Ask the database and both stores.
 
-    Not all three at once: what each needs on the way would add up, for a million artifacts to more than 1 GB. Listings are cut
-    down to what is needed as soon as they are there.
+    One after the other: each keeps two cores busy by itself, and what they need on the way would add up, for a million artifacts
+    to more than 1 GB. Listings are cut down to what is needed as soon as they are there.
     """
     of_labels = Findings()
     rows = trusted_rows(labels.fetch(query, max_rows=max_rows), of_labels)
-    with ThreadPoolExecutor(2) as pool:
-        listing = pool.submit(list_production, production, names)
-        existing = pool.submit(list_existing, store, base)
-        return Gathered(rows, of_labels, *listing.result(), existing.result())
+    return Gathered(rows, of_labels, *list_production(production, names), list_existing(store, base))
 
 
 def recipe_of(place: RunPlace, settings: Settings, functions_source: str) -> Recipe:
@@ -77,9 +74,10 @@ def list_production(production: Store, names: Sequence[str]) -> tuple[pl.DataFra
 
 
 def plan_run(gathered: Gathered, production: Store, recipe: Recipe) -> tuple[Plan, Findings]:
-    """What every artifact should consist of, and what was left out on the way."""
+    """What every artifact should consist of, and what was left out on the way. Uses up `gathered.files`."""
     findings = gathered.of_labels.together(gathered.of_files)
-    rows, files = join(gathered.rows, gathered.files, recipe, findings)
+    files, gathered.files = gathered.files, gathered.files.clear()
+    rows, files = join(gathered.rows, files, recipe, findings)
     return make_plan(rows, with_etags(files, SOURCE, "source_etag", production), recipe), findings
 
 
