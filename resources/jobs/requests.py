@@ -12,7 +12,7 @@ from typing import Any
 
 from docml_contract import hyperparameters as encoding
 from docml_contract.hyperparameters import Choice
-from docml_contract.jobs import Channel, JobSpec, TrainTask, Tuning
+from docml_contract.jobs import Channel, JobSpec, PrepareTask, TrainTask, Tuning
 from docml_contract.metrics import METRIC_DEFINITIONS
 from resources.jobs.backend import Job
 from resources.jobs.errors import JobRefused
@@ -22,6 +22,8 @@ PROCESSING_INPUT = "/opt/ml/processing/input"
 PROCESSING_OUTPUT = "/opt/ml/processing/output/result"
 CHECKPOINTS = "/opt/ml/checkpoints"
 SPEC_TAG = "docml:spec"
+TRACKER_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL")
+ENCODING_VARIABLES = ("DOCML_ENCODE_TIMEOUT_SECONDS",)
 # Instances whose volumes are local disks: these are encrypted by hardware, and a key is refused for them.
 _LOCAL_DISKS = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|g[56]e?|gr6|g7e?|p5[a-z]*|p6[a-z-]*\w*|trn\d\w*)\.")
 
@@ -30,7 +32,7 @@ Request = dict[str, Any]
 
 @dataclass(frozen=True)
 class Account:
-    """Where jobs run: the deployment's settings. `environment`: variables that every container gets."""
+    """Where jobs run: the deployment's settings. `environment`: variables for the containers of the steps that read them."""
 
     store_url: str
     role_arn: str
@@ -236,9 +238,13 @@ def _ranges(tuning: Tuning) -> Request:
 
 
 def _environment(spec: JobSpec, account: Account) -> dict[str, str]:
-    """Only a training that reports online needs to know of the tracker."""
-    online = isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online"
-    return dict(account.environment) if online else {}
+    """The deployment's variables that the step reads: of the tracker only where a training reports online."""
+    read: tuple[str, ...] = ()
+    if isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online":
+        read = TRACKER_VARIABLES
+    elif isinstance(spec.task, PrepareTask):
+        read = ENCODING_VARIABLES
+    return {key: account.environment[key] for key in read if key in account.environment}
 
 
 def _needs_no_network(spec: JobSpec) -> bool:

@@ -24,7 +24,15 @@ from resources.jobs.costs import read_prices
 from resources.jobs.engine import Engine
 from resources.jobs.errors import JobError, JobRefused
 from resources.jobs.following import NOUNS, Pacer
-from resources.jobs.requests import SPEC_TAG, Account, build_request, manifests, metric_definitions
+from resources.jobs.requests import (
+    ENCODING_VARIABLES,
+    SPEC_TAG,
+    TRACKER_VARIABLES,
+    Account,
+    build_request,
+    manifests,
+    metric_definitions,
+)
 from resources.jobs.service_model import check_request
 from resources.jobs.trials import Trial, add_trials, best_trial
 from resources.secrets import is_reference
@@ -35,7 +43,7 @@ CALLS_A_SECOND = 1.0
 LOG_CALLS_A_SECOND = 5.0
 POLL_SECONDS = 10.0
 LOG_SETTLE_SECONDS = 6.0  # CloudWatch shows lines some seconds after they were written
-WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL")
+CONTAINER_VARIABLES = (*TRACKER_VARIABLES, *ENCODING_VARIABLES)
 
 
 def sagemaker_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
@@ -69,7 +77,7 @@ def read_account(store: Store, environment: Mapping[str, str]) -> Account:
         subnets=subnets,
         security_groups=groups,
         kms_key=environment.get("DOCML_KMS_KEY") or None,
-        environment={key: environment[key] for key in WANDB if environment.get(key)},
+        environment={key: environment[key] for key in CONTAINER_VARIABLES if environment.get(key)},
     )
 
 

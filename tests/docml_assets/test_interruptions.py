@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class Slow:
-    """A `dagster dev` whose experiment trains slowly while the file `slow` exists."""
+    """A `dagster dev` whose experiment, while the file `slow` exists, trains for minutes: it cannot end before it is stopped."""
 
     def __init__(self, root: Path, dev: DagsterDev) -> None:
         self.root = root
@@ -110,7 +110,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
     folder = root / "experiments" / EXPERIMENT
     new_experiment(folder, model=None)
     settings = folder / "settings.ini"
-    settings.write_text(re.sub(r"(?m)^epochs = .*$", "epochs = 6", settings.read_text()))
+    settings.write_text(re.sub(r"(?m)^epochs = .*$", "epochs = 20", settings.read_text()))
     functions = folder / "user_defined_funcs.py"
     functions.write_text(functions.read_text() + SLOWLY.format(slow=str(root / "slow")))
     environment = {
@@ -128,11 +128,18 @@ _load_model = load_model
 
 
 def load_model(model_name, context):
+    import itertools
     import os
     import time
 
+    batches = itertools.count()
+
+    def wait(*_):
+        if os.path.exists({slow!r}):
+            time.sleep(0.1 if next(batches) < 20 else 2.0)  # an epoch is soon over, twenty are not
+
     model = _load_model(model_name, context)
-    model.register_forward_pre_hook(lambda *_: time.sleep(0.3) if os.path.exists({slow!r}) else None)
+    model.register_forward_pre_hook(wait)
     return model
 """
 

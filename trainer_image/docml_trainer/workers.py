@@ -167,7 +167,8 @@ def _raise_stuck(
         )
         where += "; one by one they did"
     raise UserCodeError(
-        f"{plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where}. It was here:\n{stack}"
+        f"{plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where} "
+        f"(if it takes that long on purpose, set DOCML_ENCODE_TIMEOUT_SECONDS). It was here:\n{stack}"
     )
 
 

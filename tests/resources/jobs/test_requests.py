@@ -25,7 +25,7 @@ PRIVATE = Account(
     subnets=("subnet-0a1b2c3d", "subnet-4e5f6a7b"),
     security_groups=("sg-0a1b2c3d",),
     kms_key="arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555",
-    environment={"WANDB_API_KEY": "secretsmanager:docml/wandb#key"},
+    environment={"WANDB_API_KEY": "secretsmanager:docml/wandb#key", "DOCML_ENCODE_TIMEOUT_SECONDS": "600"},
 )
 SEARCH = Tuning(
     ranges={
