@@ -42,50 +42,52 @@ def show(report: "Report", page: str) -> None:
     for past in report.past.comparisons:
         title = f"Against run {past.run}, on {past.common_documents} common test documents"
         console.print(pair_table(title, past.pairs))
-    console.print(Text.assemble("Report: ", page), soft_wrap=True)
+    console.print(Text.assemble("\nReport: ", page), soft_wrap=True)
 
 
 def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
-    """Pairs of models with their verdicts."""
-    from rich.table import Table
+    """Pairs of models with their verdicts, in 80 columns where the names are short."""
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
-    for name in ("a", "b"):
-        table.add_column(name)
-    for name in ("only a", "only b", "F1 difference", "95 % interval", "p (Holm)"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table = _table(f"{title} (p: McNemar's, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p"))
+    table.add_column("verdict", max_width=13)
     for pair in pairs:
         low, high = pair.f1_difference_ci95
         won = pair.verdict in (pair.a, pair.b)
         table.add_row(
             Text(pair.a),
             Text(pair.b),
-            str(pair.only_a),
-            str(pair.only_b),
-            f"{pair.f1_difference:+.3f}",
-            f"{low:+.3f} to {high:+.3f}",
+            f"{pair.only_a}/{pair.only_b}",
+            f"{pair.f1_difference:+.3f} ({low:+.3f} to {high:+.3f})",
             "<0.001" if pair.mcnemar_p_holm < 0.001 else f"{pair.mcnemar_p_holm:.3f}",
             Text(f"{pair.verdict} is better" if won else pair.verdict, "green" if won else ""),
         )
     return table
 
 
-def _scores(report: "Report") -> "Table":
+def _table(title: str, *, left: "tuple[str, ...]", right: "tuple[str, ...]") -> "Table":
+    """An empty table whose names fold rather than being cut: they are what the reader looks for."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Scores on {report.num_test} test documents", title_justify="left")
-    table.add_column("model")
-    for name in ("macro-F1", "95 % interval", "accuracy", "calibration error", "documents/s", "one document"):
-        table.add_column(name, justify="right")
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in left:
+        table.add_column(Text(name), overflow="fold")
+    for name in right:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    return table
+
+
+def _scores(report: "Report") -> "Table":
+    from rich.text import Text
+
+    columns = ("macro-F1 (95 %)", "accuracy", "ECE", "docs/s", "one alone")
+    table = _table(f"Scores on {report.num_test} test documents", left=("model",), right=columns)
     for name, model in report.models.items():
         low, high = model.f1_macro_ci95
         table.add_row(
             Text(name),
-            f"{model.f1_macro:.3f}",
-            f"{low:.3f} to {high:.3f}",
+            f"{model.f1_macro:.3f} ({low:.3f} to {high:.3f})",
             f"{100 * model.accuracy:.1f} %",
             f"{model.calibration.ece:.3f}",
             "–" if model.docs_per_second is None else f"{model.docs_per_second:,.1f}",
@@ -95,14 +97,9 @@ def _scores(report: "Report") -> "Table":
 
 
 def _labels(report: "Report") -> "Table":
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="F1 by label", title_justify="left")
-    table.add_column("label")
-    for name in report.models:
-        table.add_column(Text(name), justify="right")
-    table.add_column("test documents", justify="right")
+    table = _table("F1 by label", left=("label",), right=(*report.models, "test documents"))
     f1 = {name: {row.label: row.f1 for row in model.per_label} for name, model in report.models.items()}
     rows = next(iter(report.models.values())).per_label
     shown = [*rows[: LABELS // 2], *rows[-LABELS // 2 :]] if len(rows) > LABELS else rows

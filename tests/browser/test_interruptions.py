@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page
 
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.processes import PROCESS_TAG
@@ -18,7 +19,6 @@ from tests.servers.dagster_dev import DagsterDev, dagster_dev
 EXPERIMENT = "EXP-6-slow"
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-TERMINATE = """mutation($run: String!) { terminateRun(runId: $run) { __typename } }"""
 REEXECUTE = """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 ADD_KEY = """mutation($name: String!, $key: String!) { addDynamicPartition(partitionsDefName: $name, partitionKey: $key,
@@ -144,10 +144,13 @@ def load_model(model_name, context):
 """
 
 
-def test_terminating_a_run_stops_its_training_and_the_next_one_resumes(server: Slow) -> None:
+def test_terminating_a_run_stops_its_training_and_the_next_one_resumes(server: Slow, page: Page) -> None:
     run_id = server.start(1)
     assert server.trainers()
-    assert server.dev.query(TERMINATE, run=run_id)["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    page.set_default_timeout(60_000)
+    page.goto(f"{server.dev.url}/runs/{run_id}")
+    page.get_by_role("button", name="Terminate").click()
+    page.get_by_role("button", name=re.compile("Terminate 1 run")).click()
     begun = time.monotonic()
     server.dev.wait_for(lambda: not server.trainers(), "the training's processes are gone", 60)
     print(f"the training's processes were gone {time.monotonic() - begun:.1f} s after Terminate")
