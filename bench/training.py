@@ -37,7 +37,7 @@ LABELS = ("comp.graphics", "rec.autos", "sci.med", "sci.space", "talk.politics.g
 PAIRS = 5
 SEEDS = (13, 14, 15)
 SPEED = {"documents": 128, "tokens": 96, "layers": 6, "epochs": 1}
-SCORE = {"documents": 640, "tokens": 48, "layers": 2, "epochs": 3}
+SCORE = {"documents": 1500, "tokens": 48, "layers": 2, "epochs": 3}
 VALID, TEST = 300, 2000
 COMMON = {
     "train_batch_size": 16,

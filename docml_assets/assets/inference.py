@@ -51,7 +51,7 @@ def inference_report(context: dg.AssetExecutionContext) -> Iterator[dg.Materiali
     display().finished(NAME, outcome.why)
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
-        metadata={**common(work, outcome), **_metadata(work, outcome)},
+        metadata={**_metadata(work, outcome), **common(work, outcome)},
     )
 
 
@@ -73,10 +73,9 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     predictions = read_parquet(work.store.get(f"{outcome.folder}/{PREDICTIONS}"))
     return {
         "summary": "\n\n".join(report.summary),
-        "best model": best,
-        **scores,
         **({"warnings": "\n\n".join(report.warnings)} if report.warnings else {}),
         "report": _report_link(work, f"{outcome.folder}/{REPORT_HTML}"),
+        "best model": best,
         "models": table(
             {
                 "model": name,
@@ -98,6 +97,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             for path in plots
             for key, shown in stored_image(work.store, f"{outcome.folder}/{path}", path).items()
         },
+        **scores,
         "test documents": report.num_test,
         "dagster/row_count": predictions.num_rows,
         "dagster/column_schema": column_schema(predictions.schema, COLUMNS),

@@ -57,7 +57,7 @@ def encoded_splits(context: dg.AssetExecutionContext) -> Iterator[dg.Materialize
     display().finished(NAME, outcome.why)
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
-        metadata={**common(work, outcome), **_metadata(work, outcome)},
+        metadata={**_metadata(work, outcome), **common(work, outcome)},
     )
 
 

@@ -69,7 +69,7 @@ def reconciled_data(context: dg.AssetExecutionContext) -> Iterator[dg.Materializ
     display().finished(DATA, outcome.why)
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
-        metadata={**common(work, outcome), **_reconciled_metadata(work, outcome)},
+        metadata={**_reconciled_metadata(work, outcome), **common(work, outcome)},
         tags=production.input_tags(context.instance, work.place.experiment, outcome.inputs),
     )
 
@@ -122,11 +122,11 @@ def label_counts(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
         metadata={
-            **common(work, outcome),
             "documents": sum(counts.values()),
             "labels": len(counts),
             "label table": table({"label": label, "documents": count} for label, count in counts.items()),
             **_histogram(counts),
+            **common(work, outcome),
         },
     )
 

@@ -47,7 +47,7 @@ def best_torchscript_model(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
     display().finished(NAME, outcome.why)
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
-        metadata={**common(work, outcome), **_metadata(work, outcome)},
+        metadata={**_metadata(work, outcome), **common(work, outcome)},
     )
 
 

@@ -49,7 +49,9 @@ def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
     """Pairs of models with their verdicts, in 80 columns where the names are short."""
     from rich.text import Text
 
-    table = _table(f"{title} (p: McNemar's, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p"))
+    table = _table(
+        f"{title} (p: McNemar's, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p")
+    )
     table.add_column("verdict", max_width=13)
     for pair in pairs:
         low, high = pair.f1_difference_ci95

@@ -199,7 +199,7 @@ def test_features_that_cannot_become_tensors_are_refused(
         f"from datasets import *\ndef get_dataset_features(context):\n    return Features({features})\n" + ENCODE_DATA
     )
     with pytest.raises(error) as refused:
-        encoder(tmp_path, source).schema()
+        _ = encoder(tmp_path, source).schema
     assert complaint in str(refused.value)
 
 

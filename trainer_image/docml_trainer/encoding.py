@@ -35,9 +35,12 @@ TOKENS = "@tokens "
 UNTRUNCATED = "@untruncated "
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoder:
-    """Encodes batches of documents for all models of the run. `begin` hears what is being encoded: (first position, number)."""
+    """Encodes batches of documents for all models of the run, and counts in `tally` those that become no rows.
+
+    `begin` hears what is being encoded: (first position, number).
+    """
 
     functions: UserFunctions
     contexts: tuple[Context, ...]  # one a model
@@ -82,6 +85,7 @@ class Encoder:
         """The tokens that are compared: the first model's main integer sequence."""
         return main_feature(self._shapes[self.contexts[0].model_name])
 
+    @cached_property
     def schema(self) -> pa.Schema:
         """Of the rows: position, features of the declared types as lists, digest, signature, lengths."""
         fields: list[tuple[str, pa.DataType]] = [(POSITION, pa.int64())]
@@ -114,8 +118,7 @@ class Encoder:
                 signatures = self._signatures(columns, len(kept))
         arrays[DIGEST] = pa.array([digest.digest() for digest in digests], pa.binary())
         arrays[SIGNATURE] = signatures
-        schema = self.schema()
-        return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+        return pa.Table.from_arrays([arrays[name] for name in self.schema.names], schema=self.schema)
 
     def _declared(self, context: Context) -> datasets.Features:
         features = self.functions.get_dataset_features(context)

@@ -17,9 +17,10 @@ from typing import Any
 
 from docml_trainer.documents import Documents
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
-from docml_trainer.worker import COUNT, DONE, FIRST, LOADING, SLOT, STARTED, Part, Plan, work
+from docml_trainer.worker import COUNT, DONE, FIRST, LOADING, SLOT, STARTED, Part, Plan, Seat, work
 
 BATCH = 64  # documents
+PART = 1024  # documents that a worker takes at a time: no worker idles for long while another is at its last ones
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
@@ -36,25 +37,32 @@ def encode(
     stuck_seconds: float,
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """Encode `positions` into `folder`: `rows-*.arrow` in order. Returns the workers' reports (features, tally), in order.
+    """Encode `positions` into `folder`: `rows-*.arrow` in order. Returns the parts' reports (features, tally), in order.
 
     Raises UserCodeError or DataError as soon as one worker does; no process outlives the call.
     """
     parts = _parts(positions, processes, folder)
     context = get_context("spawn")
-    slots = context.RawArray("d", SLOT * len(parts))
+    seats = [Seat(index, folder) for index in range(min(processes, len(parts)))]
+    slots = context.RawArray("d", SLOT * len(seats))
+    taken = context.Value("q", 0)
     for part in parts:
         _write_input(documents, part)
     workers: list[BaseProcess] = [
-        context.Process(target=work, args=(plan, part, slots, os.getpid()), daemon=True, name=f"encoder-{part.index}")
-        for part in parts
+        context.Process(
+            target=work,
+            args=(plan, seat, parts, taken, slots, os.getpid()),
+            daemon=True,
+            name=f"encoder-{seat.index}",
+        )
+        for seat in seats
     ]
     try:
         with _tokenizer_environment(plan.parallel_tokenizer):
             for worker in workers:
                 worker.start()
         _load_meanwhile()
-        _watch(workers, parts, slots, documents, plan, stuck_seconds, progress)
+        _watch(workers, seats, slots, documents, plan, stuck_seconds, lambda done: progress(done, len(positions)))
     finally:
         for worker in workers:
             if worker.pid is not None:
@@ -71,7 +79,8 @@ def _load_meanwhile() -> None:
 
 
 def _parts(positions: range, processes: int, folder: Path) -> list[Part]:
-    count = max(1, min(processes, len(positions)))
+    """At least one for each process, as far as there are documents."""
+    count = max(1, min(processes, len(positions)), -(-len(positions) // PART))
     cuts = [positions.start + len(positions) * index // count for index in range(count + 1)]
     return [Part(index, range(cuts[index], cuts[index + 1]), folder) for index in range(count)]
 
@@ -104,56 +113,56 @@ def _tokenizer_environment(parallel: bool) -> Any:
 
 def _watch(
     workers: Sequence[BaseProcess],
-    parts: Sequence[Part],
+    seats: Sequence[Seat],
     slots: Any,
     documents: Documents,
     plan: Plan,
     stuck_seconds: float,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int], None],
 ) -> None:
     """Return when all workers have ended well; raise when one has not, or is stuck."""
-    total = sum(len(part.positions) for part in parts)
     told = 0.0
     while True:
         alive = [worker.is_alive() for worker in workers]
-        for worker, part in zip(workers, parts, strict=True):
+        for worker, seat in zip(workers, seats, strict=True):
             if worker.exitcode not in (None, 0):
-                _raise_end(worker, part, slots, documents)
+                _raise_end(worker, seat, slots, documents)
+        done = sum(int(slots[seat.index * SLOT + DONE]) for seat in seats)
         if not any(alive):
-            progress(total, total)
+            progress(done)
             return
-        for worker, part, running in zip(workers, parts, alive, strict=True):
-            started, first = (slots[part.index * SLOT + field] for field in (STARTED, FIRST))
+        for worker, seat, running in zip(workers, seats, alive, strict=True):
+            started, first = (slots[seat.index * SLOT + field] for field in (STARTED, FIRST))
             limit = max(LOADING_SECONDS, stuck_seconds) if first == LOADING else stuck_seconds
             if running and started and time.monotonic() - started > limit:
-                _raise_stuck(worker, part, slots, documents, plan, limit)
+                _raise_stuck(worker, seat, slots, documents, plan, limit)
         if time.monotonic() - told >= PROGRESS_SECONDS:
             told = time.monotonic()
-            progress(sum(int(slots[part.index * SLOT + DONE]) for part in parts), total)
+            progress(done)
         time.sleep(POLL_SECONDS)
 
 
-def _raise_end(worker: BaseProcess, part: Part, slots: Any, documents: Documents) -> None:
-    """A worker ended badly: with a report of its error, or without a word (killed)."""
-    if part.file("report").exists():
-        report = json.loads(part.file("report").read_bytes())
+def _raise_end(worker: BaseProcess, seat: Seat, slots: Any, documents: Documents) -> None:
+    """A worker ended badly: with its reason, or without a word (killed)."""
+    if seat.error.exists():
+        report = json.loads(seat.error.read_bytes())
         raise _ERRORS.get(report["error"], TrainerError)(report["message"])
     code = worker.exitcode or 0
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     hint = " (out of memory? a larger instance or fewer PREPARATION_PROCESSES help)" if code == -signal.SIGKILL else ""
-    raise DataError(f"an encoding process {end}{hint} while it was at {_at(part, slots, documents)}")
+    raise DataError(f"an encoding process {end}{hint} while it was at {_at(seat, slots, documents)}")
 
 
 def _raise_stuck(
-    worker: BaseProcess, part: Part, slots: Any, documents: Documents, plan: Plan, stuck_seconds: float
+    worker: BaseProcess, seat: Seat, slots: Any, documents: Documents, plan: Plan, stuck_seconds: float
 ) -> None:
     """Name the document that does not come back; in a batch it is found by encoding the documents one by one."""
-    first, count = int(slots[part.index * SLOT + FIRST]), int(slots[part.index * SLOT + COUNT])
-    where = _at(part, slots, documents)
-    stack = _stack_of(worker, part)
+    first, count = int(slots[seat.index * SLOT + FIRST]), int(slots[seat.index * SLOT + COUNT])
+    where = _at(seat, slots, documents)
+    stack = _stack_of(worker, seat)
     worker.kill()
     if count > 1:
-        alone = part.folder / "alone"
+        alone = seat.folder / "alone"
         alone.mkdir()
         single = Plan(**{**vars(plan), "batch": 1})
         encode(
@@ -172,22 +181,22 @@ def _raise_stuck(
     )
 
 
-def _at(part: Part, slots: Any, documents: Documents) -> str:
-    first, count = slots[part.index * SLOT + FIRST], int(slots[part.index * SLOT + COUNT])
+def _at(seat: Seat, slots: Any, documents: Documents) -> str:
+    first, count = slots[seat.index * SLOT + FIRST], int(slots[seat.index * SLOT + COUNT])
     if first == LOADING:
         return "loading the module"
-    if not slots[part.index * SLOT + STARTED]:
+    if not slots[seat.index * SLOT + STARTED]:
         return "no document"
     named = f"artifact {documents.guids[int(first)]} (label {documents.labels[int(first)]!r})"
     return named if count == 1 else f"a batch of {count} documents from {named}"
 
 
-def _stack_of(worker: BaseProcess, part: Part) -> str:
+def _stack_of(worker: BaseProcess, seat: Seat) -> str:
     """The worker's Python stack, innermost call first."""
-    if worker.pid is None or not part.stack.exists():
+    if worker.pid is None or not seat.stack.exists():
         return "(no stack)"
     os.kill(worker.pid, signal.SIGUSR1)
     deadline = time.monotonic() + 2
-    while not part.stack.read_text() and time.monotonic() < deadline:
+    while not seat.stack.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return "\n".join(part.stack.read_text().splitlines()[:12])
+    return "\n".join(seat.stack.read_text().splitlines()[:12])
