@@ -52,7 +52,7 @@ def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
     table = _table(
         f"{title} (p: McNemar's, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p")
     )
-    table.add_column("verdict", max_width=13)
+    table.add_column("verdict")
     for pair in pairs:
         low, high = pair.f1_difference_ci95
         won = pair.verdict in (pair.a, pair.b)
@@ -76,7 +76,7 @@ def _table(title: str, *, left: "tuple[str, ...]", right: "tuple[str, ...]") -> 
     for name in left:
         table.add_column(Text(name), overflow="fold")
     for name in right:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", no_wrap=True)
     return table
 
 
