@@ -71,6 +71,7 @@ def choose_partition(page: Page, key: str) -> None:
     page.get_by_text("Select a partition or create one").first.click()
     page.get_by_role("menuitem").filter(has=page.get_by_title(key, exact=True)).click()
     page.keyboard.press("Escape")
+    expect(page.get_by_role("menuitem")).to_have_count(0)
 
 
 def test_the_catalog_lists_every_asset(server: DagsterDev, ui: Page) -> None:
@@ -120,6 +121,7 @@ def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, ass
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
     for text in words:
         expect(ui.get_by_text(text).first).to_be_attached()
+    ui.set_viewport_size({"width": 1900, "height": 1500})  # tall enough to see the plots too
     keep(ui, f"metadata-{asset}")
 
 

@@ -15,6 +15,7 @@ import torch
 
 from docml_trainer.collate import Collator
 from docml_trainer.data import fetch, load_split
+from docml_trainer.launch import meeting_port
 from tests.docml_trainer.jobfolder import TRAINER_IMAGE, JobFolder
 from tests.docml_trainer.trainings import BAG, TRANSFORMER, run_here, training_job, weights
 
@@ -193,3 +194,10 @@ def test_sigterm_reaches_all_processes_and_they_save(tmp_path: Path) -> None:
     assert "Stopped by SIGTERM after a checkpoint" in rest
     assert not job.failure
     assert list(job.folders.checkpoints.glob("*/step-*/MANIFEST.json"))
+
+
+def test_hosts_of_one_job_meet_and_other_jobs_do_not(tmp_path: Path) -> None:
+    job, same_work = (training_job(tmp_path / name) for name in ("first", "second"))
+    assert meeting_port(job.folders) == meeting_port(same_work.folders)
+    same_work.write_hyperparameters({"learning_rate": 0.01})  # another trial of one search
+    assert meeting_port(job.folders) != meeting_port(same_work.folders)

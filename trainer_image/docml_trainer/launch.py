@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from docml_contract.base import digest
 from docml_contract.errors import ContractError
 from docml_contract.jobs import TrainTask
 from docml_trainer.errors import TrainerError, TrainingError
@@ -26,7 +27,8 @@ from docml_trainer.memory import explained_out_of_memory
 from docml_trainer.stopping import EXIT_STOPPED
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
-PORT = 29_512
+# Where the hosts of a job meet: below the ports that systems hand out, and another one for every job, since several may share a machine.
+FIRST_PORT, PORTS = 20_000, 10_000
 GRACE_SECONDS = 100  # SageMaker kills 120 seconds after SIGTERM
 START_SECONDS = 900  # hosts do not all start at once
 
@@ -84,7 +86,7 @@ def launch(folders: Folders, processes: int) -> None:
             nproc_per_node=processes,
             run_id="docml",
             rdzv_backend="c10d" if alone else "static",
-            rdzv_endpoint="localhost:0" if alone else f"{sorted(hosts.hosts)[0]}:{PORT}",
+            rdzv_endpoint="localhost:0" if alone else f"{sorted(hosts.hosts)[0]}:{meeting_port(folders)}",
             rdzv_configs={"timeout": START_SECONDS} | ({} if alone else {"rank": hosts.index}),
             max_restarts=0,
             monitor_interval=0.2,
@@ -96,6 +98,12 @@ def launch(folders: Folders, processes: int) -> None:
             sys.exit(EXIT_STOPPED)
         except ChildFailedError as error:
             _explain(folders, Path(reasons), {rank: failure.exitcode for rank, failure in error.failures.items()})
+
+
+def meeting_port(folders: Folders) -> int:
+    """The same on all hosts of a job, and hardly ever that of another job, or of another trial."""
+    work = digest([folders.spec().spec_hash, folders.hyperparameters()])
+    return FIRST_PORT + int(work[:8], 16) % PORTS
 
 
 def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> None:
