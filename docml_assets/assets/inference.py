@@ -6,7 +6,7 @@ import dagster as dg
 
 from docml_assets.assets.checking import Check, Finding, checks_of
 from docml_assets.assets.common import OWNERS, RESOURCES, work_for
-from docml_assets.assets.metadata import Metadata, column_schema, common, stored_image, table
+from docml_assets.assets.metadata import Metadata, column_schema, common, gallery, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
 from docml_assets.partitions import experiment_runs
@@ -92,11 +92,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             {"label": row.label, "F1": float(row.f1), "accuracy": float(row.accuracy), "support": row.support}
             for row in report.models[best].per_label
         ),
-        **{
-            key: shown
-            for path in plots
-            for key, shown in stored_image(work.store, f"{outcome.folder}/{path}", path).items()
-        },
+        **gallery(work.store, outcome.folder, plots),
         **scores,
         "test documents": report.num_test,
         "dagster/row_count": predictions.num_rows,

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -72,7 +73,9 @@ def table(records: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
 
 
 def _plain(value: Any) -> str | int | float | bool:
-    return value if isinstance(value, str | int | float | bool) else "" if value is None else str(value)
+    if isinstance(value, float):
+        return round(value, 4)  # to be read; scores that are plotted are entries of their own
+    return value if isinstance(value, str | int | bool) else "" if value is None else str(value)
 
 
 def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
@@ -94,3 +97,14 @@ def stored_image(store: Store, key: str, what: str) -> Metadata:
         return {}
     shown = image(store.get(key), what)
     return {what: shown} if shown is not None else {}
+
+
+def gallery(store: Store, folder: str, paths: Sequence[str]) -> Metadata:
+    """All pictures in one entry, so that one click shows them; those that are too large are left to the storage path."""
+    shown = []
+    for path in paths:
+        title = PurePosixPath(path).stem.replace("_", " ")
+        shown += [
+            f"**{title}**\n\n{picture.value}" for picture in stored_image(store, f"{folder}/{path}", title).values()
+        ]
+    return {"plots": dg.MetadataValue.md("\n\n".join(shown))} if shown else {}

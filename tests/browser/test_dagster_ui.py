@@ -121,8 +121,23 @@ def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, ass
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
     for text in words:
         expect(ui.get_by_text(text).first).to_be_attached()
-    ui.set_viewport_size({"width": 1900, "height": 1500})  # tall enough to see the plots too
+    ui.set_viewport_size({"width": 1900, "height": 1500})
     keep(ui, f"metadata-{asset}")
+
+
+@pytest.mark.parametrize(
+    ("asset", "plots"),
+    [("label_counts", 1), ("encoded_splits", 1), ("best_torchscript_model", 1), ("inference_report", 6)],
+)
+def test_plots_are_shown(server: DagsterDev, ui: Page, asset: str, plots: int) -> None:
+    ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
+    ui.set_viewport_size({"width": 1500, "height": 1300})
+    ui.get_by_text("[Show Markdown]").first.click()
+    pictures = ui.locator("img[src^='data:image/png']")
+    expect(pictures).to_have_count(plots)
+    expect(pictures.first).to_be_visible()
+    assert all(picture.evaluate("picture => picture.naturalWidth") > 100 for picture in pictures.all())
+    keep(ui, f"plots-{asset}")
 
 
 def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:
