@@ -1,6 +1,5 @@
 """One run of an experiment, executed in this process on Dagster's persistent instance."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +16,11 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from docml_assets.assets.common import OPERATION_TAG, STEPS_TAG, TRIGGER_TAG
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.claims import Claim
-from docml_assets.experiment.settings import Settings
 from docml_assets.partitions import register
 from docml_assets.processes import PROCESS_TAG, this_process
-from docml_assets.steps.snapshot import operation_tag
-from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, STEPS, TRAINING, TUNING
+from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
 from docml_contract.errors import ContractError
 from resources.errors import ResourceError
 
@@ -59,26 +55,12 @@ class Executed:
     failures: tuple[Failure, ...]
 
 
-def flagged_steps(settings: Settings) -> frozenset[str]:
-    """The steps that the RUN_* flags turn on."""
-    return frozenset(step for step in STEPS if getattr(settings, f"run_{step}"))
-
-
 def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
     """The assets of an execution that performs `steps`: all of them, or (whole=False) only up to the last of the steps."""
     if whole:
         return [asset for asset, _ in ASSETS]
     last = max(index for index, (_, makers) in enumerate(ASSETS) if steps & set(makers))
     return [asset for asset, _ in ASSETS[: last + 1]]
-
-
-def run_tags(steps: frozenset[str], settings: Settings, trigger: dict[str, object]) -> dict[str, str]:
-    """The tags by which the assets know what an execution is to do."""
-    return {
-        STEPS_TAG: ",".join(step for step in STEPS if step in steps),
-        OPERATION_TAG: operation_tag(settings),
-        TRIGGER_TAG: json.dumps(trigger, sort_keys=True),
-    }
 
 
 def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str], tags: dict[str, str]) -> Executed:

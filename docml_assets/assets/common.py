@@ -8,10 +8,11 @@ from typing import Any
 
 import dagster as dg
 
+from docml_assets.experiment.settings import Settings
 from docml_assets.partitions import run_place
 from docml_assets.processes import PROCESS_TAG, this_process
 from docml_assets.progress import display
-from docml_assets.steps.snapshot import existing_claim, frozen_settings, read_operation_tag
+from docml_assets.steps.snapshot import existing_claim, frozen_settings, operation_tag, read_operation_tag
 from docml_assets.steps.work import STEPS, Work
 from docml_contract import events
 from docml_contract.names import RunPlace
@@ -30,25 +31,30 @@ SECONDS_BETWEEN_PROGRESS_LOGS = 10.0
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 
 
+def run_tags(steps: frozenset[str], settings: Settings, trigger: Mapping[str, Any]) -> dict[str, str]:
+    """The tags by which the assets know what a run is to do."""
+    return {
+        STEPS_TAG: ",".join(step for step in STEPS if step in steps),
+        OPERATION_TAG: operation_tag(settings),
+        TRIGGER_TAG: json.dumps(trigger, sort_keys=True),
+    }
+
+
 def place_of(context: Context) -> RunPlace:
     """The run of the partition that is materialized or checked."""
     return run_place(context.partition_key)
 
 
-def run_tags(context: Context) -> Mapping[str, str]:
-    return context.run.tags
-
-
 def trigger_of(context: Context) -> dict[str, Any]:
     """What started the run, for the claim."""
-    text = run_tags(context).get(TRIGGER_TAG)
+    text = context.run.tags.get(TRIGGER_TAG)
     return json.loads(text) if text else {"kind": "ui", "dagster_run_id": context.run.run_id}
 
 
 def note_process(context: Context) -> None:
     """Let the run carry the process that executes it: a run whose process is gone can be told from one that works on."""
     mine = this_process()
-    if run_tags(context).get(PROCESS_TAG) != mine:
+    if context.run.tags.get(PROCESS_TAG) != mine:
         context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: mine})
 
 
@@ -58,7 +64,7 @@ def work_for(context: Context, asset: str) -> Work:
     note_process(context)
     resources = context.op_execution_context.resources
     claim = existing_claim(resources.store, place)
-    tags = run_tags(context)
+    tags = context.run.tags
     return Work(
         place=place,
         settings=frozen_settings(claim, read_operation_tag(tags.get(OPERATION_TAG))),

@@ -115,9 +115,11 @@ def _execute(
     home = prepare_dagster_home()
     import dagster as dg
 
-    from docml_assets.execution import execute, flagged_steps, run_tags, selection
+    from docml_assets.assets.common import run_tags
+    from docml_assets.execution import execute, selection
     from docml_assets.progress import shown_on
     from docml_assets.sensors.orphaned_jobs import sweep
+    from docml_assets.steps.work import flagged_steps
 
     performed = steps if steps is not None else flagged_steps(settings)
     if not performed:

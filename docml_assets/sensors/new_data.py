@@ -16,7 +16,6 @@ from dagster._core.event_api import PartitionKeyFilter
 from pydantic import Field, ValidationError
 
 from docml_assets.errors import DocmlError
-from docml_assets.execution import flagged_steps
 from docml_assets.experiment.claims import Claim, claim_next, read_claim
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.runs import run_folders
@@ -24,7 +23,7 @@ from docml_assets.experiment.settings import Settings
 from docml_assets.partitions import partition_key
 from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
 from docml_assets.steps.production import FILES, LABELS, files_version
-from docml_assets.steps.work import RECONCILIATION
+from docml_assets.steps.work import RECONCILIATION, flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
 from docml_contract.names import RunPlace

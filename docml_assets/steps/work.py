@@ -21,6 +21,11 @@ RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE = STEPS = (
 )
 
 
+def flagged_steps(settings: Settings) -> frozenset[str]:
+    """The steps that the RUN_* flags turn on."""
+    return frozenset(step for step in STEPS if getattr(settings, f"run_{step}"))
+
+
 class Reporter(Protocol):
     """Where a step says what it does. Called from several threads."""
 
