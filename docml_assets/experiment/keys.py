@@ -247,7 +247,7 @@ class Keys(BaseModel):
     )
     max_cost_usd: Annotated[float | None, OrNone] = key(
         None,
-        "refuse a job whose worst case costs more, where prices are known",
+        "refuse a run whose worst case costs more, where prices are known",
         ("an amount above 0", "50"),
         operational=True,
         gt=0,

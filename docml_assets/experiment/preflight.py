@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 from docml_assets.experiment.ini import parse_ini
+from docml_assets.experiment.machines import worst_cases
 from docml_assets.experiment.problems import Problem
 from docml_assets.experiment.runs import run_folders
 from docml_assets.experiment.settings import SECTIONS, Settings
 from docml_contract.names import MANIFEST, RunPlace
-from resources.errors import ResourceError
+from resources.errors import ResourceError, SettingError
+from resources.jobs.costs import read_prices
 from resources.store import Store
 
 ENVIRONMENT = "the environment"
@@ -81,6 +83,8 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
     if kind not in ("local", "aws"):
         yield f"DOCML_ENV = {kind}", "local or aws", "correct or unset DOCML_ENV"
     yield from _prices(environment.get("DOCML_PRICES"))
+    if kind == "aws":
+        yield from _costs(settings, environment)
     yield from _tracking(settings, environment, kind)
     python = environment.get("DOCML_WORKER_PYTHON")
     if python and shutil.which(python) is None:
@@ -100,6 +104,25 @@ def _prices(text: str | None) -> Iterator[Complaint]:
     if not numbers:
         expected = "JSON, instance type to USD an hour"
         yield f"DOCML_PRICES = {(text or '')[:60]}", expected, 'write for example {"ml.g5.xlarge": 1.41}'
+
+
+def _costs(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:
+    """The worst cases of all jobs of the run, together."""
+    limit = settings.max_cost_usd
+    try:
+        prices = read_prices(environment)
+    except SettingError:  # said already
+        return
+    worst = worst_cases(settings, prices)
+    if limit is None or sum(worst.values()) <= limit:
+        return
+    parts = ", ".join(f"{step} {usd:.2f}" for step, usd in worst.items())
+    yield (
+        f"a run that may cost {sum(worst.values()):.2f} USD ({parts})",
+        f"at most MAX_COST_USD = {limit:g}",
+        "lower MAX_RUNTIME_SECONDS, INSTANCE_TYPE or INSTANCE_COUNT of a step, MAX_JOBS or the number of models, or raise "
+        "MAX_COST_USD",
+    )
 
 
 def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:

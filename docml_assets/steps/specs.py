@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
+from docml_assets.experiment import machines
 from docml_assets.steps.work import INFERENCE, TRAINING, TUNING, Work
 from docml_contract.jobs import Channel, Compute, ExportedModel, InferTask, JobSpec, PrepareTask, TrainTask, Tuning
 from docml_contract.names import EXPORT, TORCHSCRIPT
@@ -11,21 +12,10 @@ from docml_contract.names import EXPORT, TORCHSCRIPT
 Phase = Literal["whole", "shard", "merge"]
 
 
-def compute(work: Work, step: Literal["preparation", "training", "inference"], *, hosts: int | None = None) -> Compute:
-    """On what a step's jobs run (a tuning's trials run on what a training runs on); `hosts` overrides the instance count."""
-    settings = work.settings
-    training = step == "training"
-    return Compute(
-        instance_type=getattr(settings, f"{step}_instance_type"),
-        instance_count=hosts or getattr(settings, f"{step}_instance_count"),
-        volume_gb=getattr(settings, f"{step}_volume_gb"),
-        max_runtime_seconds=getattr(settings, f"{step}_max_runtime_seconds"),
-        use_spot=training and settings.training_use_spot,
-        max_wait_seconds=settings.training_max_wait_seconds if training else None,
-        keep_alive_seconds=settings.training_keep_alive_seconds if training else None,
-        image=None if work.kind == "local" else settings.docker_image or work.image,
-        max_cost_usd=settings.max_cost_usd,
-    )
+def compute(work: Work, step: machines.Step, *, hosts: int | None = None) -> Compute:
+    """On what a step's jobs run, in the run's image."""
+    image = None if work.kind == "local" else work.settings.docker_image or work.image
+    return machines.compute(work.settings, step, image=image, hosts=hosts)
 
 
 def preparation(

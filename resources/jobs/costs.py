@@ -32,12 +32,15 @@ def cost(compute: Compute, prices: Mapping[str, float], billable_seconds: float 
     return price * compute.instance_count * billable_seconds / SECONDS_AN_HOUR
 
 
+def most(compute: Compute, prices: Mapping[str, float], jobs: int = 1) -> float | None:
+    """USD if each of so many jobs runs into its time limit and its warm pool is never used again; spot counts in full."""
+    single = cost(compute, prices, compute.max_runtime_seconds + (compute.keep_alive_seconds or 0))
+    return single * jobs if single is not None else None
+
+
 def worst_case(spec: JobSpec, prices: Mapping[str, float]) -> float | None:
-    """USD if every job of the spec runs into its time limit and its warm pool is never used again; spot counts in full."""
-    compute = spec.compute
-    seconds = compute.max_runtime_seconds + (compute.keep_alive_seconds or 0)
-    single = cost(compute, prices, seconds)
-    return single * (spec.tuning.max_jobs if spec.tuning else 1) if single is not None else None
+    """The most that a job, or all trials of a search, can cost, in USD; none if the price is unknown."""
+    return most(spec.compute, prices, spec.tuning.max_jobs if spec.tuning else 1)
 
 
 def check_cost(spec: JobSpec, prices: Mapping[str, float]) -> None:

@@ -63,6 +63,40 @@ def complaints(environment: dict[str, str], settings: str = "") -> list[str]:
     return [problem.found for problem in deployment_problems(parse_settings(settings_text(settings), "f"), environment)]
 
 
+PRICES = {"DOCML_PRICES": '{"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}'}
+COSTS = """
+PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
+PREPARATION_MAX_RUNTIME_SECONDS = 3600
+INFERENCE_INSTANCE_TYPE = ml.m5.xlarge
+INFERENCE_MAX_RUNTIME_SECONDS = 3600
+TRAINING_INSTANCE_TYPE = ml.g5.xlarge
+TRAINING_MAX_RUNTIME_SECONDS = 7200
+MODEL_NAMES = a, b
+"""
+
+
+def test_the_worst_cases_of_all_jobs_count_together() -> None:
+    assert complaints(AWS | PRICES, COSTS + "MAX_COST_USD = 6.4") == []
+    assert complaints(AWS | PRICES, COSTS + "MAX_COST_USD = 6.3") == [
+        "a run that may cost 6.40 USD (preparation 0.20, training 6.00, inference 0.20)"
+    ]
+    assert complaints(AWS | PRICES, COSTS + "MAX_COST_USD = 6.3\nRUN_INFERENCE = false") == []
+    sharded = COSTS + "MAX_COST_USD = 1\nRUN_TRAINING = false\nPREPARATION_INSTANCE_COUNT = 5"
+    assert complaints(AWS | PRICES, sharded) == [
+        "a run that may cost 1.40 USD (preparation 1.00, inference 0.20, merging of shards 0.20)"
+    ]
+    assert complaints(AWS, COSTS + "MAX_COST_USD = 0.01") == [], "no price is known"
+    assert complaints(PRICES, COSTS + "MAX_COST_USD = 0.01") == [], "nothing costs anything on this machine"
+
+
+def test_tuning_counts_all_trials() -> None:
+    keys = COSTS + "RUN_TRAINING = false\nRUN_TUNING = true\nMAX_JOBS = 4\nMAX_COST_USD = 10"
+    settings = parse_settings(settings_text(keys, tunable="epochs = 1 -> 3"), "f")
+    (problem,) = deployment_problems(settings, AWS | PRICES)
+    # 2 models x 4 trials x 2 hours
+    assert problem.found == "a run that may cost 24.40 USD (preparation 0.20, training 24.00, inference 0.20)"
+
+
 def test_a_complete_deployment() -> None:
     assert complaints({}) == []
     assert complaints(AWS) == []
