@@ -34,9 +34,8 @@ demo: $(VENV)/.demo
 ui: $(VENV)/.demo
 	$(BIN)/python -m docml_assets.cli.ui
 
-# Three at once on two cores: tests of servers and sensors mostly wait.
 test: $(VENV)/.dev $(VENV)/.system
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m slow

@@ -209,6 +209,10 @@ def test_the_environment_request_and_log_of_a_job_hold_no_secret(bench: LocalBen
     everything = b"".join(bench.store.get(stored.key) for stored in bench.store.list())
     assert b"CANARY" not in everything
     assert "CANARY" not in str(hearing.lines)
+    deadline = time.monotonic() + 60
+    while any(bench.scratch.glob("*/base")):  # the supervisor removes it after it has told the end
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     for path in bench.scratch.rglob("*"):
         assert not path.is_file() or b"CANARY" not in path.read_bytes(), path
     running_cloud.environment |= {key: value for key, value in canaries.items() if not key.startswith("AWS")}
