@@ -5,7 +5,7 @@ reports. The loop's cost does not depend on the document, so that it is measured
 measured on 2,000 documents drawn at random, since all 7,528 would take most of ten minutes on two cores.
 
 A loop that keeps the cores busy wastes only the arithmetic of its padding. How much that is follows from the documents' lengths and is
-printed beside the ratio: it bounds what not padding can gain, whatever the batches.
+printed beside the ratio: it is what not padding gains by itself; what goes beyond comes from batches and from how the cores share them.
 """
 
 import hashlib

