@@ -253,18 +253,26 @@ def our_training(
 
 
 def hf_trainer(
-    folder: Path, train: datasets.Dataset, valid: datasets.Dataset | None, size: dict[str, int], seed: int
+    folder: Path,
+    train: datasets.Dataset,
+    valid: datasets.Dataset | None,
+    size: dict[str, int],
+    seed: int,
+    *,
+    functions: str = FUNCTIONS,
+    **options: Any,
 ) -> transformers.Trainer:
     """The Trainer with the same hyperparameters, grouping by length, keeping the best epoch by macro-F1."""
     transformers.set_seed(seed)
     namespace: dict[str, Any] = {}
-    exec(FUNCTIONS, namespace)
+    exec(functions, namespace)
     context = type("Context", (), {"num_labels": len(LABELS), "hyperparameters": {"layers": size["layers"]}})
-    steps = -(-len(train) // COMMON["train_batch_size"]) * size["epochs"]
+    batch = int(options.pop("train_batch_size", COMMON["train_batch_size"]))
+    steps = -(-len(train) // batch) * size["epochs"]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=size["epochs"],
-        per_device_train_batch_size=int(COMMON["train_batch_size"]),
+        per_device_train_batch_size=batch,
         per_device_eval_batch_size=32,
         learning_rate=COMMON["learning_rate"],
         weight_decay=COMMON["weight_decay"],
@@ -281,6 +289,7 @@ def hf_trainer(
         logging_strategy="no",
         report_to="none",
         seed=seed,
+        **options,
     )
     lengths = document_lengths(train, "").tolist()
     return transformers.Trainer(
