@@ -22,7 +22,7 @@ from docml_trainer.encoding import DIGEST, POSITION, SIGNATURE, TOKENS, UNTRUNCA
 from docml_trainer.near_duplicates import PERMUTATIONS
 from docml_trainer.shapes import ARTIFACT_GUID, LABELS, Shape, shape_of
 
-# A split's rows are written in batches of this size: large enough to be read quickly, small enough for memory.
+# Rows are read, and a split's rows are written, in batches of this size: large enough to be quick, small enough for memory.
 BATCH_ROWS = 1000
 BATCH_BYTES = 4 * 2**20
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -44,9 +44,37 @@ class Overview:
 
 def read_batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in order."""
+    pending = _Pending()
     for file in files:
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            yield from reader
+            for batch in reader:
+                pending.add(batch)
+                if pending.is_enough:
+                    yield pending.take()
+    if pending.rows:
+        yield pending.take()
+
+
+class _Pending:
+    """Small batches on their way to become a large one."""
+
+    def __init__(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self.rows = self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self.rows += len(batch)
+        self._bytes += batch.nbytes
+
+    @property
+    def is_enough(self) -> bool:
+        return self.rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES
+
+    def take(self) -> pa.RecordBatch:
+        batches, self._batches = self._batches, []
+        self.rows = self._bytes = 0
+        return pa.concat_batches(batches)
 
 
 def overview(files: Sequence[Path], features: datasets.Features, models: Sequence[str], *, signed: bool) -> Overview:
@@ -115,7 +143,7 @@ def write_splits(
             arrays = {name: _stored(part[name], features[name]) for name in names}
             arrays[LABELS] = pa.array([ids[documents.labels[position]] for position in taken], pa.int64())
             arrays[ARTIFACT_GUID] = pa.array([documents.guids[position] for position in taken], pa.string())
-            writer.write(pa.Table.from_pydict(arrays, schema=features.arrow_schema))
+            writer.write(pa.RecordBatch.from_pydict(arrays, schema=writer.schema))
     for writer in writers.values():
         writer.close()
 
@@ -136,32 +164,26 @@ class _SplitWriter:
     """One split's folder. The library writes an empty data set, whose data file is then replaced by a stream of batches."""
 
     def __init__(self, folder: Path, features: datasets.Features, version: str) -> None:
+        self.schema = features.arrow_schema
         empty = datasets.Dataset(
-            features.arrow_schema.empty_table(),
-            info=datasets.DatasetInfo(features=features),
-            fingerprint=version[:16],
+            self.schema.empty_table(), info=datasets.DatasetInfo(features=features), fingerprint=version[:16]
         )
         empty.save_to_disk(str(folder), num_shards=1)
         (data,) = folder.glob("*.arrow")
-        self._pending: list[pa.Table] = []
+        self._pending = _Pending()
         self._sink = pa.OSFile(str(data), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, features.arrow_schema)
+        self._writer = pa.ipc.new_stream(self._sink, self.schema)
 
-    def write(self, rows: pa.Table) -> None:
-        self._pending.append(rows)
-        rows_pending = sum(len(table) for table in self._pending)
-        if rows_pending >= BATCH_ROWS or sum(table.nbytes for table in self._pending) >= BATCH_BYTES:
-            self._flush()
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._pending.add(rows)
+        if self._pending.is_enough:
+            self._writer.write_batch(self._pending.take())
 
     def close(self) -> None:
-        self._flush()
+        if self._pending.rows:
+            self._writer.write_batch(self._pending.take())
         self._writer.close()
         self._sink.close()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(pa.concat_tables(self._pending).combine_chunks())
-            self._pending = []
 
 
 def _stored(array: pa.Array, feature: Any) -> pa.Array:

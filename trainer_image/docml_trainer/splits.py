@@ -115,20 +115,18 @@ def _fill(
     shares: Sequence[float],
 ) -> None:
     """Put new units where their labels lack documents most: large units first, then in seeded hash order."""
-    units = sorted(units, key=lambda unit: (-len(unit), min(keys[index] for index in unit)))
+    units = sorted(units, key=lambda unit: (-len(unit), min(map(keys.__getitem__, unit))))
     missing = _targets(units, labels, splits, shares)
+    open_splits = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
     for unit in units:
-        counts = Counter(labels[index] for index in unit)
-        gains = {
-            split: sum(count * missing[label][split] for label, count in counts.items())
-            for split, share in zip(SPLITS, shares, strict=True)
-            if share > 0
-        }
-        best = max(gains, key=lambda split: gains[split])  # the first of equals: train before valid before test
+        counts = Counter(map(labels.__getitem__, unit))
+        lacking = [(count, missing[label]) for label, count in counts.items()]
+        gains = [sum(count * lacks[split] for count, lacks in lacking) for split in open_splits]
+        best = open_splits[gains.index(max(gains))]  # the first of equals: train before valid before test
         for index in unit:
             splits[index] = best
-        for label, count in counts.items():
-            missing[label][best] -= count
+        for count, lacks in lacking:
+            lacks[best] -= count
 
 
 def _targets(

@@ -1,29 +1,30 @@
-"""Encoding in several processes: started fresh (spawned), watched, and never waited for in vain.
+"""Encoding in several processes: watched, and never waited for in vain.
 
-Workers tell in shared memory what they are at, so a document that takes too long is named, and so is the one at which a worker
-was killed.
+They tell in shared memory what they are at, so a document that takes too long is named, and so is the one at which a process was killed.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from docml_trainer.documents import Documents
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
-from docml_trainer.worker import COUNT, DONE, FIRST, LOADING, SLOT, STARTED, Part, Plan, Seat, work
+from docml_trainer.worker import ALONE, FORKED, LOADING, Part, Plan, Seat, Shared, Slot, lead, work
 
 BATCH = 64  # documents
-PART = 1024  # documents that a worker takes at a time: no worker idles for long while another is at its last ones
+PART = 1024  # documents that an encoder takes at a time: none idles for long while another is at its last ones
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
+KILL_SECONDS = 10.0  # until a killed process is gone
 _ERRORS = {error.__name__: error for error in (UserCodeError, DataError)}
 
 
@@ -39,40 +40,23 @@ def encode(
 ) -> list[dict[str, Any]]:
     """Encode `positions` into `folder`: `rows-*.arrow` in order. Returns the parts' reports (features, tally), in order.
 
-    Raises UserCodeError or DataError as soon as one worker does; no process outlives the call.
+    Raises UserCodeError or DataError as soon as one process does; no process outlives the call.
     """
     parts = _parts(positions, processes, folder)
-    context = get_context("spawn")
-    seats = [Seat(index, folder) for index in range(min(processes, len(parts)))]
-    slots = context.RawArray("d", SLOT * len(seats))
-    taken = context.Value("q", 0)
     for part in parts:
         _write_input(documents, part)
-    workers: list[BaseProcess] = [
-        context.Process(
-            target=work,
-            args=(plan, seat, parts, taken, slots, os.getpid()),
-            daemon=True,
-            name=f"encoder-{seat.index}",
-        )
-        for seat in seats
-    ]
+    crew = _Crew(plan, parts, [Seat(index, folder) for index in range(min(processes, len(parts)))])
     try:
-        with _tokenizer_environment(plan.parallel_tokenizer):
-            for worker in workers:
-                worker.start()
+        crew.start()
         _load_meanwhile()
-        _watch(workers, seats, slots, documents, plan, stuck_seconds, lambda done: progress(done, len(positions)))
+        _watch(crew, documents, stuck_seconds, lambda done: progress(done, len(positions)))
     finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.kill()
-                worker.join()
+        crew.end()
     return [json.loads(part.file("report").read_bytes()) for part in parts]
 
 
 def _load_meanwhile() -> None:
-    """The libraries that this process needs at the end take seconds to load, as do the workers': both at once."""
+    """The libraries that this process needs at the end take seconds to load, as do those of the encoders: both at once."""
     import datasketch  # noqa: F401
 
     import docml_trainer.rows  # noqa: F401
@@ -93,12 +77,63 @@ def _write_input(documents: Documents, part: Part) -> None:
         writer.write_table(table)
 
 
+class _Crew:
+    """The processes of one encoding: the first one, perhaps with forks of its own, and those started beside it."""
+
+    def __init__(self, plan: Plan, parts: Sequence[Part], seats: Sequence[Seat]) -> None:
+        self.plan, self.parts, self.seats = plan, parts, seats
+        self._context = get_context("spawn")
+        self._gone, self._held = self._context.Pipe(duplex=False)
+        self.shared = Shared(
+            slots=self._context.RawArray(Slot, len(seats)),
+            taken=self._context.Value("q", 0),
+            mode=self._context.RawValue("i", LOADING),
+            held=self._held,
+        )
+        self.processes: list[BaseProcess] = []
+
+    @property
+    def slots(self) -> Sequence[Any]:
+        """What the encoders are at, by seat."""
+        slots: Sequence[Any] = self.shared.slots
+        return slots
+
+    def start(self) -> None:
+        """The first process. It may fork, so it is no daemon in the sense of multiprocessing; it ends with this one all the same."""
+        self._start(lead, self.plan, self.seats, self.parts, self.shared)
+
+    def complete(self) -> None:
+        """Start the others, once the first one is known to encode alone."""
+        if self.shared.mode.value == ALONE and len(self.processes) == 1:
+            for seat in self.seats[1:]:
+                self._start(work, self.plan, seat, self.parts, self.shared)
+
+    def end(self) -> None:
+        """Return when no process is left: the kernel ends forks with the process that they were forked from."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        if not self._gone.closed:
+            self._held.close()
+            self._gone.poll(KILL_SECONDS)
+            self._gone.close()
+
+    def _start(self, entry: Callable[..., None], *arguments: Any) -> None:
+        process = self._context.Process(target=entry, args=arguments)
+        with _environment(self.plan.parallel_tokenizer):
+            process.start()
+        self.processes.append(process)
+
+
 @contextmanager
-def _tokenizer_environment(parallel: bool) -> Any:
-    """A tokenizer's own threads are for a lone worker; several workers would only get into each other's way."""
+def _environment(parallel: bool) -> Iterator[None]:
+    """A tokenizer's own threads are for a lone encoder; several would only get into each other's way.
+
+    Nor do other libraries start threads then, so that the first process can be forked: the numerical ones, and Arrow's allocator.
+    """
     wanted = {"TOKENIZERS_PARALLELISM": "true" if parallel else "false"}
     if not parallel:
-        wanted |= {"OMP_NUM_THREADS": "1"}
+        wanted |= {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
     try:
@@ -111,60 +146,68 @@ def _tokenizer_environment(parallel: bool) -> Any:
                 os.environ[key] = value
 
 
-def _watch(
-    workers: Sequence[BaseProcess],
-    seats: Sequence[Seat],
-    slots: Any,
-    documents: Documents,
-    plan: Plan,
-    stuck_seconds: float,
-    progress: Callable[[int], None],
-) -> None:
-    """Return when all workers have ended well; raise when one has not, or is stuck."""
+def _watch(crew: _Crew, documents: Documents, stuck_seconds: float, progress: Callable[[int], None]) -> None:
+    """Return when all processes have ended well; raise when one has not, or is stuck."""
     told = 0.0
     while True:
-        alive = [worker.is_alive() for worker in workers]
-        for worker, seat in zip(workers, seats, strict=True):
-            if worker.exitcode not in (None, 0):
-                _raise_end(worker, seat, slots, documents)
-        done = sum(int(slots[seat.index * SLOT + DONE]) for seat in seats)
-        if not any(alive):
+        crew.complete()
+        running = [process for process in crew.processes if process.is_alive()]
+        _raise_end(crew, documents)
+        done = sum(slot.done for slot in crew.slots)
+        if not running:
+            _check_complete(crew)
             progress(done)
             return
-        for worker, seat, running in zip(workers, seats, alive, strict=True):
-            started, first = (slots[seat.index * SLOT + field] for field in (STARTED, FIRST))
-            limit = max(LOADING_SECONDS, stuck_seconds) if first == LOADING else stuck_seconds
-            if running and started and time.monotonic() - started > limit:
-                _raise_stuck(worker, seat, slots, documents, plan, limit)
+        for seat, slot in zip(crew.seats, crew.slots, strict=True):
+            limit = max(LOADING_SECONDS, stuck_seconds) if slot.loading else stuck_seconds
+            if slot.started and time.monotonic() - slot.started > limit:
+                _raise_stuck(crew, seat, documents, limit)
         if time.monotonic() - told >= PROGRESS_SECONDS:
             told = time.monotonic()
             progress(done)
-        time.sleep(POLL_SECONDS)
+        wait([process.sentinel for process in running], timeout=POLL_SECONDS)
 
 
-def _raise_end(worker: BaseProcess, seat: Seat, slots: Any, documents: Documents) -> None:
-    """A worker ended badly: with its reason, or without a word (killed)."""
-    if seat.error.exists():
-        report = json.loads(seat.error.read_bytes())
-        raise _ERRORS.get(report["error"], TrainerError)(report["message"])
-    code = worker.exitcode or 0
+def _raise_end(crew: _Crew, documents: Documents) -> None:
+    """If a process ended badly: with its reason, or without a word (killed)."""
+    for seat, slot in zip(crew.seats, crew.slots, strict=True):
+        if seat.end.exists():
+            report = json.loads(seat.end.read_bytes())
+            if "exit_code" in report:
+                raise _killed(report["exit_code"], f"was at {_at(slot, documents)}")
+            raise _ERRORS.get(report["error"], TrainerError)(report["message"])
+    for process, slot in zip(crew.processes, crew.slots, strict=False):
+        if process.exitcode:
+            forked = crew.shared.mode.value == FORKED
+            raise _killed(process.exitcode, "waited for the others" if forked else f"was at {_at(slot, documents)}")
+
+
+def _killed(code: int, doing: str) -> DataError:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     hint = " (out of memory? a larger instance or fewer PREPARATION_PROCESSES help)" if code == -signal.SIGKILL else ""
-    raise DataError(f"an encoding process {end}{hint} while it was at {_at(seat, slots, documents)}")
+    return DataError(f"an encoding process {end}{hint} while it {doing}")
 
 
-def _raise_stuck(
-    worker: BaseProcess, seat: Seat, slots: Any, documents: Documents, plan: Plan, stuck_seconds: float
-) -> None:
+def _check_complete(crew: _Crew) -> None:
+    missing = [part for part in crew.parts if not part.file("report").exists()]
+    if missing:
+        raise DataError(
+            f"all encoding processes have ended, and {len(missing)} of {len(crew.parts)} parts of the documents are not encoded; "
+            f"expected all of them (does {crew.plan.functions.name} end the process?)"
+        )
+
+
+def _raise_stuck(crew: _Crew, seat: Seat, documents: Documents, stuck_seconds: float) -> None:
     """Name the document that does not come back; in a batch it is found by encoding the documents one by one."""
-    first, count = int(slots[seat.index * SLOT + FIRST]), int(slots[seat.index * SLOT + COUNT])
-    where = _at(seat, slots, documents)
-    stack = _stack_of(worker, seat)
-    worker.kill()
+    slot = crew.slots[seat.index]
+    first, count = slot.first, 1 if slot.loading else slot.count
+    where = _at(slot, documents)
+    stack = _stack_of(seat, slot.pid)
+    crew.end()
     if count > 1:
         alone = seat.folder / "alone"
         alone.mkdir()
-        single = Plan(**{**vars(plan), "batch": 1})
+        single = Plan(**{**vars(crew.plan), "batch": 1})
         encode(
             documents,
             range(first, first + count),
@@ -176,27 +219,24 @@ def _raise_stuck(
         )
         where += "; one by one they did"
     raise UserCodeError(
-        f"{plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where} "
+        f"{crew.plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where} "
         f"(if it takes that long on purpose, set DOCML_ENCODE_TIMEOUT_SECONDS). It was here:\n{stack}"
     )
 
 
-def _at(seat: Seat, slots: Any, documents: Documents) -> str:
-    first, count = slots[seat.index * SLOT + FIRST], int(slots[seat.index * SLOT + COUNT])
-    if first == LOADING:
+def _at(slot: Any, documents: Documents) -> str:
+    if slot.loading:
         return "loading the module"
-    if not slots[seat.index * SLOT + STARTED]:
+    if not slot.started:
         return "no document"
-    named = f"artifact {documents.guids[int(first)]} (label {documents.labels[int(first)]!r})"
-    return named if count == 1 else f"a batch of {count} documents from {named}"
+    named = f"artifact {documents.guids[slot.first]} (label {documents.labels[slot.first]!r})"
+    return named if slot.count == 1 else f"a batch of {slot.count} documents from {named}"
 
 
-def _stack_of(worker: BaseProcess, seat: Seat) -> str:
-    """The worker's Python stack, innermost call first."""
-    if worker.pid is None or not seat.stack.exists():
-        return "(no stack)"
-    os.kill(worker.pid, signal.SIGUSR1)
+def _stack_of(seat: Seat, pid: int) -> str:
+    """The encoder's Python stack, innermost call first."""
+    os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + 2
     while not seat.stack.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return "\n".join(seat.stack.read_text().splitlines()[:12])
+    return "\n".join(seat.stack.read_text().splitlines()[:12]) or "(no stack)"
