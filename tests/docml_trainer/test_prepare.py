@@ -229,37 +229,6 @@ def test_a_wrong_encoder_ends_the_job_with_feature_and_artifact(tmp_path: Path) 
     assert "feature 'input_ids': found text, expected int64[*]" in job.failure
 
 
-STUCK = """
-import time
-def wait_for(instance):
-    if instance["raw_text.json"].parent.parent.name == "doc-00007":
-        while True:
-            time.sleep(1)
-"""
-
-
-@pytest.mark.parametrize("batch", [False, True])
-def test_a_document_that_never_comes_back_is_named(tmp_path: Path, batch: bool) -> None:
-    source = ENCODER.replace("    text = json", "    wait_for(instance)\n    text = json") + STUCK
-    if batch:
-        source += "\ndef encode_batch(instances, context):\n    return [encode_data(i, context) for i in instances]\n"
-    job = preparation(tmp_path, PLAIN[:20], functions=source, processes=1)
-    assert job.run(DOCML_ENCODE_TIMEOUT_SECONDS="4").returncode == 1
-    assert "has not returned within 4 s while it was at artifact doc-00007 (label 'letter')" in job.failure
-    assert "in wait_for" in job.failure
-
-
-def test_a_killed_encoder_is_reported_with_its_document(tmp_path: Path) -> None:
-    source = ENCODER + STUCK.replace("while True:", "if True:").replace(
-        "time.sleep(1)", "__import__('os').kill(0 * 1 or __import__('os').getpid(), 9)"
-    )
-    source = source.replace("    text = json", "    wait_for(instance)\n    text = json")
-    job = preparation(tmp_path, PLAIN[:20], functions=source)
-    assert job.run().returncode == 1
-    assert "was killed by SIGKILL (out of memory?" in job.failure
-    assert "artifact doc-00007" in job.failure
-
-
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
     source = ENCODER.replace("ids = [zlib", "ids = list(range(4000)) + [zlib")
 

@@ -24,7 +24,7 @@ from docml_trainer.shapes import ARTIFACT_GUID, LABELS, Shape, shape_of
 
 # Rows are read, and a split's rows are written, in batches of this size: large enough to be quick, small enough for memory.
 BATCH_ROWS = 1000
-BATCH_BYTES = 4 * 2**20
+BATCH_BYTES = 2**20
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 Array = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ class _Pending:
     def take(self) -> pa.RecordBatch:
         batches, self._batches = self._batches, []
         self.rows = self._bytes = 0
-        return pa.concat_batches(batches)
+        return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def overview(files: Sequence[Path], features: datasets.Features, models: Sequence[str], *, signed: bool) -> Overview:
