@@ -1,6 +1,5 @@
 """What can be known before a job starts: whether skipped steps leave anything to work on, and whether the deployment can do it."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 
@@ -82,7 +81,7 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
     kind = environment.get("DOCML_ENV") or "local"
     if kind not in ("local", "aws"):
         yield f"DOCML_ENV = {kind}", "local or aws", "correct or unset DOCML_ENV"
-    yield from _prices(environment.get("DOCML_PRICES"))
+    yield from _prices(environment)
     if kind == "aws":
         yield from _costs(settings, environment)
     yield from _tracking(settings, environment, kind)
@@ -93,17 +92,12 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
         yield from _aws(settings, environment)
 
 
-def _prices(text: str | None) -> Iterator[Complaint]:
+def _prices(environment: Mapping[str, str]) -> Iterator[Complaint]:
     try:
-        prices = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        prices = None
-    numbers = isinstance(prices, dict) and all(
-        isinstance(price, int | float) and not isinstance(price, bool) and price >= 0 for price in prices.values()
-    )
-    if not numbers:
-        expected = "JSON, instance type to USD an hour"
-        yield f"DOCML_PRICES = {(text or '')[:60]}", expected, 'write for example {"ml.g5.xlarge": 1.41}'
+        read_prices(environment)
+    except SettingError:
+        found = f"DOCML_PRICES = {environment['DOCML_PRICES'][:60]}"
+        yield found, "JSON, instance type to USD an hour", 'write for example {"ml.g5.xlarge": 1.41}'
 
 
 def _costs(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:

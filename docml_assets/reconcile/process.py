@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_assets.reconcile.plan import MARKER
+from docml_assets.reconcile.scratch import scratch_folder
 from docml_assets.reconcile.workers import TIMEOUT_SECONDS, Outcome, Worker
 from docml_contract.manifests import sha256_file
 from resources.keys import refusal
@@ -60,53 +61,54 @@ def process_artifacts(
     A failing artifact is tried a second time, then it is a Failure and the rest goes on. An artifact's outputs are stored one by
     one, and last an empty object with their number in its name: without it, the artifact is processed again.
     """
-    pending = iter(tasks)
-    lock, stop = threading.Lock(), threading.Event()
-    idle: queue.Queue[Worker] = queue.Queue()
-    workers = [Worker(functions_source, environment, timeout) for _ in range(processes)]
-    for worker in workers:
-        idle.put(worker)
-    failures: list[Failure] = []
-
-    def work() -> None:
-        while not stop.is_set():
-            with lock:
-                task = next(pending, None)
-            if task is None:
-                return
-            outcome = Outcome(None)
-            for _ in range(ATTEMPTS):
-                outcome = _process(task, store, idle)
-                if outcome.error is None or stop.is_set():
-                    break
-            with lock:
-                if outcome.error is not None:
-                    failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
-                processed()
-
-    # Twice as many threads as workers: one artifact is fetched and stored while another is processed.
-    try:
-        with ThreadPoolExecutor(processes * 2) as pool:
-            try:
-                threads = [pool.submit(work) for _ in range(processes * 2)]
-                wait(threads, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-                if any(thread.done() and thread.exception() for thread in threads) or not all(
-                    t.done() for t in threads
-                ):
-                    for worker in workers:
-                        worker.end()
-    finally:
+    with scratch_folder() as scratch:
+        pending = iter(tasks)
+        lock, stop = threading.Lock(), threading.Event()
+        idle: queue.Queue[Worker] = queue.Queue()
+        workers = [Worker(scratch / f"worker-{n}", functions_source, environment, timeout) for n in range(processes)]
         for worker in workers:
-            worker.close()
-    for thread in threads:
-        thread.result()
-    return sorted(failures, key=lambda failure: failure.artifact_guid)
+            idle.put(worker)
+        failures: list[Failure] = []
+
+        def work() -> None:
+            while not stop.is_set():
+                with lock:
+                    task = next(pending, None)
+                if task is None:
+                    return
+                outcome = Outcome(None)
+                for _ in range(ATTEMPTS):
+                    outcome = _process(task, store, idle, scratch)
+                    if outcome.error is None or stop.is_set():
+                        break
+                with lock:
+                    if outcome.error is not None:
+                        failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
+                    processed()
+
+        # Twice as many threads as workers: one artifact is fetched and stored while another is processed.
+        try:
+            with ThreadPoolExecutor(processes * 2) as pool:
+                try:
+                    threads = [pool.submit(work) for _ in range(processes * 2)]
+                    wait(threads, return_when=FIRST_EXCEPTION)
+                finally:
+                    stop.set()
+                    if any(thread.done() and thread.exception() for thread in threads) or not all(
+                        t.done() for t in threads
+                    ):
+                        for worker in workers:
+                            worker.end()
+        finally:
+            for worker in workers:
+                worker.close()
+        for thread in threads:
+            thread.result()
+        return sorted(failures, key=lambda failure: failure.artifact_guid)
 
 
-def _process(task: Task, store: Store, idle: "queue.Queue[Worker]") -> Outcome:
-    directory = Path(tempfile.mkdtemp(prefix="docml-artifact-"))
+def _process(task: Task, store: Store, idle: "queue.Queue[Worker]", scratch: Path) -> Outcome:
+    directory = Path(tempfile.mkdtemp(prefix="artifact-", dir=scratch))
     try:
         for name in task.files:
             store.get_file(f"{task.folder}/{name}", directory / name)

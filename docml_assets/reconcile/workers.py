@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,9 +41,13 @@ class Outcome:
 class Worker:
     """One process at a time that runs process_func; started at first use, started again after it died."""
 
-    def __init__(self, functions_source: str, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, home: Path, functions_source: str, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS
+    ) -> None:
+        """`home`: a folder that does not exist yet; gone again after `close()`."""
         self.timeout = timeout
-        self._home = Path(tempfile.mkdtemp(prefix="docml-worker-"))
+        self._home = home
+        self._home.mkdir(mode=0o700)
         self._module = self._home / USER_FUNCTIONS
         self._module.write_text(functions_source, encoding="utf-8")
         self._python = environment.get("DOCML_WORKER_PYTHON") or sys.executable

@@ -1,13 +1,16 @@
 """What a job costs, and the worst that it can cost, where prices are known (DOCML_PRICES)."""
 
-import json
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from docml_contract.jobs import Compute, JobSpec
 from resources.errors import SettingError
 from resources.jobs.errors import CostTooHigh
 
 SECONDS_AN_HOUR = 3600.0
+_PRICES = TypeAdapter(dict[str, Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]])
 
 
 def read_prices(environment: Mapping[str, str]) -> dict[str, float]:
@@ -16,12 +19,11 @@ def read_prices(environment: Mapping[str, str]) -> dict[str, float]:
     if not text:
         return {}
     try:
-        prices = {str(instance): float(price) for instance, price in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        return _PRICES.validate_json(text)
+    except ValidationError as error:
         raise SettingError(
             f'DOCML_PRICES: expected JSON such as {{"ml.g5.xlarge": 1.408}} (USD an hour), found {text[:80]!r}'
         ) from error
-    return prices
 
 
 def cost(compute: Compute, prices: Mapping[str, float], billable_seconds: float | None) -> float | None:

@@ -18,6 +18,7 @@ from docml_contract.manifests import JobOutput, verify_folder
 from docml_trainer.folders import Folders
 
 TRAINER_IMAGE = Path(__file__).resolve().parents[2] / "trainer_image"
+KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "CUDA_VISIBLE_DEVICES")  # of the tests' own environment
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class JobFolder:
 
     def environment(self, **additions: str) -> dict[str, str]:
         """For callers that start the process themselves (to send it signals, say)."""
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "TMPDIR", "LANG")}
+        kept = {key: value for key, value in os.environ.items() if key in KEPT}
         return {
             **kept,
             "PYTHONPATH": str(TRAINER_IMAGE),

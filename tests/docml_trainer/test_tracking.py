@@ -65,7 +65,7 @@ def test_a_dead_tracker_neither_fails_nor_slows(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", client(tmp_path, kind))
     monkeypatch.setattr("docml_trainer.tracking.SECONDS_TO_FINISH", 3)
-    tracker = Tracker.start(tracking(), run_id="a" * 16, config={})
+    tracker = Tracker.start(tracking(), tmp_path / "tracking", run_id="a" * 16, config={})
     for epoch in range(2000):  # more than the pipe holds
         tracker.log({"epoch": epoch, "valid_f1": 0.5, "text": "left out"})
     tracker.finish({"valid_f1": 0.5})
@@ -81,8 +81,8 @@ def test_an_offline_run_is_kept_with_the_results(tmp_path: Path) -> None:
     assert any(path.endswith(".wandb") for path in kept)
 
 
-def test_disabled_starts_nothing() -> None:
-    tracker = Tracker.start(tracking("disabled"), run_id="a", config={})
+def test_disabled_starts_nothing(tmp_path: Path) -> None:
+    tracker = Tracker.start(tracking("disabled"), tmp_path / "tracking", run_id="a", config={})
     tracker.log({"epoch": 1})
     tracker.finish({})
     assert tracker.offline_runs() == []

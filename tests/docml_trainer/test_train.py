@@ -127,7 +127,6 @@ LOAD = "    return Bag(context.num_labels,"
         pytest.param((LOAD, "    return None and Bag(context.num_labels,"), {}, r"load_model returned NoneType None; expected a torch.nn.Module", id="no-model"),
         pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "mask"]'), {}, r"ordered_input_keys returned mask, which are no features", id="wrong-keys"),
         pytest.param(("", ""), {"learning_rate": -1}, r"hyperparameter learning_rate = -1: Input should be greater than 0", id="out-of-range"),
-        pytest.param(("", ""), {"mixed_precision": "fp16"}, r"mixed_precision = fp16 needs a GPU, and there is none", id="fp16"),
     ],
 )  # fmt: skip
 def test_one_clear_reason(
@@ -143,6 +142,13 @@ def test_one_clear_reason(
     assert re.search(reason, job.failure), job.failure
     assert "\n" not in job.failure, "one reason, no traceback"
     assert not (job.output / "OUTPUT.json").exists()
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    job = training_job(tmp_path, hyperparameters={"mixed_precision": "fp16"})
+    assert run_here(job, monkeypatch) == 1
+    assert job.failure == "mixed_precision = fp16 needs a GPU, and there is none; expected auto, fp32 or bf16"
 
 
 def test_a_split_that_is_missing_is_no_reason_to_use_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

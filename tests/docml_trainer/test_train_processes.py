@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,16 @@ GLOBAL_BATCH = 8
 DOCUMENTS = (157, 45)  # 20 optimizer steps an epoch, the last one of 5 documents; neither divides among processes
 TOLERANCE = {"float32": 1e-6, "float64": 1e-9}
 COMBINATIONS = [(accumulation, processes) for processes in (1, 2) for accumulation in (1, 2, 4)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_gpu() -> Iterator[None]:
+    """Wherever the tests run: these are about several processes of a machine without a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        yield
 
 
 def free_port() -> int:

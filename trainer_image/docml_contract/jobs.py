@@ -1,7 +1,7 @@
 """Job specs: everything that decides what a job does, wherever it runs.
 
 A spec has two halves. The *task*, the channels and the hashes of the accompanying files say what is computed; `spec_hash`
-covers these, so that a job found under our name can be recognised as ours. `Compute` says on what; it may differ between
+covers these (but for what changes no result), so that a job found under our name can be recognised as ours. `Compute` says on what; it may differ between
 attempts without changing the work.
 """
 
@@ -151,7 +151,12 @@ class JobSpec(Document):
 
     @property
     def spec_hash(self) -> str:
-        """sha256 of everything but `compute` and `provenance`: equal hashes mean the same work."""
-        content = self.model_dump(mode="json", exclude={"compute", "provenance"})
+        """sha256 of what decides the result: equal hashes mean the same work.
+
+        Left out are machines, provenance, where curves are reported, and numbers of processes on which no result depends.
+        """
+        content = self.model_dump(
+            mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes"}}
+        )
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         return digest(content)

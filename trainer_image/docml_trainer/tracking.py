@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,14 +34,14 @@ class Tracker:
         self._waiting = b""  # what the pipe has not taken yet
 
     @classmethod
-    def start(cls, tracking: Tracking, *, run_id: str, config: Mapping[str, Any]) -> "Tracker":
-        """Start the client for `tracking`; no process where tracking is disabled.
+    def start(cls, tracking: Tracking, folder: Path, *, run_id: str, config: Mapping[str, Any]) -> "Tracker":
+        """Start the client for `tracking`, with its files in `folder`; no process where tracking is disabled.
 
         run_id: equal for all attempts of one training, so that they make one curve.
         """
         if tracking.mode == "disabled":
             return cls()
-        folder = Path(tempfile.mkdtemp(prefix="docml-tracking-"))
+        folder.mkdir(exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-m", "docml_trainer.tracking"], stdin=subprocess.PIPE, start_new_session=True
         )

@@ -100,7 +100,7 @@ class Training(Parts):
         if self.is_trial:
             name = f"{tracking.name}-{self.identity[:6]}"
             tracking = tracking.model_copy(update={"job_type": "tuning", "name": name})
-        return Tracker.start(tracking, run_id=self.identity[:16], config=self.values)
+        return Tracker.start(tracking, self.folders.base / "tracking", run_id=self.identity[:16], config=self.values)
 
     def run(self, tracker: Tracker) -> None:
         """Epochs until the last one, or until validation has not improved for too long."""

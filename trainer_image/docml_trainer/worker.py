@@ -117,7 +117,11 @@ def lead(plan: Plan, seats: Sequence[Seat], parts: Sequence[Part], shared: Share
     with _seated(seats[0], shared):
         files = _open_files()
         functions = _load(plan, seats[0], shared)
-        if len(seats) > 1 and _can_fork(files):
+        forkable = len(seats) > 1 and _can_fork(files)
+        if forkable:
+            _warm_up(plan, seats[0], parts[0], shared, functions)
+            forkable = _can_fork(files)
+        if forkable:
             shared.mode.value = FORKED
             _fork(plan, seats, parts, shared, functions)
         else:
@@ -182,6 +186,16 @@ def _load(plan: Plan, seat: Seat, shared: Shared) -> UserFunctions:
     return functions
 
 
+def _warm_up(plan: Plan, seat: Seat, part: Part, shared: Shared, functions: UserFunctions) -> None:
+    """Encode a document once for nothing: what the experimenter loads at first use, a tokenizer say, is then there in all forks."""
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(part.file("input").read_bytes()) as reader:
+        first = reader.read_all().slice(0, 1).to_pydict()
+    _encoder(plan, seat, shared, functions)(_documents(first, plan))
+    shared.slots[seat.index].started = 0
+
+
 def _open_files() -> dict[str, str]:
     """This process' open files by descriptor; empty where the system does not tell."""
     found = {}
@@ -222,6 +236,19 @@ def _fork(plan: Plan, seats: Sequence[Seat], parts: Sequence[Part], shared: Shar
 
 
 def _encode_parts(plan: Plan, seat: Seat, parts: Sequence[Part], shared: Shared, functions: UserFunctions) -> None:
+    slot = shared.slots[seat.index]
+
+    def finished(count: int) -> None:
+        slot.started = 0
+        slot.done += count
+
+    encoder = _encoder(plan, seat, shared, functions)
+    while (index := _take(shared.taken)) < len(parts):
+        _encode_part(plan, parts[index], encoder, finished)
+
+
+def _encoder(plan: Plan, seat: Seat, shared: Shared, functions: UserFunctions) -> "Encoder":
+    """One that tells in shared memory what it is at."""
     from docml_trainer.encoding import Encoder
 
     slot = shared.slots[seat.index]
@@ -230,13 +257,7 @@ def _encode_parts(plan: Plan, seat: Seat, parts: Sequence[Part], shared: Shared,
         _check_parent()
         slot.first, slot.count, slot.started = first, count, time.monotonic()
 
-    def finished(count: int) -> None:
-        slot.started = 0
-        slot.done += count
-
-    encoder = Encoder(functions, plan.contexts, plan.sign, begin)
-    while (index := _take(shared.taken)) < len(parts):
-        _encode_part(plan, parts[index], encoder, finished)
+    return Encoder(functions, plan.contexts, plan.sign, begin)
 
 
 def _take(taken: Any) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -25,11 +26,12 @@ SECRETS = {
 
 @contextmanager
 def worker(source: str, timeout: float = 60.0, **environment: str) -> Iterator[Worker]:
-    made = Worker(source, {**SECRETS, **environment}, timeout)
-    try:
-        yield made
-    finally:
-        made.close()
+    with TemporaryDirectory() as folder:
+        made = Worker(Path(folder) / "home", source, {**SECRETS, **environment}, timeout)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def test_it_runs_the_function_and_keeps_its_process(tmp_path: Path) -> None:
@@ -163,7 +165,8 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         "import sys, pathlib, os\n"
         "from docml_assets.reconcile.workers import Worker\n"
         "source = 'import os, time\\ndef process_func(a, d):\\n    (d / \"pid\").write_text(str(os.getpid()))\\n    time.sleep(600)\\n'\n"
-        "Worker(source, dict(os.environ)).run({}, pathlib.Path(sys.argv[1]))\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "Worker(folder / 'home', source, dict(os.environ)).run({}, folder)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)

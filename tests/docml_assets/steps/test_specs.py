@@ -24,7 +24,15 @@ def test_machines_do_not_change_the_work(world: World) -> None:
         return specs.training(work, "small", prepared="data", files=files, inputs={}, provenance={"git": "1"}).spec_hash
 
     assert spec_hash(training_instance_type="ml.p3.2xlarge", max_cost_usd=3.0) == spec_hash()
+    assert spec_hash(wandb_mode="offline", wandb_project="other") == spec_hash()
     assert spec_hash(training_instance_count=2) != spec_hash()
+
+    def preparation_hash(**operation: object) -> str:
+        channel = Channel(name="artifacts", prefix="p")
+        work = world.work(claim, **operation)
+        return specs.preparation(work, phase="whole", channel=channel, files={}, inputs={}).spec_hash
+
+    assert preparation_hash(preparation_processes=3) == preparation_hash()
 
 
 def test_tasks_carry_what_the_settings_say(world: World) -> None:
