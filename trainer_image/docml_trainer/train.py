@@ -170,20 +170,28 @@ class Training(Parts):
                     loss = loss * 0  # fewer documents than processes: takes part, counts nothing
                 self.accelerator.backward(loss * processes)  # processes' gradients are averaged, not summed
             total += loss.detach()
+        norm = self.update(self.settings.max_grad_norm)
+        # The first number that is read: until here a GPU has been given work without waiting for it.
         mean, stopping = self.sum_over_processes(total, self.signal.requested)
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss became {mean} in {self.place()} (lower learning_rate, raise warmup_ratio, or look for "
-                "infinite or missing numbers in the encoded features)"
-            )
-        self.update(self.settings.max_grad_norm)
+        self.check(mean, float(norm))
         return mean, stopping > 0
 
-    def update(self, max_norm: float) -> None:
-        """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped)."""
-        norm = float(self.accelerator.clip_grad_norm_(self.bare.module.parameters(), max_norm or math.inf))
+    def update(self, max_norm: float) -> torch.Tensor:
+        """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped). Returns what it was."""
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.bare.module.parameters(), max_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        return norm
+
+    def check(self, loss: float, norm: float) -> None:
+        """Raise TrainingError where a step's loss or gradient is no number: nothing that follows would mean anything."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss became {loss} in {self.place()} (lower learning_rate, raise warmup_ratio, or look for "
+                "infinite or missing numbers in the encoded features)"
+            )
         if self.accelerator.optimizer_step_was_skipped:  # fp16's scaler found an overflow and takes a smaller scale
             return
         if not math.isfinite(norm):
@@ -192,7 +200,6 @@ class Training(Parts):
                 "(lower learning_rate or max_grad_norm, raise warmup_ratio)"
             )
         self.progress.gradient_norm = max(self.progress.gradient_norm, norm)
-        self.scheduler.step()
 
     def place(self) -> str:
         return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
