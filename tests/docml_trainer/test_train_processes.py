@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from docml_trainer.collate import Collator
 from docml_trainer.data import fetch, load_split
-from docml_trainer.launch import meeting_port
+from docml_trainer.launch import GRACE_SECONDS, grace, meeting_port
 from tests.docml_trainer.jobfolder import TRAINER_IMAGE, JobFolder
 from tests.docml_trainer.trainings import BAG, TRANSFORMER, run_here, training_job, weights
 
@@ -212,3 +213,16 @@ def test_hosts_of_one_job_meet_and_other_jobs_do_not(tmp_path: Path) -> None:
     assert meeting_port(job.folders) == meeting_port(same_work.folders)
     same_work.write_hyperparameters({"learning_rate": 0.01})  # another trial of one search
     assert meeting_port(job.folders) != meeting_port(same_work.folders)
+
+
+def test_the_grace_period_is_told_to_a_torch_that_knows_the_setting() -> None:
+    @dataclass
+    class Older:  # as in torch 2.8, which the default image brings
+        max_restarts: int = 3
+
+    @dataclass
+    class Newer(Older):
+        shutdown_timeout: int | None = None
+
+    assert grace(Older) == {}
+    assert grace(Newer) == {"shutdown_timeout": GRACE_SECONDS}

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def launch(folders: Folders, processes: int) -> None:
             rdzv_configs={"timeout": START_SECONDS} | ({} if alone else {"rank": hosts.index}),
             max_restarts=0,
             monitor_interval=0.2,
-            shutdown_timeout=GRACE_SECONDS,
+            **grace(LaunchConfig),
         )
         try:
             elastic_launch(config, sys.executable)("-m", "docml_trainer", "train")
@@ -98,6 +99,12 @@ def launch(folders: Folders, processes: int) -> None:
             sys.exit(EXIT_STOPPED)
         except ChildFailedError as error:
             _explain(folders, Path(reasons), {rank: failure.exitcode for rank, failure in error.failures.items()})
+
+
+def grace(config: type[Any]) -> dict[str, Any]:
+    """The grace period as the launcher's setting. torch 2.11 and older have none, and give processes 30 seconds."""
+    known = {field.name for field in fields(config)}
+    return {"shutdown_timeout": GRACE_SECONDS} if "shutdown_timeout" in known else {}
 
 
 def meeting_port(folders: Folders) -> int:
