@@ -81,9 +81,7 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
     kind = environment.get("DOCML_ENV") or "local"
     if kind not in ("local", "aws"):
         yield f"DOCML_ENV = {kind}", "local or aws", "correct or unset DOCML_ENV"
-    yield from _prices(environment)
-    if kind == "aws":
-        yield from _costs(settings, environment)
+    yield from _costs(settings, environment, kind)
     yield from _tracking(settings, environment, kind)
     python = environment.get("DOCML_WORKER_PYTHON")
     if python and shutil.which(python) is None:
@@ -92,21 +90,15 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
         yield from _aws(settings, environment)
 
 
-def _prices(environment: Mapping[str, str]) -> Iterator[Complaint]:
+def _costs(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:
+    """The prices, and on aws the worst cases of all jobs of the run, together."""
     try:
-        read_prices(environment)
+        prices = read_prices(environment)
     except SettingError:
         found = f"DOCML_PRICES = {environment['DOCML_PRICES'][:60]}"
         yield found, "JSON, instance type to USD an hour", 'write for example {"ml.g5.xlarge": 1.41}'
-
-
-def _costs(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:
-    """The worst cases of all jobs of the run, together."""
-    limit = settings.max_cost_usd
-    try:
-        prices = read_prices(environment)
-    except SettingError:  # said already
         return
+    limit = settings.max_cost_usd if kind == "aws" else None
     worst = worst_cases(settings, prices)
     if limit is None or sum(worst.values()) <= limit:
         return

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,50 +62,47 @@ def process_artifacts(
     A failing artifact is tried a second time, then it is a Failure and the rest goes on. An artifact's outputs are stored one by
     one, and last an empty object with their number in its name: without it, the artifact is processed again.
     """
-    with scratch_folder() as scratch:
-        pending = iter(tasks)
-        lock, stop = threading.Lock(), threading.Event()
-        idle: queue.Queue[Worker] = queue.Queue()
+    pending = iter(tasks)
+    lock, stop = threading.Lock(), threading.Event()
+    idle: queue.Queue[Worker] = queue.Queue()
+    failures: list[Failure] = []
+
+    def work(scratch: Path) -> None:
+        while not stop.is_set():
+            with lock:
+                task = next(pending, None)
+            if task is None:
+                return
+            outcome = Outcome(None)
+            for _ in range(ATTEMPTS):
+                outcome = _process(task, store, idle, scratch)
+                if outcome.error is None or stop.is_set():
+                    break
+            with lock:
+                if outcome.error is not None:
+                    failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
+                processed()
+
+    with scratch_folder() as scratch, ExitStack() as closing:
         workers = [Worker(scratch / f"worker-{n}", functions_source, environment, timeout) for n in range(processes)]
         for worker in workers:
+            closing.callback(worker.close)
             idle.put(worker)
-        failures: list[Failure] = []
-
-        def work() -> None:
-            while not stop.is_set():
-                with lock:
-                    task = next(pending, None)
-                if task is None:
-                    return
-                outcome = Outcome(None)
-                for _ in range(ATTEMPTS):
-                    outcome = _process(task, store, idle, scratch)
-                    if outcome.error is None or stop.is_set():
-                        break
-                with lock:
-                    if outcome.error is not None:
-                        failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
-                    processed()
-
         # Twice as many threads as workers: one artifact is fetched and stored while another is processed.
-        try:
-            with ThreadPoolExecutor(processes * 2) as pool:
-                try:
-                    threads = [pool.submit(work) for _ in range(processes * 2)]
-                    wait(threads, return_when=FIRST_EXCEPTION)
-                finally:
-                    stop.set()
-                    if any(thread.done() and thread.exception() for thread in threads) or not all(
-                        t.done() for t in threads
-                    ):
-                        for worker in workers:
-                            worker.end()
-        finally:
-            for worker in workers:
-                worker.close()
-        for thread in threads:
-            thread.result()
-        return sorted(failures, key=lambda failure: failure.artifact_guid)
+        with ThreadPoolExecutor(processes * 2) as pool:
+            try:
+                threads = [pool.submit(work, scratch) for _ in range(processes * 2)]
+                wait(threads, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                if any(thread.done() and thread.exception() for thread in threads) or not all(
+                    t.done() for t in threads
+                ):
+                    for worker in workers:
+                        worker.end()
+    for thread in threads:
+        thread.result()
+    return sorted(failures, key=lambda failure: failure.artifact_guid)
 
 
 def _process(task: Task, store: Store, idle: "queue.Queue[Worker]", scratch: Path) -> Outcome:

@@ -1,8 +1,8 @@
 """Job specs: everything that decides what a job does, wherever it runs.
 
 A spec has two halves. The *task*, the channels and the hashes of the accompanying files say what is computed; `spec_hash`
-covers these (but for what changes no result), so that a job found under our name can be recognised as ours. `Compute` says on what; it may differ between
-attempts without changing the work.
+covers these (but for what changes no result), so that a job found under our name can be recognised as ours. `Compute` says
+on what; it may differ between attempts without changing the work.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -83,6 +83,13 @@ class Part:
         """`input` and `rows` are Arrow streams, `report` is JSON."""
         return self.folder / f"{kind}-{self.index:05d}.{'json' if kind == 'report' else 'arrow'}"
 
+    def read_input(self) -> "pa.Table":
+        """The documents, as `Documents.to_table` gives them."""
+        import pyarrow as pa
+
+        with pa.ipc.open_stream(self.file("input").read_bytes()) as reader:
+            return reader.read_all()
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -188,11 +195,8 @@ def _load(plan: Plan, seat: Seat, shared: Shared) -> UserFunctions:
 
 def _warm_up(plan: Plan, seat: Seat, part: Part, shared: Shared, functions: UserFunctions) -> None:
     """Encode a document once for nothing: what the experimenter loads at first use, a tokenizer say, is then there in all forks."""
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(part.file("input").read_bytes()) as reader:
-        first = reader.read_all().slice(0, 1).to_pydict()
-    _encoder(plan, seat, shared, functions)(_documents(first, plan))
+    first = part.read_input().slice(0, 1)
+    _encoder(plan, seat, shared, functions)(_documents(first.to_pydict(), plan))
     shared.slots[seat.index].started = 0
 
 
@@ -269,7 +273,6 @@ def _take(taken: Any) -> int:
 
 def _encode_part(plan: Plan, part: Part, encoder: "Encoder", finished: Callable[[int], None]) -> None:
     import datasets
-    import pyarrow as pa
 
     from docml_trainer.outcomes import Tally
 
@@ -280,8 +283,7 @@ def _encode_part(plan: Plan, part: Part, encoder: "Encoder", finished: Callable[
         finished(len(batch["position"]))
         return rows
 
-    with pa.ipc.open_stream(part.file("input").read_bytes()) as reader:
-        documents = datasets.Dataset(reader.read_all(), fingerprint="documents")
+    documents = datasets.Dataset(part.read_input(), fingerprint="documents")
     documents.map(
         encode_batch,
         batched=True,
