@@ -1,0 +1,1 @@
+"""settings.ini: its keys, their types and rules."""

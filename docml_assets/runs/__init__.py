@@ -1,0 +1,1 @@
+"""Runs: their claims, numbers, summaries, and what none of them needs any more."""

@@ -1,0 +1,1 @@
+"""Exactly once: attempts, leases, records and retries of jobs."""

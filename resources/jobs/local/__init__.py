@@ -1,0 +1,1 @@
+"""Jobs on this machine: a supervised process over SageMaker's folders."""

@@ -1,0 +1,1 @@
+"""Jobs on SageMaker: requests, their validation, and what Describe answers."""

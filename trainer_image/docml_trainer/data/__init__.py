@@ -1,0 +1,1 @@
+"""Documents as tensors: columns, shapes, batches, and the model that takes them."""

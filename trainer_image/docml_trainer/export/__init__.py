@@ -1,0 +1,1 @@
+"""TorchScript: the trace, and the gate that compares it with the model."""

@@ -1,0 +1,1 @@
+"""The exported model's answers on a test split."""
