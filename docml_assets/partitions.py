@@ -1,7 +1,7 @@
 """Experiment × run: the two dynamic partition dimensions, their key rules and their registration.
 
 A partition is one run of one experiment, `EXP-3333-longformer|1`. Dagster shows the cross product of both dimensions; only
-claimed runs (`docml_assets.experiment.claims`) exist, and the snapshot asset refuses the others.
+claimed runs (`docml_assets.runs.claims`) exist, and the snapshot asset refuses the others.
 """
 
 import re

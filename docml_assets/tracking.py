@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from docml_assets.errors import DocmlError
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from docml_contract.jobs import Tracking
 from docml_contract.names import RunPlace
 

@@ -17,8 +17,8 @@ from docml_assets.cli import run as run_command
 from docml_assets.deployment import SAMPLE
 from docml_assets.experiment.scaffold import new_experiment
 from docml_contract.names import RunPlace
-from resources.jobs import sagemaker
-from resources.store import Store
+from resources.jobs.sagemaker import backend
+from resources.store.store import Store
 from tests.deploy.test_cloudformation import create, statements
 from tests.resources.jobs.cloud import HURRY, Cloud, cloud
 from tests.servers.iam import all_actions, allowing
@@ -94,7 +94,7 @@ def clouded(
     production = Store.open(f"{s3_server.bucket(PRODUCTION)}/documents", environment=s3_server.environment)
     production.upload(SAMPLE / "artifacts", "")
     for name in ("calls_a_second", "log_calls_a_second", "poll_seconds", "log_settle_seconds"):
-        monkeypatch.setattr(sagemaker, name.upper(), HURRY[name])
+        monkeypatch.setattr(backend, name.upper(), HURRY[name])
     machines = tmp_path / "machines"
     with cloud(machines, orchestrators.server, TRAINER, bucket=BUCKET, jobs_s3=jobs.server) as running:
         for key, value in {

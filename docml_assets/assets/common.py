@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import run_place
 from docml_assets.processes import PROCESS_TAG, this_process
 from docml_assets.progress import display
@@ -63,13 +63,13 @@ def work_for(context: Context, asset: str) -> Work:
     place = place_of(context)
     note_process(context)
     resources = context.op_execution_context.resources
-    claim = existing_claim(resources.store, place)
+    claim = existing_claim(resources.store.store, place)
     tags = context.run.tags
     return Work(
         place=place,
         settings=frozen_settings(claim, read_operation_tag(tags.get(OPERATION_TAG))),
         functions_source=claim.functions_source,
-        store=resources.store,
+        store=resources.store.store,
         production=resources.production,
         labels=resources.labels,
         jobs=resources.jobs,

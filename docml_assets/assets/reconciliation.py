@@ -21,7 +21,7 @@ from docml_assets.steps.work import Outcome, Work
 from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
 from docml_contract.versions import CODE_VERSIONS
 from resources.errors import ResourceError
-from resources.finished import read_manifest
+from resources.store.manifests import read_manifest
 
 DATA = "reconciled_data"
 COUNTS = "label_counts"

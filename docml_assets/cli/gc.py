@@ -16,7 +16,7 @@ def command(experiment: str | None, dry_run: bool) -> None:
     whose runs change after the listing is left alone.
     """
     from docml_assets.deployment import Deployment
-    from docml_assets.garbage import collect, find_garbage, runs_of
+    from docml_assets.runs.garbage import collect, find_garbage, runs_of
 
     store = Deployment.current().store
     names = (

@@ -13,8 +13,8 @@ from docml_assets.cli.home import prepare_dagster_home
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
     from docml_assets.execution import Executed
-    from docml_assets.experiment.claims import Claim
-    from docml_assets.experiment.settings import Settings
+    from docml_assets.experiment.settings.settings import Settings
+    from docml_assets.runs.claims import Claim
 
 
 @click.command(name="run")
@@ -59,9 +59,9 @@ def claim_for(
     deployment: "Deployment", experiment: str, number: int | None, *, take_next: bool
 ) -> "tuple[Claim, Settings]":
     """The claim that the command asks for, made or found, and its settings with the folder's operational ones."""
-    from docml_assets.experiment.claims import claim_next, claim_or_continue, claim_run, read_claim
     from docml_assets.experiment.folder import ExperimentFolder, validate
     from docml_assets.experiment.problems import ProblemsError
+    from docml_assets.runs.claims import claim_next, claim_or_continue, claim_run, read_claim
 
     path = deployment.experiment_folder(experiment)
     store = deployment.store

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from docml_assets.runs import RunSummary
+    from docml_assets.runs.summaries import RunSummary
 
 STEPS = ("reconciliation", "preparation", "training", "inference")
 
@@ -17,7 +17,7 @@ STEPS = ("reconciliation", "preparation", "training", "inference")
 def command(experiment: str | None, jobs: bool) -> None:
     """Show the runs of EXPERIMENT, or of all experiments, newest last."""
     from docml_assets.deployment import Deployment
-    from docml_assets.runs import summaries
+    from docml_assets.runs.summaries import summaries
     from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
     store = Deployment.current().store

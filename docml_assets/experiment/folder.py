@@ -10,10 +10,10 @@ from docml_assets.errors import ExperimentError
 from docml_assets.experiment.functions import check_functions, defined_functions
 from docml_assets.experiment.preflight import deployment_problems, finished_in, step_problems
 from docml_assets.experiment.problems import Problem, SettingsError
-from docml_assets.experiment.settings import Settings, parse_settings
+from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.errors import BadName
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name
-from resources.store import Store
+from resources.store.store import Store
 
 SETTINGS = "settings.ini"
 

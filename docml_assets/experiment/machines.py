@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from docml_contract.jobs import Compute
 from resources.jobs.costs import most
 

@@ -3,15 +3,15 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 
-from docml_assets.experiment.ini import parse_ini
 from docml_assets.experiment.machines import worst_cases
 from docml_assets.experiment.problems import Problem
-from docml_assets.experiment.runs import run_folders
-from docml_assets.experiment.settings import SECTIONS, Settings
+from docml_assets.experiment.settings.ini import parse_ini
+from docml_assets.experiment.settings.settings import SECTIONS, Settings
+from docml_assets.runs.numbers import run_folders
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import ResourceError, SettingError
 from resources.jobs.costs import read_prices
-from resources.store import Store
+from resources.store.store import Store
 
 ENVIRONMENT = "the environment"
 _STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -8,8 +8,8 @@ from docml_assets.report.errors import ReportError
 from docml_assets.report.past import PreviousRun
 from docml_assets.report.schema import Report
 from docml_contract.names import PREDICTIONS, REPORT_JSON, RunPlace
-from resources.finished import read_manifest
-from resources.store import Store
+from resources.store.manifests import read_manifest
+from resources.store.store import Store
 
 
 def read_report(store: Store, place: RunPlace) -> Report:

@@ -14,15 +14,15 @@ from pydantic import Field
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
-from docml_assets.experiment.runs import claimed_runs, next_run
-from docml_assets.experiment.settings import Settings, parse_settings
+from docml_assets.experiment.settings.settings import Settings, parse_settings
+from docml_assets.runs.numbers import claimed_runs, next_run
 from docml_contract.base import Document
 from docml_contract.manifests import Manifest, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace
 from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
 from resources.errors import MissingKey, StoreError
-from resources.finished import publish_bytes
-from resources.store import Store
+from resources.store.manifests import publish_bytes
+from resources.store.store import Store
 
 __all__ = [
     "Claim",

@@ -7,12 +7,12 @@ begun and not finished a step may still come to use. Claims, manifests, models, 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from docml_assets.experiment.claims import claimed_runs
+from docml_assets.runs.claims import claimed_runs
 from docml_assets.steps.preparation import PREPARED, Prepared
 from docml_assets.steps.tables import read_parquet
 from docml_contract.names import MANIFEST, RECONCILED_TABLE, ExperimentPlace, RunPlace
-from resources.finished import read_manifest
-from resources.store import Store
+from resources.store.manifests import read_manifest
+from resources.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 
 from docml_contract.names import RunPlace, check_experiment_name
-from resources.store import Store
+from resources.store.store import Store
 
 _RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from docml_assets.experiment.claims import claimed_runs, read_claim
 from docml_assets.report.schema import Report
+from docml_assets.runs.claims import claimed_runs, read_claim
 from docml_assets.steps.job_records import job_records
 from docml_contract.manifests import Manifest
 from docml_contract.names import REPORT_JSON, RunPlace
-from resources.finished import read_manifest
-from resources.jobs.records import JobRecord
-from resources.store import Store
+from resources.jobs.engine.records import JobRecord
+from resources.store.manifests import read_manifest
+from resources.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from dagster._core.event_api import PartitionKeyFilter
 from pydantic import Field, ValidationError
 
 from docml_assets.errors import DocmlError
-from docml_assets.experiment.claims import Claim, claim_next, read_claim
 from docml_assets.experiment.folder import SETTINGS
-from docml_assets.experiment.runs import run_folders
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
+from docml_assets.runs.claims import Claim, claim_next, read_claim
+from docml_assets.runs.numbers import run_folders
 from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
 from docml_assets.steps.production import FILES, LABELS, files_version
 from docml_assets.steps.work import RECONCILIATION, flagged_steps
@@ -28,9 +28,9 @@ from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
 from docml_contract.names import RunPlace
 from resources.errors import ResourceError
-from resources.finished import read_manifest
 from resources.labels import LabelSource
-from resources.store import Store
+from resources.store.manifests import read_manifest
+from resources.store.store import Store
 
 NAME = "new_data_sensor"
 CHECK = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from docml_assets.experiment.claims import claimed_runs
+from docml_assets.runs.claims import claimed_runs
 from docml_assets.steps.errors import NothingToReuse, NotReady
 from docml_assets.steps.work import Outcome, Work
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.manifests import Manifest
 from docml_contract.names import MANIFEST, RunPlace
-from resources.finished import check_finished, read_manifest
+from resources.store.manifests import check_finished, read_manifest
 
 
 def finished(work: Work, folder: str) -> Outcome | None:

@@ -31,8 +31,8 @@ from docml_contract.names import (
     RunPlace,
 )
 from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.finished import publish_bytes, read_manifest
 from resources.jobs.interface import JobResult
+from resources.store.manifests import publish_bytes, read_manifest
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles

@@ -3,8 +3,8 @@
 import re
 
 from docml_contract.names import RunPlace
-from resources.jobs.records import JobRecord
-from resources.store import Store
+from resources.jobs.engine.records import JobRecord
+from resources.store.store import Store
 
 RECORD = re.compile(r"[A-Za-z0-9-]+\.json")
 

@@ -9,7 +9,7 @@ from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
 from docml_contract.names import LABEL_COUNTS, LABEL_ROWS
 from docml_contract.versions import CODE_VERSIONS, cache_key, label_counts_version
-from resources.finished import publish_bytes
+from resources.store.manifests import publish_bytes
 
 ASSET = "label_counts"
 

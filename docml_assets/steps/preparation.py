@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from docml_assets.experiment.claims import read_claim
 from docml_assets.experiment.source import functions_digest
+from docml_assets.runs.claims import read_claim
 from docml_assets.steps import specs
 from docml_assets.steps.finished import earlier_runs, finished, nothing_to_reuse, required, reused, take_earlier
 from docml_assets.steps.snapshot import frozen_settings
@@ -32,8 +32,8 @@ from docml_contract.names import (
     USER_FUNCTIONS,
 )
 from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.finished import check_finished, publish_bytes, publish_staged, read_manifest
 from resources.jobs.interface import JobResult
+from resources.store.manifests import check_finished, publish_bytes, publish_staged, read_manifest
 
 ASSET = "encoded_splits"
 PREPARED = "prepared.json"

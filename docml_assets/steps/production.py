@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from resources.labels import LabelSource
-from resources.store import Store
+from resources.store.store import Store
 
 LABELS = "production_labels"
 FILES = "production_files"

@@ -13,7 +13,7 @@ from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAI
 from docml_contract.base import Document
 from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
 from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.finished import publish_bytes
+from resources.store.manifests import publish_bytes
 
 if TYPE_CHECKING:
     from docml_assets.reconcile import Reconciled

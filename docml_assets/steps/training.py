@@ -19,8 +19,8 @@ from docml_contract.base import digest
 from docml_contract.manifests import Manifest
 from docml_contract.names import USER_FUNCTIONS, RunPlace
 from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.finished import check_finished, publish_staged, read_manifest
 from resources.jobs.interface import JobResult
+from resources.store.manifests import check_finished, publish_staged, read_manifest
 
 ASSET = "best_torchscript_model"
 

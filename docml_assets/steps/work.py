@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from docml_assets.experiment.settings import Settings
+from docml_assets.experiment.settings.settings import Settings
 from docml_assets.tracking import TrackingAccount
 from docml_contract.manifests import Manifest
 from docml_contract.names import RunPlace
 from resources.jobs.interface import JobResult, Jobs, Listener
 from resources.labels import LabelSource
-from resources.store import Store
+from resources.store.store import Store
 
 RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE = STEPS = (
     "reconciliation",

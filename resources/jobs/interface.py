@@ -54,7 +54,7 @@ class Orphan:
 
 
 class Jobs(Protocol):
-    """Runs jobs exactly once; implemented by `resources.jobs.engine.Engine`."""
+    """Runs jobs exactly once; implemented by `resources.jobs.engine.engine.Engine`."""
 
     def run(
         self,

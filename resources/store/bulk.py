@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 from resources.errors import MissingKey
-from resources.store import Missing
+from resources.store.store import Missing
 
 
 def copy_in_threads(

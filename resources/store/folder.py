@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from resources.errors import StoreError
-from resources.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Names, StoredObject, missing
+from resources.store.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Names, StoredObject, missing
 
 # Drafts wait here, on the store's own file system, until they are renamed into place; never listed.
 DRAFTS = ".docml-drafts"
@@ -142,7 +142,7 @@ class FolderBackend:
     def copy_many(
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
     ) -> Gone:
-        from resources.bulk import copy_in_threads
+        from resources.store.bulk import copy_in_threads
 
         return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
 

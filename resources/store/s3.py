@@ -20,9 +20,9 @@ from obstore.store import S3Store
 
 from resources import aws
 from resources.errors import MissingKey, SettingError, StoreError
-from resources.s3_errors import REFUSALS, StoreErrors, store_error
-from resources.s3_listing import Listing, Page
-from resources.store import PARALLEL_FILES, Gone, Missing, Names, StoredObject, missing
+from resources.store.s3_errors import REFUSALS, StoreErrors, store_error
+from resources.store.s3_listing import Listing, Page
+from resources.store.store import PARALLEL_FILES, Gone, Missing, Names, StoredObject, missing
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -147,7 +147,7 @@ class S3Backend:
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
     ) -> Gone:
         if not self.copies_within(other):
-            from resources.bulk import copy_in_threads
+            from resources.store.bulk import copy_in_threads
 
             return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
         return _BulkCopy(self, other, pairs, copied).run(parallel)

@@ -5,7 +5,7 @@ from typing import Any
 from obstore.exceptions import BaseError, InvalidPathError
 
 from resources.errors import StoreError
-from resources.store import missing
+from resources.store.store import missing
 
 # obstore's errors that no further attempt changes
 REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from obstore.exceptions import InvalidPathError
 from obstore.store import S3Store
 
-from resources.s3_errors import StoreErrors
-from resources.store import TABLE_SCHEMA
+from resources.store.s3_errors import StoreErrors
+from resources.store.store import TABLE_SCHEMA
 
 # Where key ranges begin: GUIDs vary from their first character on. `~~~` sorts just before the next character and names no
 # folder, on which servers that list folders before their content would stumble.

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from resources.errors import MissingKey, SettingError, StoreError
-from resources.keys import check_key
+from resources.store.keys import check_key
 
 TABLE_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 # Files moved at once between a store and local folders: enough to hide latency, few enough for two cores.
@@ -258,9 +258,9 @@ def _check_prefix(prefix: str) -> str:
 
 def _open_backend(url: str, environment: Mapping[str, str]) -> Backend:
     if url.startswith("file:"):
-        from resources.store_folder import FolderBackend
+        from resources.store.folder import FolderBackend
 
         return FolderBackend(Path(unquote(urlsplit(url).path)))
-    from resources.store_s3 import S3Backend  # obstore is loaded where S3 is used
+    from resources.store.s3 import S3Backend  # obstore is loaded where S3 is used
 
     return S3Backend(url, environment)

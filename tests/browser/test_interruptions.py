@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.processes import PROCESS_TAG
-from resources.jobs.records import JobRecord
+from resources.jobs.engine.records import JobRecord
 from tests.servers.dagster_dev import DagsterDev, dagster_dev
 
 EXPERIMENT = "EXP-6-slow"

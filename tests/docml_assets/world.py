@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from docml_assets.deployment import Deployment
-from docml_assets.experiment.claims import Claim, claim_run
 from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.runs.claims import Claim, claim_run
 from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import Work
 from docml_contract import names
@@ -27,7 +27,7 @@ from docml_contract.jobs import InferTask, JobSpec, PrepareTask, TrainTask
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.versions import model_version
 from resources.jobs.interface import JobResult, Listener, Orphan
-from resources.store import Store
+from resources.store.store import Store
 
 LABELS = ("invoice", "letter")
 SOURCE = """

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from docml_trainer import infer
-from docml_trainer.answering import LATENCY_DOCUMENTS
-from docml_trainer.batches import sample
 from docml_trainer.errors import DataError, TrainerError
+from docml_trainer.inference.batches import sample
+from docml_trainer.inference.prediction import LATENCY_DOCUMENTS
 from tests.docml_trainer.inferences import Positional, bert, inference, one_at_a_time, table, write_model, write_spec
 from tests.docml_trainer.trainings import LABELS, split
 

@@ -16,9 +16,9 @@ import pytest
 from docml_contract import names
 from docml_contract.jobs import PrepareTask
 from docml_trainer import prepare
-from docml_trainer.near_duplicates import signatures
+from docml_trainer.preparation.near_duplicates import signatures
 from tests.docml_trainer.jobfolder import JobFolder
-from tests.docml_trainer.preparation import (
+from tests.docml_trainer.preparations import (
     ENCODER,
     Doc,
     documents,

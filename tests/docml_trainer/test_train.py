@@ -160,7 +160,7 @@ def test_a_split_that_is_missing_is_no_reason_to_use_another(tmp_path: Path, mon
 
 def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = training_job(tmp_path)
-    monkeypatch.setattr("docml_trainer.results.plot_curves", lambda *_: 1 / 0)
+    monkeypatch.setattr("docml_trainer.training.results.plot_curves", lambda *_: 1 / 0)
     assert run_here(job, monkeypatch) == 1
     assert job.failure.startswith("ZeroDivisionError: division by zero\n\n")
     assert "in write" in job.failure

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from docml_assets.experiment.folder import validate
 from docml_assets.sample import PRODUCTION_FILES
-from docml_trainer.collate import Collator
+from docml_trainer.data.collate import Collator
 from docml_trainer.functions import Context, UserFunctions
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "EXP-1-state-of-the-union"

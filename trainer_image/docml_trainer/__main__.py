@@ -10,7 +10,7 @@ import traceback
 from docml_contract.errors import ContractError
 from docml_trainer.errors import TrainerError
 from docml_trainer.folders import COMMANDS, Folders
-from docml_trainer.stopping import StopSignal
+from docml_trainer.training.signals import StopSignal
 
 MODULES = {"prepare": "prepare", "train": "launch", "infer": "infer"}
 

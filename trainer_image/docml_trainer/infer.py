@@ -17,13 +17,13 @@ import datasets
 
 from docml_contract.jobs import InferTask
 from docml_contract.names import column_prefix
-from docml_trainer.answering import ModelResult, Started
-from docml_trainer.answers import write
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
-from docml_trainer.predicting import Pool, pool
-from docml_trainer.shapes import ARTIFACT_GUID, LABELS
-from docml_trainer.torchscript import ModelFiles
+from docml_trainer.inference.model import ModelFiles
+from docml_trainer.inference.pool import Pool, pool
+from docml_trainer.inference.prediction import ModelResult, Started
+from docml_trainer.inference.results import write
 
 
 def main(folders: Folders) -> None:

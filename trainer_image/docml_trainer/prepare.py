@@ -27,12 +27,12 @@ from docml_contract.base import digest
 from docml_contract.events import FACTS, PROGRESS, format_event
 from docml_contract.jobs import PrepareTask
 from docml_contract.manifests import JobOutput, verify_folder, write_output
-from docml_trainer.documents import Documents, labels_too_small, read_documents
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
-from docml_trainer.splits import assign_splits
-from docml_trainer.worker import Plan
-from docml_trainer.workers import BATCH, encode
+from docml_trainer.preparation.documents import Documents, labels_too_small, read_documents
+from docml_trainer.preparation.pool import BATCH, encode
+from docml_trainer.preparation.splits import assign_splits
+from docml_trainer.preparation.worker import Plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     reports = encode(
         documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds, progress=progress
     )
-    from docml_trainer.outcomes import Tally
+    from docml_trainer.preparation.outcomes import Tally
 
     tally = Tally()
     for report in reports:
@@ -196,8 +196,8 @@ def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
 def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: list[Shard], started: float) -> None:
     import datasets
 
-    from docml_trainer import metadata, rows
-    from docml_trainer.outcomes import Tally
+    from docml_trainer.preparation import metadata, rows
+    from docml_trainer.preparation.outcomes import Tally
 
     datasets.disable_progress_bars()
     tally = Tally()
@@ -263,7 +263,7 @@ def _assign(
 
     A document left out ties nobody together any more, so the groups that are reported are those of the others.
     """
-    from docml_trainer import near_duplicates
+    from docml_trainer.preparation import near_duplicates
 
     def alike(rows: list[int]) -> list[str | None]:
         if signatures is None:

@@ -21,14 +21,15 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
-from docml_trainer import checkpoint, history, results, sampling
-from docml_trainer.data import fetch
+from docml_trainer.data import sampling
+from docml_trainer.data.datasets import fetch
+from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.parts import Parts
-from docml_trainer.shapes import LABELS
-from docml_trainer.stopping import StopSignal, stop
-from docml_trainer.tracking import Tracker
+from docml_trainer.training import checkpoint, history, results
+from docml_trainer.training.setup import Parts
+from docml_trainer.training.signals import StopSignal, stop
+from docml_trainer.training.tracking import Tracker
 
 
 def train(folders: Folders) -> None:
@@ -253,7 +254,7 @@ class Training(Parts):
 
     def reduce(self, found: list[tuple[int, int, int, float]]) -> dict[str, float]:
         """The validation's numbers from what all processes found."""
-        from docml_trainer.metrics import scores  # evaluate takes seconds to import, and one process needs it
+        from docml_trainer.training.metrics import scores  # evaluate takes seconds to import, and one process needs it
 
         by_id = {row: rest for row, *rest in found}
         if len(by_id) != len(self.valid_data):

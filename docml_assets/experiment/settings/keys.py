@@ -1,6 +1,6 @@
 """The key table: every key of settings.ini's [settings], its type, default, limits and meaning.
 
-`docs/settings.md` is generated from this table (`python -m docml_assets.experiment.reference`).
+`docs/settings.md` is generated from this table (`python -m docml_assets.experiment.settings.reference`).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 
-from docml_assets.experiment.values import (
+from docml_assets.experiment.settings.values import (
     FileNames,
     Flag,
     InstanceType,

@@ -1,16 +1,16 @@
-"""docs/settings.md, made from the key table: `python -m docml_assets.experiment.reference > docs/settings.md`."""
+"""docs/settings.md, made from the key table: `python -m docml_assets.experiment.settings.reference > docs/settings.md`."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from docml_assets.experiment.keys import Keys, extra_of
+from docml_assets.experiment.settings.keys import Keys, extra_of
 from docml_contract.hyperparameters import TrainingHyperparameters
 
 INTRODUCTION = """# settings.ini
 
-Made from the code by `python -m docml_assets.experiment.reference > docs/settings.md`; a test keeps it true.
+Made from the code by `python -m docml_assets.experiment.settings.reference > docs/settings.md`; a test keeps it true.
 
 `settings.ini` has three sections. `docml validate` reports every mistake in it at once.
 

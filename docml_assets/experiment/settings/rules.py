@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from docml_assets.experiment.keys import Keys
-from docml_assets.experiment.query import query_problems
-from docml_assets.experiment.search_space import combinations
+from docml_assets.experiment.settings.keys import Keys
+from docml_assets.experiment.settings.query import query_problems
+from docml_assets.experiment.settings.search_space import combinations
 from docml_contract.hyperparameters import Interval, SearchRange
 
 # What the trainer prints and tuning can look at without METRIC_DEFINITIONS.

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from docml_assets.experiment.ini import Entry, Ini
 from docml_assets.experiment.problems import nearest, shown
+from docml_assets.experiment.settings.ini import Entry, Ini
 from docml_contract.base import canonical_json
 from docml_contract.hyperparameters import (
     KNOWN,

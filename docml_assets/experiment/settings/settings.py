@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
-from docml_assets.experiment.ini import Ini, parse_ini
-from docml_assets.experiment.keys import Keys, extra_of, operational_keys
 from docml_assets.experiment.problems import Problem, SettingsError, nearest, shown
-from docml_assets.experiment.rules import broken_rules
-from docml_assets.experiment.search_space import read_hyperparameters, read_tunable
-from docml_assets.experiment.secrets import looks_secret
+from docml_assets.experiment.settings.ini import Ini, parse_ini
+from docml_assets.experiment.settings.keys import Keys, extra_of, operational_keys
+from docml_assets.experiment.settings.rules import broken_rules
+from docml_assets.experiment.settings.search_space import read_hyperparameters, read_tunable
+from docml_assets.experiment.settings.secrets import looks_secret
 from docml_contract.hyperparameters import SearchRange, own
 
 __all__ = ["OPERATIONAL", "Problem", "Settings", "SettingsError", "parse_settings"]

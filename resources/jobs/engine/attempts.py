@@ -21,14 +21,14 @@ from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import Busy, Cursor, Job, JobState, NameTaken, NoCapacity
+from resources.jobs.engine.lease import Canceled, Holding
+from resources.jobs.engine.records import LAPSE_SECONDS, JobRecord
+from resources.jobs.engine.retries import Budget
 from resources.jobs.errors import JobFailed, JobRefused, JobStopped
-from resources.jobs.holding import Canceled, Holding
 from resources.jobs.interface import JobResult, Listener
-from resources.jobs.records import LAPSE_SECONDS, JobRecord
-from resources.jobs.retries import Budget
 
 if TYPE_CHECKING:
-    from resources.jobs.engine import Engine
+    from resources.jobs.engine.engine import Engine
 
 LAST_LINES = 20
 # How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.

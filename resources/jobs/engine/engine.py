@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from docml_contract.jobs import JobSpec
 from resources.jobs.backend import Backend, Busy, Job, JobState
 from resources.jobs.costs import check_cost, cost
+from resources.jobs.engine.attempts import Waiting
+from resources.jobs.engine.records import ActiveJob, JobRecord, Lease, Records
 from resources.jobs.interface import JobResult, Listener, Orphan
-from resources.jobs.records import ActiveJob, JobRecord, Lease, Records
-from resources.jobs.waiting import Waiting
-from resources.store import Store
+from resources.store.store import Store
 
 
 class Engine:

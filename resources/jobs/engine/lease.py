@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from resources.jobs.backend import Busy, Job
+from resources.jobs.engine.records import RENEW_SECONDS
+from resources.jobs.engine.retries import Budget
 from resources.jobs.interface import Listener
-from resources.jobs.records import RENEW_SECONDS
-from resources.jobs.retries import Budget
 
 if TYPE_CHECKING:
-    from resources.jobs.engine import Engine
+    from resources.jobs.engine.engine import Engine
 
 Answer = TypeVar("Answer")
 

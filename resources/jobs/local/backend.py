@@ -17,11 +17,11 @@ from typing import Any
 from docml_contract.jobs import JobSpec
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
-from resources.jobs.engine import Engine
+from resources.jobs.engine.engine import Engine
 from resources.jobs.errors import JobRefused
-from resources.jobs.processes import kill_group
-from resources.jobs.supervised import Assignment, LocalState, log_key, state_key, stop_key
-from resources.store import Store
+from resources.jobs.local.processes import kill_group
+from resources.jobs.local.supervision import Assignment, LocalState, log_key, state_key, stop_key
+from resources.store.store import Store
 
 START_SECONDS = 60.0
 # A supervisor on another machine that shows no sign of life for this long has died with it.
@@ -84,7 +84,7 @@ class LocalBackend:
         log = folder / "supervisor.log"
         with log.open("wb") as output:
             subprocess.run(
-                [sys.executable, "-m", "resources.jobs.supervisor", str(folder)],
+                [sys.executable, "-m", "resources.jobs.local.supervisor", str(folder)],
                 env=self.environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,

@@ -23,10 +23,10 @@ from docml_contract.base import Document
 from docml_contract.jobs import JobSpec
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import ENDED, Cause, Job, Status
-from resources.jobs.mirror import Mirror
-from resources.jobs.processes import Process, this_process
-from resources.jobs.twin import Container, host_names, log_name
-from resources.store import Store
+from resources.jobs.local.container import Container, host_names, log_name
+from resources.jobs.local.mirror import Mirror
+from resources.jobs.local.processes import Process, this_process
+from resources.store.store import Store
 
 TICK_SECONDS = 0.1
 LISTEN_SECONDS = 0.5  # between two looks for a Stop
@@ -149,7 +149,7 @@ class Supervisor:
 
     def _run(self) -> None:
         if self.job.spec.kind == "tuning":
-            from resources.jobs.local_tuning import tune  # optuna is loaded where it is used
+            from resources.jobs.local.tuning import tune  # optuna is loaded where it is used
 
             tune(self)
             self._end("Completed")

@@ -1,4 +1,4 @@
-"""`python -m resources.jobs.supervisor <folder>`: detaches from whoever started it, then runs one local job (`supervised`)."""
+"""`python -m resources.jobs.local.supervisor <folder>`: detaches from whoever started it, then runs one local job (`supervised`)."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ def main(folder: str) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    from resources.jobs.supervised import supervise
+    from resources.jobs.local.supervision import supervise
 
     supervise(Path(folder), dict(os.environ))
 

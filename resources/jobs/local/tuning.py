@@ -17,13 +17,13 @@ import optuna
 
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, SearchRange
 from docml_contract.jobs import Tuning
-from resources.jobs.mirror import Mirror
-from resources.jobs.requests import metric_definitions, number_of_trials
+from resources.jobs.local.container import Container, host_names
+from resources.jobs.local.mirror import Mirror
+from resources.jobs.sagemaker.requests import metric_definitions, number_of_trials
 from resources.jobs.trials import Trial, add_trials, best_trial
-from resources.jobs.twin import Container, host_names
 
 if TYPE_CHECKING:
-    from resources.jobs.supervised import Stopping, Supervisor
+    from resources.jobs.local.supervision import Stopping, Supervisor
 
 TICK_SECONDS = 0.1
 REASON, SECONDS, END = "reason", "seconds", "end"  # what is kept of a trial besides its objective
@@ -96,7 +96,7 @@ class Search:
 
     def run(self) -> None:
         """Until all trials have ended; then the best one's files are the job's output."""
-        from resources.jobs.supervised import Failing
+        from resources.jobs.local.supervision import Failing
 
         self._open()
         try:

@@ -17,14 +17,14 @@ from docml_contract.hyperparameters import SearchRange
 from docml_contract.jobs import JobSpec, TrainTask
 from resources import aws
 from resources.errors import SettingError
-from resources.jobs import following
-from resources.jobs.aws_errors import NoSuchJob, translate
 from resources.jobs.backend import Cursor, Job, JobState, LogLine
 from resources.jobs.costs import read_prices
-from resources.jobs.engine import Engine
+from resources.jobs.engine.engine import Engine
 from resources.jobs.errors import JobError, JobRefused
-from resources.jobs.following import NOUNS, Pacer
-from resources.jobs.requests import (
+from resources.jobs.sagemaker import describe
+from resources.jobs.sagemaker.describe import NOUNS, Pacer
+from resources.jobs.sagemaker.errors import NoSuchJob, translate
+from resources.jobs.sagemaker.requests import (
     ENCODING_VARIABLES,
     SPEC_TAG,
     TRACKER_VARIABLES,
@@ -33,10 +33,10 @@ from resources.jobs.requests import (
     manifests,
     metric_definitions,
 )
-from resources.jobs.service_model import check_request
+from resources.jobs.sagemaker.validation import check_request
 from resources.jobs.trials import Trial, add_trials, best_trial
 from resources.secrets import is_reference
-from resources.store import Store
+from resources.store.store import Store
 
 # Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.
 CALLS_A_SECOND = 1.0
@@ -147,7 +147,7 @@ class SageMakerBackend:
 
     @cached_property
     def typed_layer(self) -> Any:
-        from resources.jobs.typed_layer import TypedLayer
+        from resources.jobs.sagemaker.create import TypedLayer
 
         return TypedLayer(self.session, self.sagemaker)
 
@@ -203,7 +203,7 @@ class SageMakerBackend:
             answer = self._describe(job)
         except NoSuchJob:
             return None
-        return following.read_state(job, answer, lambda: self._children(job))
+        return describe.read_state(job, answer, lambda: self._children(job))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         noun = NOUNS[job.spec.kind]
@@ -227,7 +227,7 @@ class SageMakerBackend:
                 raise translated from error
             return answer
 
-        return following.read_logs(job, cursor, ask)
+        return describe.read_logs(job, cursor, ask)
 
     def stop(self, job: Job) -> None:
         noun = NOUNS[job.spec.kind]
@@ -252,7 +252,7 @@ class SageMakerBackend:
         return self._collect_best(job)
 
     def links(self, job: Job) -> Mapping[str, str]:
-        return following.links(job, self.region)
+        return describe.links(job, self.region)
 
     # -- trials
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from resources.jobs.aws_errors import advice, cause_of
 from resources.jobs.backend import Cause, Cursor, Job, JobState, LogLine, Status
+from resources.jobs.sagemaker.errors import advice, cause_of
 
 NOUNS = {"processing": "ProcessingJob", "training": "TrainingJob", "tuning": "HyperParameterTuningJob"}
 LOG_GROUPS = {

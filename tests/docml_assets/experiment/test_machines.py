@@ -3,7 +3,7 @@
 import pytest
 
 from docml_assets.experiment.machines import compute, worst_cases
-from docml_assets.experiment.settings import parse_settings
+from docml_assets.experiment.settings.settings import parse_settings
 from tests.docml_assets.experiment.experiments import settings_text
 
 PRICES = {"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}

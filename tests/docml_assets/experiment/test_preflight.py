@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from docml_assets.experiment.preflight import deployment_problems, finished_in, step_problems
-from docml_assets.experiment.settings import parse_settings
+from docml_assets.experiment.settings.settings import parse_settings
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import StoreError
-from resources.store import Store
+from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import settings_text
 
 AWS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from docml_assets.experiment.scaffold import new_experiment
-from docml_assets.experiment.settings import parse_settings
-from docml_trainer.collate import Collator
+from docml_assets.experiment.settings.settings import parse_settings
+from docml_trainer.data.collate import Collator
 from docml_trainer.functions import Context, UserFunctions
 
 TEXTS = ["one two three two", "one " * 50, "two three"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from docml_assets.experiment.claims import (
+from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.settings.settings import SettingsError
+from docml_assets.runs.claims import (
     Claim,
     RunChanged,
     RunClaimed,
@@ -19,13 +21,11 @@ from docml_assets.experiment.claims import (
     read_claim,
     write_snapshot,
 )
-from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.experiment.runs import claimed_runs, next_run
-from docml_assets.experiment.settings import SettingsError
+from docml_assets.runs.numbers import claimed_runs, next_run
 from docml_contract.names import RunPlace
 from resources.errors import StoreError
-from resources.finished import check_finished, read_manifest
-from resources.store import Store
+from resources.store.manifests import check_finished, read_manifest
+from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -137,9 +137,9 @@ def test_a_run_can_take_an_earlier_ones_content(store: Store, tmp_path: Path) ->
 RACER = """
 import sys, time
 from pathlib import Path
-from docml_assets.experiment.claims import RunClaimed, claim_next, claim_run
+from docml_assets.runs.claims import RunClaimed, claim_next, claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store import Store
+from resources.store.store import Store
 store, folder, number, request, start = sys.argv[1:]
 content = ExperimentFolder.load(Path(folder))
 store = Store.open(store, environment={})
@@ -250,9 +250,9 @@ def test_the_data_version_is_the_frozen_meaning(store: Store, tmp_path: Path) ->
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from docml_assets.experiment.claims import claim_run
+from docml_assets.runs.claims import claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store import Store
+from resources.store.store import Store
 store, folder = sys.argv[1:]
 claim_run(Store.open(store, environment={}), ExperimentFolder.load(Path(folder)), 1, trigger={}, request_id="killed")
 os.kill(os.getpid(), signal.SIGKILL)

@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner
 
 from docml_assets.cli.gc import command
-from docml_assets.experiment.claims import claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.garbage import collect, find_garbage
+from docml_assets.runs.claims import claim_run
+from docml_assets.runs.garbage import collect, find_garbage
 from docml_assets.steps.preparation import PREPARED, Prepared
 from docml_contract.names import RECONCILED_TABLE, RunPlace
-from resources.finished import publish_bytes
-from resources.store import Store
+from resources.store.manifests import publish_bytes
+from resources.store.store import Store
 
 EXPERIMENT = "EXP-9-gc"
-SCAFFOLD = Path(__file__).parents[2] / "experiments" / "EXP-1-state-of-the-union"
+SCAFFOLD = Path(__file__).parents[3] / "experiments" / "EXP-1-state-of-the-union"
 
 
 class World:

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from docml_assets.experiment.runs import claimed_runs, next_run, run_folders
+from docml_assets.runs.numbers import claimed_runs, next_run, run_folders
 from docml_contract.errors import BadName
-from resources.store import Store
+from resources.store.store import Store
 
 
 def test_runs_are_the_claimed_folders(tmp_path: Path) -> None:

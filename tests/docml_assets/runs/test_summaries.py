@@ -1,6 +1,6 @@
 """What runs came to, read from the store."""
 
-from docml_assets.runs import summaries
+from docml_assets.runs.summaries import summaries
 from docml_assets.steps.preparation import preparation
 from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import training

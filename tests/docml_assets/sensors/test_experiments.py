@@ -12,11 +12,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from docml_assets.experiment.claims import Claim, claim_run, read_claim
 from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.runs.claims import Claim, claim_run, read_claim
 from docml_assets.sensors import experiments, launching
 from docml_assets.sensors.experiments import Cursor, Seen, arrived, experiment_sensor, look
-from resources.store import Store
+from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
 
@@ -228,7 +228,7 @@ INSTANCE_MODULES = (
     "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.sqlite_storage",
     "docml_assets.definitions",
-    "resources.store_folder",
+    "resources.store.folder",
 )
 CRASHES = ("claimed", "evaluated", "partition added", "run made")
 

@@ -9,15 +9,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from docml_assets.experiment.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.sensors import new_data
 from docml_assets.sensors.new_data import Cursor, State, changed, decide, is_in_progress, new_data_sensor
 from docml_assets.steps.production import versions
 from docml_contract.names import RunPlace
-from resources.finished import publish_bytes
 from resources.labels import LabelSource
-from resources.store import Store
+from resources.store.manifests import publish_bytes
+from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from docml_trainer.classifier import Classifier, find_logits, find_loss, forward_parameters
+from docml_trainer.data.classifier import Classifier, find_logits, find_loss, forward_parameters
 
 BATCH = {
     "input_ids": torch.ones(2, 3),

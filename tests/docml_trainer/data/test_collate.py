@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, List, Value
 
-from docml_trainer.collate import Collator
+from docml_trainer.data.collate import Collator
 from docml_trainer.errors import DataError
 
 OWN = {"labels": ClassLabel(names=["x", "y"]), "artifact_guid": Value("string")}

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from docml_trainer.data import document_lengths, fetch, load_split, longest_axes
+from docml_trainer.data.datasets import document_lengths, fetch, load_split, longest_axes
 from docml_trainer.errors import DataError
 from tests.docml_trainer.trainings import split
 

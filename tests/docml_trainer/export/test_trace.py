@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from docml_trainer.classifier import forward_parameters
-from docml_trainer.collate import Collator
+from docml_trainer.data.classifier import forward_parameters
+from docml_trainer.data.collate import Collator
 from docml_trainer.errors import ExportError, UserCodeError
-from docml_trainer.export import Exported, Positional, export
-from docml_trainer.parity import Samples
+from docml_trainer.export.parity import Samples
+from docml_trainer.export.trace import Exported, Positional, export
 from tests.docml_trainer.trainings import LABELS, split
 
 KEYS = ("input_ids", "attention_mask")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from docml_trainer.batches import DOCUMENTS, TOKENS, length_sorted, sample
+from docml_trainer.inference.batches import DOCUMENTS, TOKENS, length_sorted, sample
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

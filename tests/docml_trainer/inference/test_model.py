@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from docml_trainer.errors import DataError, ModelFileError
-from docml_trainer.torchscript import ModelFiles, Predictor, find_logits, softmax
+from docml_trainer.inference.model import ModelFiles, Predictor, find_logits, softmax
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.trainings import LABELS, split
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docml_trainer import predicting
 from docml_trainer.errors import TrainerError
-from docml_trainer.predicting import WORTH_IT_SECONDS, available_memory, pool, predict_in_processes, processes_for
-from docml_trainer.torchscript import ModelFiles
+from docml_trainer.inference import pool as pools
+from docml_trainer.inference.model import ModelFiles
+from docml_trainer.inference.pool import WORTH_IT_SECONDS, available_memory, pool, predict_in_processes, processes_for
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.trainings import split
 
@@ -41,4 +41,4 @@ def test_a_model_that_cannot_be_loaded_ends_the_waiting(tmp_path: Path) -> None:
     (tmp_path / "models/tiny/model.pt").write_bytes(b"gone")
     with pool(2, tmp_path / "test") as workers, pytest.raises(RuntimeError, match="PytorchStreamReader"):
         predict_in_processes(workers, files, "", [np.arange(10)], lambda _: None)
-    assert predicting.START_SECONDS > 60  # nobody waited for that long
+    assert pools.START_SECONDS > 60  # nobody waited for that long

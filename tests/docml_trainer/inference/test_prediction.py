@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from docml_trainer import answering
-from docml_trainer.answering import on_best_device
-from docml_trainer.torchscript import ModelFiles, Predictor
+from docml_trainer.inference import prediction
+from docml_trainer.inference.model import ModelFiles, Predictor
+from docml_trainer.inference.prediction import on_best_device
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.trainings import split
 
@@ -41,7 +41,7 @@ def test_the_gpu_is_taken_if_it_answers_as_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(OnGpu, "error", error)
-    monkeypatch.setattr(answering, "Predictor", OnGpu)
+    monkeypatch.setattr(prediction, "Predictor", OnGpu)
     found = on_best_device(files, split(10, seed=1), "", np.arange(5))
     assert isinstance(found, OnGpu)
     assert found.asked == chosen

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from docml_trainer.columns import BadValue, Column, arrow_type, column
-from docml_trainer.shapes import Shape
+from docml_trainer.data.shapes import Shape
+from docml_trainer.preparation.columns import BadValue, Column, arrow_type, column
 
 IDS = Shape((None,), "int32")
 BOXES = Shape((None, 4), "int32")

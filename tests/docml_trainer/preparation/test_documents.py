@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from docml_contract.jobs import PrepareTask
-from docml_trainer.documents import Documents, labels_too_small, read_documents
 from docml_trainer.errors import DataError
-from tests.docml_trainer.preparation import Doc, artifacts_table
+from docml_trainer.preparation.documents import Documents, labels_too_small, read_documents
+from tests.docml_trainer.preparations import Doc, artifacts_table
 
 
 def read(tmp_path: Path, docs: list[Doc], **task: object) -> Documents:

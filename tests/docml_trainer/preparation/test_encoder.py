@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from docml_trainer.encoding import DIGEST, SIGNATURE, Encoder
 from docml_trainer.errors import DataError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.near_duplicates import signatures
-from docml_trainer.outcomes import Document
+from docml_trainer.preparation.encoder import DIGEST, SIGNATURE, Encoder
+from docml_trainer.preparation.near_duplicates import signatures
+from docml_trainer.preparation.outcomes import Document
 
 HEAD = """\
 import json

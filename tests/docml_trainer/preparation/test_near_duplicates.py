@@ -3,8 +3,8 @@
 import numpy as np
 from datasketch import MinHash
 
-from docml_trainer import near_duplicates
-from docml_trainer.near_duplicates import PERMUTATIONS, SEED, groups, signatures
+from docml_trainer.preparation import near_duplicates
+from docml_trainer.preparation.near_duplicates import PERMUTATIONS, SEED, groups, signatures
 
 random = np.random.default_rng(5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.docml_trainer.jobfolder import JobFolder
-from tests.docml_trainer.preparation import ENCODER, documents, preparation
+from tests.docml_trainer.preparations import ENCODER, documents, preparation
 
 DOCS = documents(20)
 # The process writes its number into $NOTES: when it loads the module, and when it begins a document.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docml_contract.names import SPLITS
-from docml_trainer.splits import assign_splits
+from docml_trainer.preparation.splits import assign_splits
 
 SHARES = (0.8, 0.1, 0.1)
 

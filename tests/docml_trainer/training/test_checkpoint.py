@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from docml_trainer.checkpoint import Checkpoints, newest_common, random_states, restore_random_states
+from docml_trainer.training.checkpoint import Checkpoints, newest_common, random_states, restore_random_states
 
 IDENTITY = "a" * 64
 
@@ -77,7 +77,7 @@ def test_a_crash_while_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("docml_trainer.checkpoint.write_atomically", crash)
+        patch.setattr("docml_trainer.training.checkpoint.write_atomically", crash)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(3, model(3), {}, {"best": None})
     assert checkpoints.names() == ["step-00000002", "step-00000001"]

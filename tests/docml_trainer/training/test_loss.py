@@ -5,7 +5,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from docml_contract.hyperparameters import TrainingHyperparameters
-from docml_trainer.loss import DocumentLoss
+from docml_trainer.training.loss import DocumentLoss
 
 LABELS = [0, 0, 0, 0, 1, 1, 2, 0]
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from docml_trainer.metrics import scores
+from docml_trainer.training.metrics import scores
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -3,7 +3,7 @@ import torch
 import transformers
 
 from docml_contract.hyperparameters import TrainingHyperparameters
-from docml_trainer.optimization import build_optimizer, head_parameters, parameter_groups
+from docml_trainer.training.optimization import build_optimizer, head_parameters, parameter_groups
 
 
 def bert() -> torch.nn.Module:

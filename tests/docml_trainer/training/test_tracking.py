@@ -9,7 +9,7 @@ import moto
 import pytest
 
 from docml_contract.jobs import Tracking
-from docml_trainer.tracking import Tracker, resolve_key
+from docml_trainer.training.tracking import Tracker, resolve_key
 from tests.docml_trainer.jobfolder import TRAINER_IMAGE
 from tests.docml_trainer.trainings import training_job
 
@@ -64,7 +64,7 @@ def test_a_dead_tracker_neither_fails_nor_slows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", client(tmp_path, kind))
-    monkeypatch.setattr("docml_trainer.tracking.SECONDS_TO_FINISH", 3)
+    monkeypatch.setattr("docml_trainer.training.tracking.SECONDS_TO_FINISH", 3)
     tracker = Tracker.start(tracking(), tmp_path / "tracking", run_id="a" * 16, config={})
     for epoch in range(2000):  # more than the pipe holds
         tracker.log({"epoch": epoch, "valid_f1": 0.5, "text": "left out"})

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from docml_trainer.collate import Collator
-from docml_trainer.data import fetch, load_split
-from docml_trainer.launch import GRACE_SECONDS, grace, meeting_port
+from docml_trainer.data.collate import Collator
+from docml_trainer.data.datasets import fetch, load_split
+from docml_trainer.training.launch import GRACE_SECONDS, grace, meeting_port
 from tests.docml_trainer.jobfolder import TRAINER_IMAGE, JobFolder
 from tests.docml_trainer.trainings import BAG, TRANSFORMER, run_here, training_job, weights
 

@@ -133,7 +133,7 @@ def test_a_training_that_ended_before_its_export_is_only_exported(
 ) -> None:
     job = training_job(tmp_path, SLOW, hyperparameters=OPTIONS)
     with monkeypatch.context() as patch:
-        patch.setattr("docml_trainer.results.export", lambda *_: 1 / 0)
+        patch.setattr("docml_trainer.training.results.export", lambda *_: 1 / 0)
         assert run_here(job, monkeypatch) == 1
     capsys.readouterr()
     assert run_here(job, monkeypatch) == 0

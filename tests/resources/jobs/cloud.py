@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resources.jobs.engine import Engine
-from resources.jobs.sagemaker import SageMakerBackend
-from resources.store import Store
+from resources.jobs.engine.engine import Engine
+from resources.jobs.sagemaker.backend import SageMakerBackend
+from resources.store.store import Store
 from tests.servers.s3 import S3Server
 from tests.servers.sagemaker.containers import SubprocessRuntime
 from tests.servers.sagemaker.faults import Faults

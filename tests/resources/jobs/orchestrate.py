@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract.jobs import JobSpec
-from resources.jobs.engine import Engine
-from resources.jobs.local import LocalBackend
-from resources.jobs.sagemaker import SageMakerBackend
-from resources.store import Store
+from resources.jobs.engine.engine import Engine
+from resources.jobs.local.backend import LocalBackend
+from resources.jobs.sagemaker.backend import SageMakerBackend
+from resources.store.store import Store
 from tests.contracts.jobs_contract import FILES
 from tests.resources.jobs.cloud import FAKE_TRAINER, HURRY
 

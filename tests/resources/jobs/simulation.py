@@ -15,9 +15,9 @@ import boto3
 
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT
-from resources.jobs.engine import Engine
-from resources.jobs.sagemaker import SageMakerBackend
-from resources.store import Store, StoredObject, missing
+from resources.jobs.engine.engine import Engine
+from resources.jobs.sagemaker.backend import SageMakerBackend
+from resources.store.store import Store, StoredObject, missing
 from tests.resources.jobs.cloud import IMAGE, ROLE
 from tests.servers.sagemaker.faults import Faults
 from tests.servers.sagemaker.jobs import PROCESSING, TRAINING, Job, Kind

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from resources.errors import StoreError
-from resources.store import Store
-from resources.store_folder import DRAFTS
+from resources.store.folder import DRAFTS
+from resources.store.store import Store
 from tests.contracts.store_contract import StoreContract
 
 
@@ -46,7 +46,7 @@ class TestFolder(StoreContract):
 
     def test_a_settled_file_is_hashed_once(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         store.put("a", b"x")
-        monkeypatch.setattr("resources.store_folder._SETTLED_NS", 0)
+        monkeypatch.setattr("resources.store.folder._SETTLED_NS", 0)
         time.sleep(0.02)
         first = store.head("a").etag  # type: ignore[union-attr]
         monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
@@ -86,7 +86,7 @@ class TestFolder(StoreContract):
 
     def test_a_killed_writer_leaves_nothing_to_see(self, store: Store) -> None:
         script = (
-            "import sys, os\nfrom resources.store import Store\n"
+            "import sys, os\nfrom resources.store.store import Store\n"
             f"store = Store.open({store.url!r}, environment={{}})\nstore.put('first', b'1')\nprint('ready', flush=True)\n"
             "data = b'x' * 200_000_000\nwhile True: store.put('big', data)\n"
         )

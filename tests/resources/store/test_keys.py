@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from resources.errors import UnsafeKey
-from resources.keys import check_key, refusal, refusals, refused_mask, safe_file_name, safe_guid
+from resources.store.keys import check_key, refusal, refusals, refused_mask, safe_file_name, safe_guid
 
 # Shared with the reconciliation tests: names that must never become part of a key.
 HOSTILE: list[object] = [

@@ -8,10 +8,10 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from resources import store_s3
 from resources.errors import MissingKey, SettingError, StoreError
-from resources.store import Store
-from resources.store_s3 import S3Backend
+from resources.store import s3
+from resources.store.s3 import S3Backend
+from resources.store.store import Store
 from tests.contracts.store_contract import StoreContract
 from tests.servers.faults import COPIED, Answer, Request, error, scripted_s3
 from tests.servers.s3 import S3Server
@@ -83,7 +83,7 @@ def scripted(answers: dict[str, list[Answer]], default: Answer) -> tuple[object,
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backoff in milliseconds."""
     monkeypatch.setitem(
-        store_s3.RETRIES,
+        s3.RETRIES,
         "backoff",
         {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2},
     )

@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import torch
 
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes
 from docml_trainer.errors import DataError
-from docml_trainer.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes
 
 ATTENTION_MASK = "attention_mask"
 ROW_ID = "row_id"  # an optional integer column of the caller's; comes back as the tensor `row_ids`

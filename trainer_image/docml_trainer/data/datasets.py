@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from docml_trainer.data.sampling import Rows
+from docml_trainer.data.shapes import LABELS, main_feature, model_shapes
 from docml_trainer.errors import DataError
-from docml_trainer.sampling import Rows
-from docml_trainer.shapes import LABELS, main_feature, model_shapes
 
 
 def load_split(folder: Path, prefix: str) -> datasets.Dataset:

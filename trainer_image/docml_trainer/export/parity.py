@@ -9,12 +9,12 @@ import datasets
 import numpy as np
 import torch
 
-from docml_trainer.collate import Collator
-from docml_trainer.data import document_lengths, fetch, longest_axes
-from docml_trainer.shapes import main_feature
+from docml_trainer.data.collate import Collator
+from docml_trainer.data.datasets import document_lengths, fetch, longest_axes
+from docml_trainer.data.shapes import main_feature
 
 if TYPE_CHECKING:
-    from docml_trainer.export import Positional
+    from docml_trainer.export.trace import Positional
 
 # A long document takes seconds on a CPU, and each case is computed twice: so few documents, but of every kind.
 BATCH_SIZES = (1, 2, 3)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from docml_trainer.classifier import find_logits
+from docml_trainer.data.classifier import find_logits
 from docml_trainer.errors import ExportError, UserCodeError
-from docml_trainer.parity import Case, Parity, Samples, compare
+from docml_trainer.export.parity import Case, Parity, Samples, compare
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the larger of 1 and the case's largest logit
 OUTPUTS = "dict:logits"

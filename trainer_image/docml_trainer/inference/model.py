@@ -15,10 +15,10 @@ import torch
 from docml_contract import names
 from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import sha256_file
-from docml_trainer.collate import Collator
-from docml_trainer.data import fetch
+from docml_trainer.data.collate import Collator
+from docml_trainer.data.datasets import fetch
+from docml_trainer.data.shapes import ARTIFACT_GUID
 from docml_trainer.errors import DataError, ModelFileError
-from docml_trainer.shapes import ARTIFACT_GUID
 
 Floats = npt.NDArray[np.float32]
 

@@ -20,9 +20,9 @@ import datasets
 import numpy as np
 import torch
 
-from docml_trainer.batches import Rows
 from docml_trainer.errors import TrainerError
-from docml_trainer.torchscript import Floats, ModelFiles, Predictor
+from docml_trainer.inference.batches import Rows
+from docml_trainer.inference.model import Floats, ModelFiles, Predictor
 
 START_SECONDS = 600  # for all processes to import torch and to load the model
 WORTH_IT_SECONDS = 30.0  # of work for one process, below which starting others takes longer than it saves

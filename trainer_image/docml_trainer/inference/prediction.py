@@ -10,11 +10,11 @@ import torch
 
 from docml_contract.events import PROGRESS, format_event
 from docml_contract.names import TORCHSCRIPT
-from docml_trainer.batches import Rows, length_sorted, sample
-from docml_trainer.data import document_lengths
-from docml_trainer.predicting import Pool, Predicted, predict_here, predict_in_processes, processes_for
-from docml_trainer.shapes import main_feature, model_shapes
-from docml_trainer.torchscript import ModelFiles, Predictor, softmax
+from docml_trainer.data.datasets import document_lengths
+from docml_trainer.data.shapes import main_feature, model_shapes
+from docml_trainer.inference.batches import Rows, length_sorted, sample
+from docml_trainer.inference.model import ModelFiles, Predictor, softmax
+from docml_trainer.inference.pool import Pool, Predicted, predict_here, predict_in_processes, processes_for
 
 LATENCY_DOCUMENTS = 20
 WARM_UP = 3  # TorchScript optimizes a graph while it runs for the first times

@@ -16,8 +16,8 @@ import torch
 from docml_contract.base import digest
 from docml_contract.manifests import write_output
 from docml_contract.names import PREDICTIONS
-from docml_trainer.answering import ModelResult
-from docml_trainer.shapes import ARTIFACT_GUID, LABELS
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
+from docml_trainer.inference.prediction import ModelResult
 
 DOCUMENTS = "documents.parquet"
 TIMINGS = "timings.json"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from docml_trainer.shapes import Shape
+from docml_trainer.data.shapes import Shape
 
 Array = np.ndarray[Any, Any]
 _PLAIN_TYPES: dict[str, set[type]] = {"bool": {bool}, "int": {int}, "float": {int, float}}

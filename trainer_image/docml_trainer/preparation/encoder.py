@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from docml_contract.names import column_prefix
-from docml_trainer import near_duplicates
-from docml_trainer.columns import BadValue, Column, arrow_type, column
+from docml_trainer.data.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
 from docml_trainer.errors import UserCodeError
 from docml_trainer.functions import Context, UserFunctions, describe, explain
-from docml_trainer.outcomes import Document, Failure, Instance, Tally
-from docml_trainer.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
+from docml_trainer.preparation import near_duplicates
+from docml_trainer.preparation.columns import BadValue, Column, arrow_type, column
+from docml_trainer.preparation.outcomes import Document, Failure, Instance, Tally
 
 UNTRUNCATED_LENGTH = "untruncated_length"
 ATTENTION_MASK = "attention_mask"

@@ -9,14 +9,14 @@ import numpy as np
 
 from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
-from docml_trainer.documents import Documents, labels_too_small
-from docml_trainer.shapes import ARTIFACT_GUID, LABELS, shape_of
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, shape_of
+from docml_trainer.preparation.documents import Documents, labels_too_small
 
 if TYPE_CHECKING:
     import datasets
 
-    from docml_trainer.outcomes import Tally
-    from docml_trainer.rows import Overview
+    from docml_trainer.preparation.outcomes import Tally
+    from docml_trainer.preparation.rows import Overview
 
 NOT_REPORTED = "not reported"
 HISTOGRAM_BINS = 30

@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from docml_trainer.documents import Documents
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
-from docml_trainer.worker import ALONE, FORKED, LOADING, Part, Plan, Seat, Shared, Slot, lead, work
+from docml_trainer.preparation.documents import Documents
+from docml_trainer.preparation.worker import ALONE, FORKED, LOADING, Part, Plan, Seat, Shared, Slot, lead, work
 
 BATCH = 64  # documents
 PART = 1024  # documents that an encoder takes at a time: none idles for long while another is at its last ones
@@ -59,7 +59,7 @@ def _load_meanwhile() -> None:
     """The libraries that this process needs at the end take seconds to load, as do those of the encoders: both at once."""
     import datasketch  # noqa: F401
 
-    import docml_trainer.rows  # noqa: F401
+    import docml_trainer.preparation.rows  # noqa: F401
 
 
 def _parts(positions: range, processes: int, folder: Path) -> list[Part]:

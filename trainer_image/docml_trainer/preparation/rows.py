@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_contract.names import SPLITS
-from docml_trainer.documents import Documents
-from docml_trainer.encoding import DIGEST, POSITION, SIGNATURE, TOKENS, UNTRUNCATED
-from docml_trainer.near_duplicates import PERMUTATIONS
-from docml_trainer.shapes import ARTIFACT_GUID, LABELS, Shape, shape_of
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, shape_of
+from docml_trainer.preparation.documents import Documents
+from docml_trainer.preparation.encoder import DIGEST, POSITION, SIGNATURE, TOKENS, UNTRUNCATED
+from docml_trainer.preparation.near_duplicates import PERMUTATIONS
 
 # Rows are read, and a split's rows are written, in batches of this size: large enough to be quick, small enough for memory.
 BATCH_ROWS = 1000

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from docml_contract.names import SPLITS
-from docml_trainer.documents import order_key
+from docml_trainer.preparation.documents import order_key
 
 Group = tuple[str, str]  # kind and name
 

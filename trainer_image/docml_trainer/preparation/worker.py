@@ -26,12 +26,12 @@ from docml_contract.jobs import PrepareTask
 from docml_contract.manifests import write_atomically
 from docml_trainer.errors import TrainerError
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.outcomes import Document
+from docml_trainer.preparation.outcomes import Document
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from docml_trainer.encoding import Encoder
+    from docml_trainer.preparation.encoder import Encoder
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOADING, FORKED, ALONE = range(3)  # what the first process does
@@ -184,7 +184,7 @@ def _load(plan: Plan, seat: Seat, shared: Shared) -> UserFunctions:
 
     import datasets
 
-    import docml_trainer.encoding  # noqa: F401
+    import docml_trainer.preparation.encoder  # noqa: F401
 
     if plan.sign:
         import datasketch  # noqa: F401
@@ -253,7 +253,7 @@ def _encode_parts(plan: Plan, seat: Seat, parts: Sequence[Part], shared: Shared,
 
 def _encoder(plan: Plan, seat: Seat, shared: Shared, functions: UserFunctions) -> "Encoder":
     """One that tells in shared memory what it is at."""
-    from docml_trainer.encoding import Encoder
+    from docml_trainer.preparation.encoder import Encoder
 
     slot = shared.slots[seat.index]
 
@@ -274,7 +274,7 @@ def _take(taken: Any) -> int:
 def _encode_part(plan: Plan, part: Part, encoder: "Encoder", finished: Callable[[int], None]) -> None:
     import datasets
 
-    from docml_trainer.outcomes import Tally
+    from docml_trainer.preparation.outcomes import Tally
 
     encoder.tally = Tally()
 

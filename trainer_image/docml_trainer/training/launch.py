@@ -22,10 +22,10 @@ import torch
 from docml_contract.base import digest
 from docml_contract.errors import ContractError
 from docml_contract.jobs import TrainTask
+from docml_trainer.data.memory import explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.memory import explained_out_of_memory
-from docml_trainer.stopping import EXIT_STOPPED
+from docml_trainer.training.signals import EXIT_STOPPED
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
 # Where the hosts of a job meet: below the ports that systems hand out, and another one for every job, since several may share a machine.

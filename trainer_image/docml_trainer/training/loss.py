@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from docml_contract.hyperparameters import TrainingHyperparameters
-from docml_trainer.classifier import find_logits, find_loss
+from docml_trainer.data.classifier import find_logits, find_loss
 
 
 def class_weights(labels: np.ndarray[Any, Any], num_labels: int) -> torch.Tensor:

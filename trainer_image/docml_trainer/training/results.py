@@ -16,9 +16,9 @@ from docml_contract import names
 from docml_contract.hyperparameters import own
 from docml_contract.manifests import sha256_file, utc_now, write_output
 from docml_contract.versions import model_version
-from docml_trainer.export import Exported, export
-from docml_trainer.history import Record, plot_curves, write_history
-from docml_trainer.parity import Samples
+from docml_trainer.export.parity import Samples
+from docml_trainer.export.trace import Exported, export
+from docml_trainer.training.history import Record, plot_curves, write_history
 
 if TYPE_CHECKING:
     from docml_trainer.train import Training

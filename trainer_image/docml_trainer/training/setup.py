@@ -9,16 +9,16 @@ import torch
 from docml_contract.base import digest
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
 from docml_contract.names import column_prefix
-from docml_trainer.checkpoint import Checkpoints
-from docml_trainer.classifier import Classifier, check_all_parameters_used, check_model
-from docml_trainer.collate import Collator
-from docml_trainer.data import document_lengths, fetch, load_split
+from docml_trainer.data.classifier import Classifier, check_all_parameters_used, check_model
+from docml_trainer.data.collate import Collator
+from docml_trainer.data.datasets import document_lengths, fetch, load_split
+from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.loss import DocumentLoss
-from docml_trainer.optimization import build_optimizer
-from docml_trainer.shapes import LABELS
+from docml_trainer.training.checkpoint import Checkpoints
+from docml_trainer.training.loss import DocumentLoss
+from docml_trainer.training.optimization import build_optimizer
 
 
 class Parts:

@@ -3,7 +3,7 @@
 The client runs in a process of its own, fed through a pipe that is never waited for. If it hangs, dies or cannot reach its server,
 the training says so once and goes on.
 
-    python -m docml_trainer.tracking     # the other end: JSON lines from standard input
+    python -m docml_trainer.training.tracking     # the other end: JSON lines from standard input
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Tracker:
             return cls()
         folder.mkdir(exist_ok=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "docml_trainer.tracking"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "docml_trainer.training.tracking"], stdin=subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)

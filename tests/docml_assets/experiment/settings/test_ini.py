@@ -1,4 +1,4 @@
-from docml_assets.experiment.ini import parse_ini
+from docml_assets.experiment.settings.ini import parse_ini
 
 SECTIONS = ("settings", "tunable")
 

@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from docml_assets.experiment.keys import Keys, extra_of, operational_keys
+from docml_assets.experiment.settings.keys import Keys, extra_of, operational_keys
 
 REQUIRED = {
     "model_names": "small",
@@ -62,4 +62,4 @@ def test_what_freezes() -> None:
 
 def test_attribute_names_are_the_keys_in_lower_case() -> None:
     assert all(re.fullmatch(r"[a-z_0-9]+", name) for name in Keys.model_fields)
-    assert len((Path(__file__).parents[3] / "docs" / "settings.md").read_text().splitlines()) > len(Keys.model_fields)
+    assert len((Path(__file__).parents[4] / "docs" / "settings.md").read_text().splitlines()) > len(Keys.model_fields)

@@ -1,6 +1,6 @@
 import pytest
 
-from docml_assets.experiment.query import query_problems
+from docml_assets.experiment.settings.query import query_problems
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from docml_assets.experiment.settings import SettingsError, parse_settings
+from docml_assets.experiment.settings.settings import SettingsError, parse_settings
 from tests.docml_assets.experiment.experiments import settings_text
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from docml_assets.experiment.secrets import looks_secret
+from docml_assets.experiment.settings.secrets import looks_secret
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from docml_assets.experiment.settings import OPERATIONAL, Settings, SettingsError, parse_settings
+from docml_assets.experiment.settings.settings import OPERATIONAL, Settings, SettingsError, parse_settings
 from docml_contract.hyperparameters import Choice, Interval
 from tests.docml_assets.experiment.experiments import SETTINGS, settings_text
 

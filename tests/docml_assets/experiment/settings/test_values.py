@@ -1,7 +1,15 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from docml_assets.experiment.values import FileNames, Flag, InstanceType, Labels, MetricDefinitions, ModelNames, Shares
+from docml_assets.experiment.settings.values import (
+    FileNames,
+    Flag,
+    InstanceType,
+    Labels,
+    MetricDefinitions,
+    ModelNames,
+    Shares,
+)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from typing import Any
 
 from docml_contract.jobs import JobSpec
 from resources.jobs.backend import Job
+from resources.jobs.engine.records import LAPSE_SECONDS
 from resources.jobs.interface import Orphan
-from resources.jobs.records import LAPSE_SECONDS
 from tests.contracts.jobs_contract import FILES, PLACE, Hearing, training
 from tests.resources.jobs.simulation import URL, Actor, Interrupt, World
 

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from resources.jobs.backend import JobState
+from resources.jobs.engine.retries import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
 from resources.jobs.errors import JobUnreachable
-from resources.jobs.retries import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
 
 
 class Clock:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from resources.jobs.engine import Engine
-from resources.jobs.local import LocalBackend
-from resources.store import Store
+from resources.jobs.engine.engine import Engine
+from resources.jobs.local.backend import LocalBackend
+from resources.store.store import Store
 from tests.contracts import jobs_contract
 from tests.contracts.jobs_contract import JobsContract
 
-FAKE_TRAINER = str(Path(__file__).with_name("fake_trainer.py"))
+FAKE_TRAINER = str(Path(__file__).parents[1] / "fake_trainer.py")
 
 
 class LocalBench:

@@ -15,16 +15,16 @@ from docml_contract.jobs import JobSpec
 from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
 from resources.jobs.errors import JobFailed
-from resources.jobs.processes import Process, start_of
-from resources.jobs.supervised import LocalState, state_key
+from resources.jobs.local.processes import Process, start_of
+from resources.jobs.local.supervision import LocalState, state_key
 from resources.jobs.trials import Trials
-from resources.store import Store
+from resources.store.store import Store
 from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, records, training, tuning
 from tests.resources.jobs.cloud import Cloud, cloud
-from tests.resources.jobs.test_local import LocalBench
+from tests.resources.jobs.local.test_backend import LocalBench
 from tests.servers.s3 import S3Server
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from resources.jobs.mirror import Mirror
-from resources.store import Store
+from resources.jobs.local.mirror import Mirror
+from resources.store.store import Store
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from resources.jobs.processes import Process, kill_group, start_of, this_process
+from resources.jobs.local.processes import Process, kill_group, start_of, this_process
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from resources.jobs.backend import Cursor, Job
-from resources.jobs.following import read_logs, read_state
+from resources.jobs.sagemaker.describe import read_logs, read_state
 from tests.contracts.jobs_contract import RATES, Tuning, preparation, training, tuning
 from tests.servers.sagemaker.faults import Faults
 from tests.servers.sagemaker.neighbours import CloudWatchLogs

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from docml_trainer.metrics.accuracy import Accuracy
-from docml_trainer.metrics.macro_f1 import MacroF1
+from docml_trainer.training.metrics.accuracy import Accuracy
+from docml_trainer.training.metrics.macro_f1 import MacroF1
 
 
 def scores(
