@@ -20,8 +20,8 @@ from docml_assets.errors import DocmlError
 from docml_assets.partitions import register
 from docml_assets.processes import PROCESS_TAG, this_process
 from docml_assets.runs.claims import Claim
-from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
 from docml_contract.errors import ContractError
+from docml_contract.names import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
 from resources.errors import ResourceError
 
 JOB = "run_experiment"

@@ -13,9 +13,9 @@ from docml_assets.partitions import run_place
 from docml_assets.processes import PROCESS_TAG, this_process
 from docml_assets.progress import display
 from docml_assets.steps.snapshot import existing_claim, frozen_settings, operation_tag, read_operation_tag
-from docml_assets.steps.work import STEPS, Work
+from docml_assets.steps.work import Work
 from docml_contract import events
-from docml_contract.names import RunPlace
+from docml_contract.names import STEPS, RunPlace
 from resources.jobs.interface import Listener
 
 # Run tags. Steps: the steps that the run performs, others are reused (absent: whatever is selected). Operation: the settings that do

@@ -14,8 +14,8 @@ from docml_assets.progress import display
 from docml_assets.report.checks import CheckOutcome, not_worse_than_previous, report_adds_up
 from docml_assets.steps.inference import inference, labels_of, read_report
 from docml_assets.steps.preparation import prepared
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from docml_contract.names import PREDICTIONS, REPORT_HTML
 from docml_contract.versions import CODE_VERSIONS
 

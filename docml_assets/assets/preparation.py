@@ -16,8 +16,8 @@ from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.progress import display
 from docml_assets.steps.preparation import preparation, prepared
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from docml_contract.names import SPLIT_METADATA, SPLITS, SPLITS_TABLE
 from docml_contract.versions import CODE_VERSIONS
 

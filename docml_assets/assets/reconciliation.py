@@ -16,8 +16,8 @@ from docml_assets.steps.label_counts import label_counts as count_labels
 from docml_assets.steps.label_counts import read_counts
 from docml_assets.steps.production import versions
 from docml_assets.steps.reconciliation import read_findings, reconciliation
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
 from docml_contract.versions import CODE_VERSIONS
 from resources.errors import ResourceError

@@ -42,7 +42,7 @@ def command(experiment: str, number: int | None, take_next: bool, steps: str | N
 
 
 def _parse_steps(text: str | None) -> frozenset[str] | None:
-    from docml_assets.steps.work import STEPS, TRAINING, TUNING
+    from docml_contract.names import STEPS, TRAINING, TUNING
 
     if text is None:
         return None

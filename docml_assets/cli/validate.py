@@ -9,8 +9,7 @@ import click
 
 from docml_assets.experiment.folder import ExperimentFolder, validate
 from docml_assets.experiment.problems import Problem
-
-STEPS = ("reconciliation", "preparation", "training", "tuning", "inference")
+from docml_contract.names import STEPS
 
 
 @click.command()

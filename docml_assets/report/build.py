@@ -1,12 +1,10 @@
 """Everything that the folder `inference/` of a run holds, made from what the inference job left."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from docml_assets.report.bootstrap import interval, resampled_f1
 from docml_assets.report.comparison import compare_pairs, disagreements, label_winners
@@ -20,6 +18,7 @@ from docml_assets.report.predictions import with_groups as add_groups
 from docml_assets.report.schema import Bin, Calibration, ModelReport, PerLabel, Report
 from docml_assets.report.statistics import LabelScores, calibration, confusion_matrix, label_scores
 from docml_assets.report.summary import summarize, warnings
+from docml_assets.tables import parquet_bytes
 from docml_contract.base import digest
 
 
@@ -75,7 +74,7 @@ def build_report(
         report=report,
         report_json=report.to_bytes(),
         html=render_page(report, evidence, lineage, settings, timings, group_column).encode(),
-        predictions_parquet=_parquet(table),
+        predictions_parquet=parquet_bytes(table),
         plots=draw_plots(report, evidence),
         data_version=report_version(table, report),
     )
@@ -172,9 +171,3 @@ def _columns(table: pa.Table) -> list[str]:
     """The columns of the contract, whatever else the job added."""
     kept = [name for name in table.column_names if name.endswith((PREDICTION, PROBABILITY))]
     return [name for name in (GUID, LABEL, *kept, GROUP) if name in table.column_names]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

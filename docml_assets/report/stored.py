@@ -1,12 +1,9 @@
 """Finished reports in the store."""
 
-import io
-
-import pyarrow.parquet as pq
-
 from docml_assets.report.errors import ReportError
 from docml_assets.report.past import PreviousRun
 from docml_assets.report.schema import Report
+from docml_assets.tables import read_parquet
 from docml_contract.names import PREDICTIONS, REPORT_JSON, RunPlace
 from resources.store.manifests import read_manifest
 from resources.store.store import Store
@@ -26,5 +23,5 @@ def read_report(store: Store, place: RunPlace) -> Report:
 def read_run(store: Store, place: RunPlace) -> PreviousRun:
     """What a run's models said. ReportError if the run has no finished report."""
     report = read_report(store, place)
-    predictions = pq.read_table(io.BytesIO(store.get(f"{place.inference}/{PREDICTIONS}")))
+    predictions = read_parquet(store.get(f"{place.inference}/{PREDICTIONS}"))
     return PreviousRun(place.experiment, place.number, predictions, report.labels)

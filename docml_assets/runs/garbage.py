@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from docml_assets.runs.claims import claimed_runs
-from docml_assets.steps.preparation import PREPARED, Prepared
-from docml_assets.steps.tables import read_parquet
-from docml_contract.names import MANIFEST, RECONCILED_TABLE, ExperimentPlace, RunPlace
+from docml_assets.tables import read_parquet
+from docml_contract.manifests import PreparedData
+from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, ExperimentPlace, RunPlace
 from resources.store.manifests import read_manifest
 from resources.store.store import Store
 
@@ -99,7 +99,7 @@ def _prepared_data(store: Store, shared: ExperimentPlace, runs: list[RunPlace]) 
     needed = set()
     for place in runs:
         key = f"{place.preparation}/{PREPARED}"
-        needed.add(Prepared.from_bytes(store.get(key), key).folder)
+        needed.add(PreparedData.from_bytes(store.get(key), key).folder)
     root = f"{shared.experiment}/data/prepared_data"
     for encoded_data_dir in store.list_folders(root):
         for key in store.list_folders(f"{root}/{encoded_data_dir}"):

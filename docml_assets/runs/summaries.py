@@ -6,10 +6,9 @@ from datetime import datetime
 
 from docml_assets.report.schema import Report
 from docml_assets.runs.claims import claimed_runs, read_claim
-from docml_assets.steps.job_records import job_records
 from docml_contract.manifests import Manifest
 from docml_contract.names import REPORT_JSON, RunPlace
-from resources.jobs.engine.records import JobRecord
+from resources.jobs.engine.records import JobRecord, job_records
 from resources.store.manifests import read_manifest
 from resources.store.store import Store
 

@@ -23,10 +23,10 @@ from docml_assets.runs.claims import Claim, claim_next, read_claim
 from docml_assets.runs.numbers import run_folders
 from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
 from docml_assets.steps.production import FILES, LABELS, files_version
-from docml_assets.steps.work import RECONCILIATION, flagged_steps
+from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
-from docml_contract.names import RunPlace
+from docml_contract.names import RECONCILIATION, RunPlace
 from resources.errors import ResourceError
 from resources.labels import LabelSource
 from resources.store.manifests import read_manifest

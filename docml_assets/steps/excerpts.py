@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Work
+from docml_assets.tables import read_parquet
 from docml_contract.names import RECONCILED_TABLE
 from resources.errors import ResourceError
 

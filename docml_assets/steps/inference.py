@@ -12,17 +12,17 @@ from docml_assets.steps import specs
 from docml_assets.steps.errors import NotReady
 from docml_assets.steps.excerpts import excerpts
 from docml_assets.steps.finished import earlier_runs, finished, reused, take_earlier
-from docml_assets.steps.job_records import job_records
-from docml_assets.steps.preparation import Prepared, prepared
-from docml_assets.steps.tables import read_parquet
+from docml_assets.steps.preparation import prepared
 from docml_assets.steps.training import models, version
-from docml_assets.steps.work import INFERENCE, Outcome, Work
+from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from docml_contract.jobs import ExportedModel
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
     EXPORT,
     HISTORY,
     ID2LABEL,
+    INFERENCE,
     PREDICTIONS,
     REPORT_HTML,
     REPORT_JSON,
@@ -31,6 +31,7 @@ from docml_contract.names import (
     RunPlace,
 )
 from docml_contract.versions import CODE_VERSIONS, cache_key
+from resources.jobs.engine.records import job_records
 from resources.jobs.interface import JobResult
 from resources.store.manifests import publish_bytes, read_manifest
 
@@ -110,7 +111,7 @@ def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
 
 
 def _report(
-    work: Work, data: Prepared, folders: Mapping[str, str], manifests: Mapping[str, Manifest], result: JobResult
+    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], result: JobResult
 ) -> "ReportFiles":
     """What can be said about the job's predictions, beside the store, where earlier runs can be compared."""
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
@@ -162,7 +163,7 @@ def read_report(work: Work, place: RunPlace) -> Report:
     return Report.from_bytes(work.store.get(key), work.store.uri(key))
 
 
-def _lineage(work: Work, data: Prepared, manifests: Mapping[str, Manifest]) -> Lineage:
+def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> Lineage:
     upstream = [read_manifest(work.store, folder) for folder in (work.place.snapshot, work.place.reconciliation)]
     versions: dict[str, str] = {}
     for manifest in upstream:

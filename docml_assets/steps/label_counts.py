@@ -5,9 +5,9 @@ import json
 import pyarrow.compute as pc
 
 from docml_assets.steps.finished import finished, required
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
-from docml_contract.names import LABEL_COUNTS, LABEL_ROWS
+from docml_assets.tables import read_parquet
+from docml_contract.names import COUNTS_BY_LABEL, LABEL_ROWS
 from docml_contract.versions import CODE_VERSIONS, cache_key, label_counts_version
 from resources.store.manifests import publish_bytes
 
@@ -28,7 +28,7 @@ def label_counts(work: Work) -> Outcome:
     manifest = publish_bytes(
         work.store,
         folder,
-        {LABEL_COUNTS: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode()},
+        {COUNTS_BY_LABEL: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode()},
         asset=ASSET,
         experiment=work.place.experiment,
         run=work.place.number,
@@ -50,5 +50,5 @@ def label_counts(work: Work) -> Outcome:
 
 def read_counts(work: Work) -> dict[str, int]:
     """The counts of a finished step."""
-    counts: dict[str, int] = json.loads(work.store.get(f"{work.place.labels}/{LABEL_COUNTS}"))
+    counts: dict[str, int] = json.loads(work.store.get(f"{work.place.labels}/{COUNTS_BY_LABEL}"))
     return counts

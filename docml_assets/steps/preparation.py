@@ -10,25 +10,29 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from docml_assets.experiment.source import functions_digest
 from docml_assets.runs.claims import read_claim
 from docml_assets.steps import specs
 from docml_assets.steps.finished import earlier_runs, finished, nothing_to_reuse, required, reused, take_earlier
 from docml_assets.steps.snapshot import frozen_settings
-from docml_assets.steps.tables import parquet, read_parquet
-from docml_assets.steps.work import INFERENCE, PREPARATION, TRAINING, TUNING, Outcome, Work
-from docml_contract.base import Document, digest, short
+from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import parquet_bytes, read_parquet
+from docml_contract.base import digest, short
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.jobs import Channel
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
     ARTIFACTS_TABLE,
+    INFERENCE,
     LABEL_ROWS,
+    PREPARATION,
+    PREPARED,
     PREVIOUS_SPLITS,
     RECONCILED_TABLE,
     SPLITS_TABLE,
+    TRAINING,
+    TUNING,
     USER_FUNCTIONS,
 )
 from docml_contract.versions import CODE_VERSIONS, cache_key
@@ -36,17 +40,8 @@ from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, publish_bytes, publish_staged, read_manifest
 
 ASSET = "encoded_splits"
-PREPARED = "prepared.json"
 # What of user_defined_funcs.py decides the encoded rows.
 ENCODING_NAMES = ("get_dataset_features", "encode_data", "encode_batch", "PADDING")
-
-
-class Prepared(Document):
-    """preparation/prepared.json: which prepared data a run uses."""
-
-    folder: str = Field(description="key prefix of the prepared data in the store")
-    made_by_run: int
-    data_version: str
 
 
 def preparation(work: Work) -> Outcome | None:
@@ -69,11 +64,11 @@ def preparation(work: Work) -> Outcome | None:
     return _work(work, reconciled, rows, key)
 
 
-def prepared(work: Work) -> Prepared:
+def prepared(work: Work) -> PreparedData:
     """Which prepared data this run uses; NotReady before the step is finished."""
     required(work, work.place.preparation, ASSET)
     key = f"{work.place.preparation}/{PREPARED}"
-    return Prepared.from_bytes(work.store.get(key), key)
+    return PreparedData.from_bytes(work.store.get(key), key)
 
 
 def prepared_manifest(work: Work) -> Manifest:
@@ -155,8 +150,8 @@ def _work(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome
     previous = previous_splits(work)
     files = {
         USER_FUNCTIONS: work.functions_source.encode(),
-        ARTIFACTS_TABLE: parquet(_artifacts(work, rows)),
-        **({PREVIOUS_SPLITS: parquet(previous)} if previous is not None else {}),
+        ARTIFACTS_TABLE: parquet_bytes(_artifacts(work, rows)),
+        **({PREVIOUS_SPLITS: parquet_bytes(previous)} if previous is not None else {}),
     }
     inputs = {"reconciled_data": reconciled.data_version}
     results = list(_jobs(work, files, inputs))
@@ -198,7 +193,7 @@ def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterat
 def _use(work: Work, manifest: Manifest, folder: str, *, how: str, jobs: tuple[JobResult, ...]) -> Outcome:
     """Record in the run which prepared data it uses."""
     own = work.place.preparation
-    note = Prepared(folder=folder, made_by_run=manifest.run, data_version=manifest.data_version)
+    note = PreparedData(folder=folder, made_by_run=manifest.run, data_version=manifest.data_version)
     recorded = publish_bytes(
         work.store,
         own,

@@ -8,10 +8,10 @@ from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.source import functions_digest
 from docml_assets.steps import production
 from docml_assets.steps.finished import finished, nothing_to_reuse, reused, take_earlier
-from docml_assets.steps.tables import parquet
-from docml_assets.steps.work import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING, Outcome, Work
+from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import parquet_bytes
 from docml_contract.base import Document
-from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
+from docml_contract.names import INFERENCE, LABEL_ROWS, PREPARATION, RECONCILED_TABLE, RECONCILIATION, TRAINING, TUNING
 from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.store.manifests import publish_bytes
 
@@ -83,8 +83,8 @@ def _work(work: Work, key: str) -> Outcome:
         work.store,
         folder,
         {
-            RECONCILED_TABLE: parquet(result.table),
-            LABEL_ROWS: parquet(result.label_rows),
+            RECONCILED_TABLE: parquet_bytes(result.table),
+            LABEL_ROWS: parquet_bytes(result.label_rows),
             FINDINGS: _findings(result).to_bytes(),
         },
         asset=ASSET,

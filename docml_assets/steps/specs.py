@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from docml_assets.experiment import machines
-from docml_assets.steps.work import INFERENCE, TRAINING, TUNING, Work
+from docml_assets.steps.work import Work
 from docml_contract.jobs import Channel, Compute, ExportedModel, InferTask, JobSpec, PrepareTask, TrainTask, Tuning
-from docml_contract.names import EXPORT, TORCHSCRIPT
+from docml_contract.names import EXPORT, INFERENCE, TORCHSCRIPT, TRAINING, TUNING
 
 Phase = Literal["whole", "shard", "merge"]
 

@@ -14,10 +14,10 @@ from docml_assets.steps import specs
 from docml_assets.steps.errors import ModelsFailed, NotReady
 from docml_assets.steps.finished import nothing_to_reuse, reused, take_earlier
 from docml_assets.steps.preparation import prepared, prepared_manifest
-from docml_assets.steps.work import INFERENCE, TRAINING, TUNING, Outcome, Work
+from docml_assets.steps.work import Outcome, Work
 from docml_contract.base import digest
 from docml_contract.manifests import Manifest
-from docml_contract.names import USER_FUNCTIONS, RunPlace
+from docml_contract.names import INFERENCE, TRAINING, TUNING, USER_FUNCTIONS, RunPlace
 from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, publish_staged, read_manifest

@@ -7,18 +7,10 @@ from typing import Any, Literal, Protocol
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.tracking import TrackingAccount
 from docml_contract.manifests import Manifest
-from docml_contract.names import RunPlace
+from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
 from resources.jobs.interface import JobResult, Jobs, Listener
 from resources.labels import LabelSource
 from resources.store.store import Store
-
-RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE = STEPS = (
-    "reconciliation",
-    "preparation",
-    "training",
-    "tuning",
-    "inference",
-)
 
 
 def flagged_steps(settings: Settings) -> frozenset[str]:

@@ -58,6 +58,14 @@ class JobOutput(Document):
     facts: dict[str, Any] = Field(default_factory=dict, description="small results worth showing as metadata")
 
 
+class PreparedData(Document):
+    """preparation/prepared.json: which prepared data a run uses."""
+
+    folder: str = Field(description="key prefix of the prepared data in the store")
+    made_by_run: int
+    data_version: str
+
+
 def utc_now() -> str:
     """Now, UTC, ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,11 +6,30 @@ All places are keys relative to the store's root (`DOCML_STORE`), with `/` as se
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from docml_contract.errors import BadName
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+
+# The assets of a run, in the order of their making
+EXPERIMENT_SNAPSHOT: Final = "experiment_snapshot"
+RECONCILED_DATA: Final = "reconciled_data"
+LABEL_COUNTS: Final = "label_counts"
+ENCODED_SPLITS: Final = "encoded_splits"
+BEST_MODEL: Final = "best_torchscript_model"
+INFERENCE_REPORT: Final = "inference_report"
+# What they are made of: external, observed
+PRODUCTION_LABELS: Final = "production_labels"
+PRODUCTION_FILES: Final = "production_files"
+# The steps of a run, as RUN_* flags and --steps name them
+RECONCILIATION: Final = "reconciliation"
+PREPARATION: Final = "preparation"
+TRAINING: Final = "training"
+TUNING: Final = "tuning"
+INFERENCE: Final = "inference"
+STEPS: Final = (RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE)
 
 # Files of a finished folder
 MANIFEST = "MANIFEST.json"
@@ -21,6 +40,8 @@ SPEC = "spec.json"
 USER_FUNCTIONS = "user_defined_funcs.py"
 ARTIFACTS_TABLE = "artifacts.parquet"
 PREVIOUS_SPLITS = "previous_splits.parquet"
+# Which prepared data a run uses
+PREPARED = "prepared.json"
 # Prepared data
 SPLITS = ("train", "valid", "test")
 LABEL2ID = "label2id.json"
@@ -42,7 +63,7 @@ REPORT_HTML = "report.html"
 # Reconciliation
 RECONCILED_TABLE = "reconciled_manifest.parquet"
 LABEL_ROWS = "label_rows.parquet"
-LABEL_COUNTS = "unique_labels_and_counts.json"
+COUNTS_BY_LABEL = "unique_labels_and_counts.json"
 
 
 def check_experiment_name(name: str) -> str:

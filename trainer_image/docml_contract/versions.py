@@ -7,17 +7,18 @@ paths, job names or containers, so that equal results are equal wherever they we
 from collections.abc import Iterable
 from typing import Any
 
+from docml_contract import names
 from docml_contract.base import digest
 
 # Raise a step's number when its code changes what it produces from the same inputs: it enters every cache key and is
 # shown as the asset's code_version.
-CODE_VERSIONS = {
-    "experiment_snapshot": "1",
-    "reconciled_data": "1",
-    "label_counts": "1",
-    "encoded_splits": "1",
-    "best_torchscript_model": "1",
-    "inference_report": "1",
+CODE_VERSIONS: dict[str, str] = {
+    names.EXPERIMENT_SNAPSHOT: "1",
+    names.RECONCILED_DATA: "1",
+    names.LABEL_COUNTS: "1",
+    names.ENCODED_SPLITS: "1",
+    names.BEST_MODEL: "1",
+    names.INFERENCE_REPORT: "1",
 }
 
 

@@ -8,6 +8,7 @@ Times are compared between machines: their clocks must agree within a minute or 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,8 @@ from resources.store.store import Store
 # A lease not renewed for this long has lapsed: whoever held it is dead or cut off.
 LAPSE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
+
+_RECORD = re.compile(r"[A-Za-z0-9-]+\.json")
 
 D = TypeVar("D", bound=Document)
 
@@ -142,6 +145,15 @@ class Records:
         with contextlib.suppress(MissingKey):
             return model.from_bytes(self.store.get(key), self.store.uri(key))
         return None
+
+
+def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
+    """The records of a run's jobs, oldest first."""
+    start = len(place.jobs) + 1
+    keys = [stored.key for stored in store.list(place.jobs)]
+    names = [key for key in keys if _RECORD.fullmatch(key[start:])]  # not the leases, logs and outputs beside them
+    records = [JobRecord.from_bytes(store.get(key), store.uri(key)) for key in names]
+    return sorted(records, key=lambda record: record.created_at)
 
 
 def _record_key(record: JobRecord) -> str:

@@ -18,10 +18,10 @@ from docml_assets.assets.training import not_diverged, traced_equals_eager
 from docml_assets.steps.label_counts import label_counts
 from docml_assets.steps.preparation import preparation, prepared
 from docml_assets.steps.reconciliation import FINDINGS, Findings, reconciliation
-from docml_assets.steps.tables import parquet, read_parquet
 from docml_assets.steps.training import training
 from docml_assets.steps.work import Work
-from docml_contract.names import HISTORY, LABEL_COUNTS, RECONCILED_TABLE, SPLIT_METADATA, STATISTICS
+from docml_assets.tables import parquet_bytes, read_parquet
+from docml_contract.names import COUNTS_BY_LABEL, HISTORY, RECONCILED_TABLE, SPLIT_METADATA, STATISTICS
 from tests.docml_assets.world import World
 
 
@@ -45,7 +45,7 @@ def rewrite(work: Work, key: str, **changes: Any) -> None:
 def test_a_missing_file_is_an_error_that_names_it(work: Work) -> None:
     key = f"{work.place.reconciliation}/{RECONCILED_TABLE}"
     assert files_complete(work).passed
-    work.store.put(key, parquet(read_parquet(work.store.get(key)).slice(1)))
+    work.store.put(key, parquet_bytes(read_parquet(work.store.get(key)).slice(1)))
     found = files_complete(work)
     assert (found.passed, found.error) == (False, True)
     assert "1 file(s)" in found.text
@@ -70,7 +70,7 @@ def test_many_duplicates_or_refusals_are_a_warning(work: Work) -> None:
     ],
 )
 def test_labels(work: Work, counts: dict[str, int], enough: bool, minimum: bool, balance: bool) -> None:
-    work.store.put(f"{work.place.labels}/{LABEL_COUNTS}", json.dumps(counts).encode())
+    work.store.put(f"{work.place.labels}/{COUNTS_BY_LABEL}", json.dumps(counts).encode())
     assert (enough_labels(work).passed, minimum_counts(work).passed, label_balance(work).passed) == (
         enough,
         minimum,

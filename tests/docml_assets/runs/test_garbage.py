@@ -12,8 +12,8 @@ from docml_assets.cli.gc import command
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import claim_run
 from docml_assets.runs.garbage import collect, find_garbage
-from docml_assets.steps.preparation import PREPARED, Prepared
-from docml_contract.names import RECONCILED_TABLE, RunPlace
+from docml_contract.manifests import PreparedData
+from docml_contract.names import PREPARED, RECONCILED_TABLE, RunPlace
 from resources.store.manifests import publish_bytes
 from resources.store.store import Store
 
@@ -63,7 +63,7 @@ class World:
     def prepare(self, place: RunPlace, key: str) -> None:
         folder = f"{place.shared.prepared_data('full_dataset')}/{key}"
         self.publish(folder, "encoded_splits", {"splits.parquet": b"rows"}, place.number)
-        note = Prepared(folder=folder, made_by_run=place.number, data_version="1" * 64)
+        note = PreparedData(folder=folder, made_by_run=place.number, data_version="1" * 64)
         self.publish(place.preparation, "encoded_splits", {PREPARED: note.to_bytes()}, place.number)
 
     def stored(self) -> set[str]:

@@ -5,8 +5,8 @@ import pytest
 from docml_assets.steps.errors import NothingToReuse, NotReady
 from docml_assets.steps.preparation import preparation, prepared, previous_splits
 from docml_assets.steps.reconciliation import reconciliation
-from docml_assets.steps.tables import read_parquet
 from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.names import ARTIFACTS_TABLE, PREVIOUS_SPLITS, SPLITS_TABLE
 from tests.docml_assets.world import SOURCE, FakeJobs, World

@@ -1,4 +1,4 @@
-"""Arrow tables <-> parquet bytes."""
+"""Arrow tables <-> the bytes of parquet files."""
 
 import io
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
     """The table as the bytes of a parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
