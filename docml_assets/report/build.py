@@ -13,13 +13,14 @@ from docml_assets.report.lineage import Lineage
 from docml_assets.report.page import render_page
 from docml_assets.report.past import PreviousRun, against_the_past
 from docml_assets.report.plots import draw_plots
-from docml_assets.report.predictions import GROUP, GUID, LABEL, PREDICTION, PROBABILITY, Predictions, read_predictions
+from docml_assets.report.predictions import GROUP, GUID, LABEL, Predictions, read_predictions
 from docml_assets.report.predictions import with_groups as add_groups
 from docml_assets.report.schema import Bin, Calibration, ModelReport, PerLabel, Report
 from docml_assets.report.statistics import LabelScores, calibration, confusion_matrix, label_scores
 from docml_assets.report.summary import summarize, warnings
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import digest
+from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def report_version(predictions: pa.Table, report: Report) -> str:
 
     Probabilities differ in their last digits between batch sizes and machines, so they enter by the calibration error to four digits.
     """
-    said = [name for name in predictions.column_names if not name.endswith(PROBABILITY)]
+    said = [name for name in predictions.column_names if not name.endswith(PROBABILITY_SUFFIX)]
     scores = {
         name: [
             model.accuracy,
@@ -169,5 +170,5 @@ def _model_report(
 
 def _columns(table: pa.Table) -> list[str]:
     """The columns of the contract, whatever else the job added."""
-    kept = [name for name in table.column_names if name.endswith((PREDICTION, PROBABILITY))]
+    kept = [name for name in table.column_names if name.endswith((PREDICTION_SUFFIX, PROBABILITY_SUFFIX))]
     return [name for name in (GUID, LABEL, *kept, GROUP) if name in table.column_names]

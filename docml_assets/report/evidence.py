@@ -11,12 +11,12 @@ from scipy import stats
 
 from docml_assets.report.comparison import disagreements
 from docml_assets.report.predictions import GUID, Floats, Ids, Predictions
+from docml_contract.names import TOKENS_SUFFIX
 
 SHOWN_MISTAKES = 10  # a model
 SHOWN_DISAGREEMENTS = 10
 EXCERPT = 400  # characters
 LENGTH_BINS = 10
-TOKENS = "_tokens"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def confident_mistakes(predictions: Predictions, model: str) -> Ids:
 
 def error_by_length(predictions: Predictions, model: str, documents: pa.Table) -> tuple[LengthBin, ...]:
     """Error in up to ten bins of equally many documents by token count; empty where lengths are not known."""
-    column = model + TOKENS
+    column = model + TOKENS_SUFFIX
     if column not in documents.column_names:
         return ()
     length_of = dict(zip(documents[GUID].to_pylist(), documents[column].to_pylist(), strict=True))

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.report.errors import ReportError
+from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 GUID, LABEL, GROUP = "artifact_guid", "label", "group"
-PREDICTION, PROBABILITY = "_prediction", "_probability"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_predictions(table: pa.Table, labels: Sequence[str], source: str) -> Pre
     if missing or not models:
         raise ReportError(
             f"{source}: found the columns {', '.join(table.column_names) or 'none'}; expected {GUID}, {LABEL} and, "
-            f"by model, <model>{PREDICTION} and <model>{PROBABILITY}"
+            f"by model, <model>{PREDICTION_SUFFIX} and <model>{PROBABILITY_SUFFIX}"
         )
     if table.num_rows == 0:
         raise ReportError(
@@ -80,10 +80,11 @@ def read_predictions(table: pa.Table, labels: Sequence[str], source: str) -> Pre
         labels=tuple(labels),
         truth=_ids(table[LABEL], labels, f"{source}: column {LABEL}"),
         predicted={
-            model: _ids(table[model + PREDICTION], labels, f"{source}: column {model}{PREDICTION}") for model in models
+            model: _ids(table[model + PREDICTION_SUFFIX], labels, f"{source}: column {model}{PREDICTION_SUFFIX}")
+            for model in models
         },
         probability={
-            model: _probabilities(table[model + PROBABILITY], f"{source}: column {model}{PROBABILITY}")
+            model: _probabilities(table[model + PROBABILITY_SUFFIX], f"{source}: column {model}{PROBABILITY_SUFFIX}")
             for model in models
         },
         groups=_groups(table),
@@ -93,8 +94,8 @@ def read_predictions(table: pa.Table, labels: Sequence[str], source: str) -> Pre
 def model_names(table: pa.Table) -> tuple[str, ...]:
     """The models of a table of predictions, in its order."""
     columns = set(table.column_names)
-    names = (name.removesuffix(PREDICTION) for name in table.column_names if name.endswith(PREDICTION))
-    return tuple(name for name in names if name + PROBABILITY in columns)
+    names = (name.removesuffix(PREDICTION_SUFFIX) for name in table.column_names if name.endswith(PREDICTION_SUFFIX))
+    return tuple(name for name in names if name + PROBABILITY_SUFFIX in columns)
 
 
 def with_groups(table: pa.Table, groups: Mapping[str, str | None]) -> pa.Table:

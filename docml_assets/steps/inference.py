@@ -19,6 +19,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
+    DOCUMENTS,
     EXPORT,
     HISTORY,
     ID2LABEL,
@@ -27,6 +28,7 @@ from docml_contract.names import (
     REPORT_HTML,
     REPORT_JSON,
     SPLITS_TABLE,
+    TIMINGS,
     TORCHSCRIPT,
     RunPlace,
 )
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from docml_assets.report.past import PreviousRun
 
 ASSET = "inference_report"
-DOCUMENTS = "documents.parquet"
-TIMINGS = "timings.json"
 
 
 def inference(work: Work) -> Outcome | None:

@@ -49,7 +49,8 @@ class PrepareTask(Document):
     )
     model_names: tuple[str, ...]
     own_hyperparameters: dict[str, Any] = Field(description="the experimenter's own, all that encode_data sees")
-    model_input_files: tuple[str, ...]
+    model_input_files: tuple[str, ...] = Field(description="names and patterns of the files that encode_data gets")
+    optional_files: tuple[str, ...] = Field((), description="those of model_input_files that an artifact may lack")
     ignored_labels: tuple[str, ...] = ()
     num_labels_threshold: int = 0
     max_artifacts: int | None = None
@@ -159,4 +160,6 @@ class JobSpec(Document):
             mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes"}}
         )
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
+        if not content["task"].get("optional_files"):
+            content["task"].pop("optional_files", None)  # specs of before there were optional files keep their hashes
         return digest(content)

@@ -56,8 +56,16 @@ STATISTICS = "statistics.json"
 CURVES = "curves.png"
 EXPORT = "export.json"
 TRIALS = "trials.json"
-# Inference
+# Inference: what the job hands over …
 PREDICTIONS = "predictions.parquet"
+DOCUMENTS = "documents.parquet"
+TIMINGS = "timings.json"
+# … with one column a model in the tables, `<model>_prediction` and so on
+PREDICTION_SUFFIX = "_prediction"
+PROBABILITY_SUFFIX = "_probability"
+PROBABILITIES_SUFFIX = "_probabilities"
+TOKENS_SUFFIX = "_tokens"
+# … and the report
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 # Reconciliation

@@ -15,12 +15,17 @@ import torch
 
 from docml_contract.base import digest
 from docml_contract.manifests import write_output
-from docml_contract.names import PREDICTIONS
+from docml_contract.names import (
+    DOCUMENTS,
+    PREDICTION_SUFFIX,
+    PREDICTIONS,
+    PROBABILITIES_SUFFIX,
+    PROBABILITY_SUFFIX,
+    TIMINGS,
+    TOKENS_SUFFIX,
+)
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.inference.prediction import ModelResult
-
-DOCUMENTS = "documents.parquet"
-TIMINGS = "timings.json"
 
 
 def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
@@ -34,11 +39,13 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
     for name, result in results.items():
         said = result.predictions[order]
         probabilities = result.probabilities[order].astype(np.float32)
-        predictions[f"{name}_prediction"] = pa.array([names[label] for label in said], pa.string())
-        predictions[f"{name}_probability"] = pa.array(probabilities[np.arange(len(said)), said])
-        documents[f"{name}_probabilities"] = pa.FixedSizeListArray.from_arrays(probabilities.reshape(-1), len(names))
+        predictions[name + PREDICTION_SUFFIX] = pa.array([names[label] for label in said], pa.string())
+        predictions[name + PROBABILITY_SUFFIX] = pa.array(probabilities[np.arange(len(said)), said])
+        documents[name + PROBABILITIES_SUFFIX] = pa.FixedSizeListArray.from_arrays(
+            probabilities.reshape(-1), len(names)
+        )
         if result.tokens is not None:
-            documents[f"{name}_tokens"] = pa.array(result.tokens[order].astype(np.int32))
+            documents[name + TOKENS_SUFFIX] = pa.array(result.tokens[order].astype(np.int32))
     pq.write_table(pa.table(predictions), output / PREDICTIONS, compression="zstd")
     pq.write_table(pa.table(documents), output / DOCUMENTS, compression="zstd")
     timings = {
@@ -47,7 +54,9 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
         "models": {name: result.timings for name, result in results.items()},
     }
     (output / TIMINGS).write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8")
-    said_by = {name: column.to_pylist() for name, column in predictions.items() if not name.endswith("_probability")}
+    said_by = {
+        name: column.to_pylist() for name, column in predictions.items() if not name.endswith(PROBABILITY_SUFFIX)
+    }
     facts = {
         "documents": len(test),
         "docs_per_second": {name: result.timings["docs_per_second"] for name, result in results.items()},
