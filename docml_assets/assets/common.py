@@ -63,13 +63,13 @@ def work_for(context: Context, asset: str) -> Work:
     place = place_of(context)
     note_process(context)
     resources = context.op_execution_context.resources
-    claim = existing_claim(resources.store.store, place)
+    claim = existing_claim(resources.store, place)
     tags = context.run.tags
     return Work(
         place=place,
         settings=frozen_settings(claim, read_operation_tag(tags.get(OPERATION_TAG))),
         functions_source=claim.functions_source,
-        store=resources.store.store,
+        store=resources.store,
         production=resources.production,
         labels=resources.labels,
         jobs=resources.jobs,

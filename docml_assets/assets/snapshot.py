@@ -29,21 +29,21 @@ def experiment_snapshot(context: dg.AssetExecutionContext) -> dg.MaterializeResu
     place = place_of(context)
     resources = context.resources
     claim = claim_from_ui(
-        resources.store.store,
+        resources.store,
         place,
         resources.deployment.experiment_folder(place.experiment),
         resources.deployment.environment,
         holder=context.run.root_run_id or context.run.run_id,
         trigger=trigger_of(context),
     )
-    outcome = snapshot(resources.store.store, claim)
+    outcome = snapshot(resources.store, claim)
     settings = frozen_settings(claim, None)
     display().finished(NAME, outcome.why)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
         metadata={
             "how": outcome.why,
-            **locations(resources.store.store, outcome.folders),
+            **locations(resources.store, outcome.folders),
             "models": ", ".join(settings.model_names),
             "trigger": dg.MetadataValue.json(dict(claim.trigger)),
             "claimed at": claim.created_at,
