@@ -30,8 +30,9 @@ from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import document_lengths, fetch
 from docml_trainer.folders import Folders
+from docml_trainer.signals import StopSignal
 from docml_trainer.train import Training
-from docml_trainer.training.signals import StopSignal
+from docml_trainer.training.setup import prepare_training
 from docml_trainer.training.tracking import Tracker
 
 CACHE = Path(__file__).resolve().parent / ".cache"
@@ -249,7 +250,7 @@ def our_training(
     folders.channel("spec").mkdir(parents=True)
     (folders.channel("spec") / "spec.json").write_bytes(spec.to_bytes())
     folders.user_functions.write_text(functions)
-    return Training(folders, StopSignal())
+    return Training(prepare_training(folders), StopSignal())
 
 
 def hf_trainer(

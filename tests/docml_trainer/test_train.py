@@ -163,4 +163,4 @@ def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("docml_trainer.training.results.plot_curves", lambda *_: 1 / 0)
     assert run_here(job, monkeypatch) == 1
     assert job.failure.startswith("ZeroDivisionError: division by zero\n\n")
-    assert "in write" in job.failure
+    assert "in write_results" in job.failure

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
 from docml_trainer.__main__ import main
-from docml_trainer.training.history import TIMES
+from docml_trainer.training.results import TIMES
 from tests.docml_trainer.jobfolder import JobFolder
 
 LABELS = ("letter", "invoice", "report")

@@ -5,6 +5,7 @@ subprocess, a container and CloudWatch share.
 """
 
 import json
+import time
 from typing import Any
 
 PREFIX = "DOCML "
@@ -29,3 +30,20 @@ def parse_event(line: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+class ProgressEvents:
+    """A progress event now and then, while a job works through `total` items."""
+
+    def __init__(self, what: str, total: int, unit: str, *, seconds_between: float) -> None:
+        self.what, self.total, self.unit, self.seconds_between = what, total, unit, seconds_between
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last event, or the start, is long enough ago."""
+        return time.monotonic() - self._last >= self.seconds_between
+
+    def print(self, done: int) -> None:
+        """Print the event that `done` items are done."""
+        self._last = time.monotonic()
+        print(format_event(PROGRESS, what=self.what, done=done, total=self.total, unit=self.unit), flush=True)

@@ -10,13 +10,11 @@ import traceback
 from docml_contract.errors import ContractError
 from docml_trainer.errors import TrainerError
 from docml_trainer.folders import COMMANDS, Folders
-from docml_trainer.training.signals import StopSignal
-
-MODULES = {"prepare": "prepare", "train": "launch", "infer": "infer"}
+from docml_trainer.signals import StopSignal
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; each is the function `main(folders)` of a module that is imported only when asked for."""
+    """Run one command, whose module is imported only now."""
     if len(arguments) != 1 or arguments[0] not in COMMANDS:
         print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -24,7 +22,7 @@ def main(arguments: list[str]) -> int:
         StopSignal()  # at once: the first process of a container ignores signals for which it has no handler
     folders = Folders.from_environment(arguments[0])
     try:
-        importlib.import_module(f"docml_trainer.{MODULES[arguments[0]]}").main(folders)
+        run_command(folders)
     except (TrainerError, ContractError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         folders.fail(str(error))
@@ -35,6 +33,17 @@ def main(arguments: list[str]) -> int:
         folders.fail(f"{type(error).__name__}: {error}", detail)
         return 1
     return 0
+
+
+def run_command(folders: Folders) -> None:
+    """Do what the job is there for. A process that only launches a training's processes does not import what they need."""
+    if folders.command == "prepare":
+        importlib.import_module("docml_trainer.prepare").main(folders)
+    elif folders.command == "infer":
+        importlib.import_module("docml_trainer.infer").main(folders)
+    else:
+        launch = importlib.import_module("docml_trainer.training.launch")
+        launch.main(folders, lambda: importlib.import_module("docml_trainer.train").train(folders))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Read from top to bottom: train, then a Training's life in the order in which it happens. A step of the optimizer trains on one global
 batch of train_batch_size × gradient_accumulation_steps × processes documents, whichever way they are spread (`sampling`); its loss
-is a mean over these documents (`loss`). After every epoch the validation documents are scored, each once, and the best epoch's weights
-are kept (`history`). Everything that the next step depends on is in a checkpoint (`checkpoint`), so that a training that is killed
+is a mean over these documents (`optimization`). After every epoch the validation documents are scored, each once, and the best epoch's
+weights are kept (`results`). Everything that the next step depends on is in a checkpoint (`checkpoint`), so that a training that is killed
 and started again ends with the same weights. At last the best weights become TorchScript that is proved equal (`export`).
 """
 
@@ -13,22 +13,21 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
-from docml_trainer.data import sampling
-from docml_trainer.data.datasets import fetch
+from docml_trainer.data.datasets import Rows, fetch
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.training import checkpoint, history, results
-from docml_trainer.training.setup import Parts
-from docml_trainer.training.signals import StopSignal, stop
+from docml_trainer.signals import StopSignal, stop
+from docml_trainer.training import checkpoint, results, sampling
+from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
+from docml_trainer.training.setup import TrainingSetup, prepare_training
 from docml_trainer.training.tracking import Tracker
 
 
@@ -36,72 +35,67 @@ def train(folders: Folders) -> None:
     """One process' part of the training; the first process also reports, exports and writes the output."""
     started = time.monotonic()
     signal = StopSignal()
-    training = Training(folders, signal)
+    training = Training(prepare_training(folders), signal)
     training.resume()
     tracker = training.start_tracking()
     training.run(tracker)
-    training.accelerator.end_training()
-    if training.is_main:
+    training.processes.accelerator.end_training()
+    if training.processes.is_main:
         assert training.progress.best is not None
-        tracker.finish(results.best_scores(training.progress.best))
-        results.write(training, seconds=time.monotonic() - started, tracked=tracker.offline_runs())
+        tracker.finish(results.kept_metrics(training.progress.best))
+        results.write_results(
+            training.setup,
+            training.progress,
+            training.best_model(),
+            seconds=time.monotonic() - started,
+            tracked=tracker.offline_runs(),
+        )
 
 
-@dataclass
-class Progress:
-    """How far the training is. All of it is in a checkpoint."""
+class Training:
+    """A training's life, over the parts it is made of (`setup`)."""
 
-    epoch: int = 0  # finished ones
-    step: int = 0  # optimizer steps done in the epoch that runs
-    total_steps: int = 0
-    step_losses: list[float] = field(default_factory=list)  # of the epoch that runs
-    step_documents: list[int] = field(default_factory=list)
-    gradient_norm: float = 0.0  # the largest of the epoch that runs
-    records: list[history.Record] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # the best epoch's record, with `file` and `sha256` of its weights
-    epochs_without_better: int = 0
-    seconds: float = 0.0  # of training and validation, over all attempts
-
-
-class Training(Parts):
-    """A training's life over the parts it is made of."""
-
-    def __init__(self, folders: Folders, signal: StopSignal) -> None:
-        super().__init__(folders)
+    def __init__(self, setup: TrainingSetup, signal: StopSignal) -> None:
+        self.setup, self.processes, self.settings = setup, setup.processes, setup.settings
         self.signal = signal
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.counted = time.monotonic()  # until when the time is in progress.seconds
 
     def resume(self) -> None:
         """Continue where the newest checkpoint that every process has whole leaves off, if there is one."""
-        name = checkpoint.newest_common(self.checkpoints.names(), lambda mine: gather_object([mine]))
+        name = checkpoint.newest_common(self.setup.checkpoints.names(), lambda mine: gather_object([mine]))
         if name is None:
-            self.say(
-                f"Training {self.task.model_name} on {len(self.train_data)} documents, {self.steps_per_epoch} steps of "
-                f"{self.global_batch} documents an epoch, {self.settings.epochs} epochs, "
-                f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
+            self.processes.say(
+                f"Training {self.setup.request.task.model_name} on {len(self.setup.train)} documents, {self.setup.steps_per_epoch} steps of "
+                f"{self.setup.global_batch} documents an epoch, {self.settings.epochs} epochs, "
+                f"{self.processes.count} process(es) on {self.processes.device.type}"
             )
             return
-        saved = self.checkpoints.open(name)
-        saved.load_model(self.bare.module)
+        saved = self.setup.checkpoints.open(name)
+        saved.load_model(self.setup.bare.module)
         state = saved.load_state()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        checkpoint.restore_random_states(state["random"][self.accelerator.process_index])
-        self.progress = Progress(**saved.progress)
-        self.say(f"Resumed from {name}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        self.setup.optimizer.load_state_dict(state["optimizer"])
+        self.setup.scheduler.load_state_dict(state["scheduler"])
+        if self.processes.accelerator.scaler is not None and state["scaler"] is not None:
+            self.processes.accelerator.scaler.load_state_dict(state["scaler"])
+        checkpoint.restore_random_states(state["random"][self.processes.index])
+        self.progress = TrainingProgress(**saved.progress)
+        self.processes.say(f"Resumed from {name}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def start_tracking(self) -> Tracker:
         """Of the first process only."""
-        if not self.is_main:
+        if not self.processes.is_main:
             return Tracker()
-        tracking = self.task.tracking
-        if self.is_trial:
-            name = f"{tracking.name}-{self.identity[:6]}"
+        tracking = self.setup.request.task.tracking
+        if self.setup.request.is_trial:
+            name = f"{tracking.name}-{self.setup.identity[:6]}"
             tracking = tracking.model_copy(update={"job_type": "tuning", "name": name})
-        return Tracker.start(tracking, self.folders.base / "tracking", run_id=self.identity[:16], config=self.values)
+        return Tracker.start(
+            tracking,
+            self.setup.request.folders.base / "tracking",
+            run_id=self.setup.identity[:16],
+            config=self.setup.request.values,
+        )
 
     def run(self, tracker: Tracker) -> None:
         """Epochs until the last one, or until validation has not improved for too long."""
@@ -119,16 +113,16 @@ class Training(Parts):
     @property
     def learning_rate(self) -> float:
         """Of the first parameter group, now."""
-        return float(self.scheduler.get_last_lr()[0])
+        return float(self.setup.scheduler.get_last_lr()[0])
 
     def train_epoch(self) -> dict[str, float]:
         """The rest of an epoch's optimizer steps. Returns its speed."""
         progress, every = self.progress, self.settings.checkpoint_every_steps
         epoch = progress.epoch + 1
-        steps = sampling.global_batches(self.train_lengths, self.global_batch, self.settings.seed, epoch)
-        lines = history.ProgressLines(epoch, self.settings.epochs, len(steps))
+        steps = sampling.global_batches(self.setup.train.lengths, self.setup.global_batch, self.settings.seed, epoch)
+        lines = results.EpochLines(epoch, self.settings.epochs, len(steps))
         batches = self.batches_of(steps[progress.step :])
-        self.classifier.module.train()
+        self.setup.classifier.module.train()
         while progress.step < len(steps):
             rows = steps[progress.step]
             loss, stopping = self.optimizer_step(rows, batches)
@@ -136,8 +130,8 @@ class Training(Parts):
             progress.total_steps += 1
             progress.step_losses.append(loss)
             progress.step_documents.append(len(rows))
-            if self.is_main:
-                tokens = int(self.train_lengths[rows].sum())
+            if self.processes.is_main:
+                tokens = int(self.setup.train.lengths[rows].sum())
                 lines.step(progress.step, loss, self.learning_rate, len(rows), tokens)
             if stopping:
                 self.save()
@@ -146,44 +140,50 @@ class Training(Parts):
                 self.save()
         return lines.speed()
 
-    def micro_batches(self, rows: sampling.Rows) -> list[sampling.Rows]:
+    def micro_batches(self, rows: Rows) -> list[Rows]:
         """This process' micro-batches of a global batch."""
-        shares = sampling.micro_batches(rows, self.settings.train_batch_size, self.accelerator.num_processes)
-        return shares[self.accelerator.process_index]
+        shares = sampling.micro_batches(rows, self.settings.train_batch_size, self.processes.count)
+        return shares[self.processes.index]
 
-    def batches_of(self, steps: list[sampling.Rows]) -> Iterator[dict[str, torch.Tensor]]:
+    def batches_of(self, steps: list[Rows]) -> Iterator[dict[str, torch.Tensor]]:
         """This process' micro-batches of `steps`, one after the other, collated ahead of use."""
         mine = [part if len(part) else rows[:1] for rows in steps for part in self.micro_batches(rows)]
-        return sampling.ahead(lambda part: self.collate(fetch(self.train_data, part)), mine)
+        return sampling.ahead(lambda part: self.setup.collate(fetch(self.setup.train.data, part)), mine)
 
-    def optimizer_step(self, rows: sampling.Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
+    def optimizer_step(self, rows: Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
         """Train on the documents `rows`, all processes together. Returns their mean loss, and whether anyone was asked to stop."""
         parts = self.micro_batches(rows)
-        weight, processes = self.loss.weight_of(rows), self.accelerator.num_processes
-        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        weight, processes = self.setup.loss.weight_of(rows), self.processes.count
+        total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         for number, part in enumerate(parts, start=1):
-            batch = self.to_device(next(batches))
+            batch = self.processes.to_device(next(batches))
             # Gradients are exchanged once a step, with the last micro-batch.
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.classifier.module):
-                output = self.classifier(batch, with_labels=self.loss.takes_models)
-                loss = self.loss(output, batch[LABELS]) / weight
+            with (
+                nullcontext()
+                if number == len(parts)
+                else self.processes.accelerator.no_sync(self.setup.classifier.module)
+            ):
+                output = self.setup.classifier(batch, with_labels=self.setup.loss.takes_models)
+                loss = self.setup.loss(output, batch[LABELS]) / weight
                 if not len(part):
                     loss = loss * 0  # fewer documents than processes: takes part, counts nothing
-                self.accelerator.backward(loss * processes)  # processes' gradients are averaged, not summed
+                self.processes.accelerator.backward(loss * processes)  # processes' gradients are averaged, not summed
             total += loss.detach()
         norm = self.update(self.settings.max_grad_norm)
         # The first number that is read: until here a GPU has been given work without waiting for it.
-        mean, stopping = self.sum_over_processes(total, self.signal.requested)
+        mean, stopping = self.processes.sum(total, self.signal.requested)
         self.check(mean, float(norm))
         return mean, stopping > 0
 
     def update(self, max_norm: float) -> torch.Tensor:
         """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped). Returns what it was."""
-        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.bare.module.parameters(), max_norm or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.scheduler.step()
+        norm: torch.Tensor = self.processes.accelerator.clip_grad_norm_(
+            self.setup.bare.module.parameters(), max_norm or math.inf
+        )
+        self.setup.optimizer.step()
+        self.setup.optimizer.zero_grad()
+        if not self.processes.accelerator.optimizer_step_was_skipped:
+            self.setup.scheduler.step()
         return norm
 
     def check(self, loss: float, norm: float) -> None:
@@ -193,7 +193,9 @@ class Training(Parts):
                 f"the training loss became {loss} in {self.place()} (lower learning_rate, raise warmup_ratio, or look for "
                 "infinite or missing numbers in the encoded features)"
             )
-        if self.accelerator.optimizer_step_was_skipped:  # fp16's scaler found an overflow and takes a smaller scale
+        if (
+            self.processes.accelerator.optimizer_step_was_skipped
+        ):  # fp16's scaler found an overflow and takes a smaller scale
             return
         if not math.isfinite(norm):
             raise TrainingError(
@@ -208,7 +210,7 @@ class Training(Parts):
     def finish_epoch(self, speed: dict[str, float], tracker: Tracker) -> None:
         """Validate, record, keep the best, checkpoint."""
         progress = self.progress
-        record: history.Record = {
+        record: EpochRecord = {
             "epoch": progress.epoch + 1,
             "train_loss": float(np.average(progress.step_losses, weights=progress.step_documents)),
             **self.validate(),
@@ -217,38 +219,44 @@ class Training(Parts):
             "step_losses": progress.step_losses,
             **speed,
         }
-        better = history.is_better(record, progress.best)
+        better = results.is_better(record, progress.best)
         if better:
-            kept = self.checkpoints.save_best(record["epoch"], self.bare.module) if self.is_main else {}
+            kept = (
+                self.setup.checkpoints.save_best(record["epoch"], self.setup.bare.module)
+                if self.processes.is_main
+                else {}
+            )
             progress.best = {**record, **kept}
             progress.best.pop("step_losses")
         progress.records.append(record)
         progress.epochs_without_better = 0 if better else progress.epochs_without_better + 1
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.step_losses, progress.step_documents, progress.gradient_norm = [], [], 0.0
-        if self.is_main:
+        if self.processes.is_main:
             assert progress.best is not None
-            history.report_epoch(record, progress.best, self.settings.epochs)
+            results.report_epoch(record, progress.best, self.settings.epochs)
             tracker.log(record)
         self.save()
 
     def validate(self) -> dict[str, float]:
         """Cross-entropy, accuracy and macro-F1 over the validation documents, each counted once by its row id."""
-        self.bare.module.eval()
+        self.setup.bare.module.eval()
         shares = sampling.evaluation_batches(
-            self.valid_lengths, self.settings.eval_batch_size, self.accelerator.num_processes
+            self.setup.valid.lengths, self.settings.eval_batch_size, self.processes.count
         )
-        mine = shares[self.accelerator.process_index]
-        batches = sampling.ahead(lambda part: self.collate(fetch(self.valid_data, part)), [p for p in mine if len(p)])
+        mine = shares[self.processes.index]
+        batches = sampling.ahead(
+            lambda part: self.setup.collate(fetch(self.setup.valid.data, part)), [p for p in mine if len(p)]
+        )
         found: list[tuple[int, int, int, float]] = []  # row id, prediction, label, loss
         for part in mine:
             if len(part):
-                found += self.score(self.to_device(next(batches)))
-            if self.sum_over_processes(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
+                found += self.score(self.processes.to_device(next(batches)))
+            if self.processes.sum(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")
         everything = gather_object(found)
-        result = [self.reduce(everything) if self.is_main else {}]
+        result = [self.reduce(everything) if self.processes.is_main else {}]
         broadcast_object_list(result)
         return result[0]
 
@@ -257,8 +265,8 @@ class Training(Parts):
         from docml_trainer.training.metrics import scores  # evaluate takes seconds to import, and one process needs it
 
         by_id = {row: rest for row, *rest in found}
-        if len(by_id) != len(self.valid_data):
-            raise TrainingError(f"validation scored {len(by_id)} of {len(self.valid_data)} documents")
+        if len(by_id) != len(self.setup.valid):
+            raise TrainingError(f"validation scored {len(by_id)} of {len(self.setup.valid)} documents")
         predictions, labels, losses = zip(*(by_id[row] for row in sorted(by_id)), strict=True)
         scored, loss = scores(predictions, labels), float(np.mean(losses))
         if not math.isfinite(loss):
@@ -269,7 +277,7 @@ class Training(Parts):
 
     def score(self, batch: dict[str, torch.Tensor]) -> list[tuple[int, int, int, float]]:
         """Row id, predicted label, true label and cross-entropy of every document of a batch."""
-        logits = self.bare.logits(batch).double()
+        logits = self.setup.bare.logits(batch).double()
         losses = functional.cross_entropy(logits, batch[LABELS], reduction="none")
         columns = (batch["row_ids"], logits.argmax(dim=1), batch[LABELS], losses)
         return list(zip(*(column.tolist() for column in columns), strict=True))
@@ -279,21 +287,23 @@ class Training(Parts):
         now = time.monotonic()
         self.progress.seconds, self.counted = self.progress.seconds + now - self.counted, now
         random_states = gather_object([checkpoint.random_states()])
-        if self.is_main:
-            scaler = self.accelerator.scaler
+        if self.processes.is_main:
+            scaler = self.processes.accelerator.scaler
             state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
+                "optimizer": self.setup.optimizer.state_dict(),
+                "scheduler": self.setup.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "random": random_states,
             }
-            self.checkpoints.save(self.progress.total_steps, self.bare.module, state, asdict(self.progress))
-        self.accelerator.wait_for_everyone()
+            self.setup.checkpoints.save(self.progress.total_steps, self.setup.bare.module, state, asdict(self.progress))
+        self.processes.accelerator.wait_for_everyone()
 
     def best_model(self) -> torch.nn.Module:
         """The bare model on the CPU, with the best epoch's weights, in evaluation mode."""
-        model: torch.nn.Module = self.accelerator.unwrap_model(self.classifier.module, keep_fp32_wrapper=False)
+        model: torch.nn.Module = self.processes.accelerator.unwrap_model(
+            self.setup.classifier.module, keep_fp32_wrapper=False
+        )
         assert self.progress.best is not None
         model = model.cpu()
-        self.checkpoints.load_best(self.progress.best, model)
+        self.setup.checkpoints.load_best(self.progress.best, model)
         return model.eval()

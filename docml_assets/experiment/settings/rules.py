@@ -8,9 +8,8 @@ from docml_assets.experiment.settings.keys import Keys
 from docml_assets.experiment.settings.query import query_problems
 from docml_assets.experiment.settings.search_space import combinations
 from docml_contract.hyperparameters import Interval, SearchRange
+from docml_contract.metrics import TRAINER_METRICS
 
-# What the trainer prints and tuning can look at without METRIC_DEFINITIONS.
-TRAINER_METRICS = ("valid_f1", "valid_f1_epoch", "valid_accuracy", "valid_loss", "train_loss")
 MAX_METRIC_NAME = 255
 MAX_REGEX = 500
 

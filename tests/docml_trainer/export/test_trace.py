@@ -11,8 +11,8 @@ import transformers
 from docml_trainer.data.classifier import forward_parameters
 from docml_trainer.data.collate import Collator
 from docml_trainer.errors import ExportError, UserCodeError
-from docml_trainer.export.parity import Samples
-from docml_trainer.export.trace import Exported, Positional, export
+from docml_trainer.export.parity import PositionalModel, Samples
+from docml_trainer.export.trace import ExportResult, export
 from tests.docml_trainer.trainings import LABELS, split
 
 KEYS = ("input_ids", "attention_mask")
@@ -34,7 +34,7 @@ def exported(
     keys: tuple[str, ...] = KEYS,
     lengths: tuple[int, int] = (3, 30),
     max_length: int | None = None,
-) -> Exported:
+) -> ExportResult:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)  # so that a wrong trace shows
@@ -162,4 +162,4 @@ def test_nested_features(tmp_path: Path) -> None:
     samples = Samples(collator, train, valid)
     assert export(model.eval(), KEYS, samples, LABELS, tmp_path / "model.pt").content["fixed_shape"] is None
     longest = max(len(ids[0]) for ids in [*train["input_ids"], *valid["input_ids"]])
-    assert samples.fixed_shape(Positional(model, KEYS)) == {"input_ids": [1, 4, longest]}
+    assert samples.fixed_shape(PositionalModel(model, KEYS)) == {"input_ids": [1, 4, longest]}

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_trainer.data.sampling import Rows
 from docml_trainer.data.shapes import LABELS, main_feature, model_shapes
 from docml_trainer.errors import DataError
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]  # numbers of rows of a data set
 
 
 def load_split(folder: Path, prefix: str) -> datasets.Dataset:

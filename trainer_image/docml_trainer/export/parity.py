@@ -3,24 +3,36 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
+from docml_trainer.data.classifier import find_logits
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import document_lengths, fetch, longest_axes
 from docml_trainer.data.shapes import main_feature
-
-if TYPE_CHECKING:
-    from docml_trainer.export.trace import Positional
 
 # A long document takes seconds on a CPU, and each case is computed twice: so few documents, but of every kind.
 BATCH_SIZES = (1, 2, 3)
 VALIDATION_DOCUMENTS = 8
 FIXED_DOCUMENTS = 12
 Row = dict[str, Any]
+
+
+class PositionalModel(torch.nn.Module):
+    """A model whose forward takes its inputs in order, and returns `{"logits": float[documents, labels]}`."""
+
+    def __init__(self, model: torch.nn.Module, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.keys = tuple(keys)
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = find_logits(self.model(**dict(zip(self.keys, inputs, strict=True))))
+        assert logits is not None
+        return {"logits": logits}
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Parity:
         return max(self.errors.values(), default=0.0)
 
 
-def compare(eager: "Positional", traced: torch.nn.Module, cases: Sequence[Case], tolerance: float) -> Parity:
+def compare(eager: PositionalModel, traced: torch.nn.Module, cases: Sequence[Case], tolerance: float) -> Parity:
     """Logits of both models in every case. Stops at the first case that differs by more than `tolerance`."""
     errors: dict[str, float] = {}
     for case in cases:
@@ -91,7 +103,7 @@ class Samples:
             return Case("trace", self._fixed(fixed_shape)([self.documents[1]]))
         return Case("trace", self.collate([self.documents[1], self.documents[2]]))
 
-    def dynamic_cases(self, eager: "Positional") -> list[Case]:
+    def dynamic_cases(self, eager: PositionalModel) -> list[Case]:
         """Batch sizes × lengths × padding, and batches of validation documents. Made-up documents that the model refuses are left out."""
         cases = []
         for row in self.documents:
@@ -123,7 +135,7 @@ class Samples:
                 )
         return cases
 
-    def fixed_shape(self, eager: "Positional") -> dict[str, list[int]]:
+    def fixed_shape(self, eager: PositionalModel) -> dict[str, list[int]]:
         """One document a batch, as long as the model takes: documents to come may be longer than those at hand."""
         longest = self._longest()
         main = main_feature(self.collate.shapes)
@@ -190,7 +202,7 @@ class Samples:
         return int(sum(np.size(part) for part in row[self.collate.prefix + name])) if name else 1
 
 
-def _logits(eager: "Positional", case: Case) -> torch.Tensor | None:
+def _logits(eager: PositionalModel, case: Case) -> torch.Tensor | None:
     """What the model says, without gradients; None where it refuses the inputs."""
     try:
         with torch.no_grad():

@@ -14,30 +14,15 @@ from typing import Any
 
 import torch
 
-from docml_trainer.data.classifier import find_logits
 from docml_trainer.errors import ExportError, UserCodeError
-from docml_trainer.export.parity import Case, Parity, Samples, compare
+from docml_trainer.export.parity import Case, Parity, PositionalModel, Samples, compare
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the larger of 1 and the case's largest logit
 OUTPUTS = "dict:logits"
 
 
-class Positional(torch.nn.Module):
-    """A model whose forward takes its inputs in order, and returns `{"logits": float[documents, labels]}`."""
-
-    def __init__(self, model: torch.nn.Module, keys: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.keys = tuple(keys)
-
-    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = find_logits(self.model(**dict(zip(self.keys, inputs, strict=True))))
-        assert logits is not None
-        return {"logits": logits}
-
-
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What the gate let through. `content` is export.json; `errors` the relative difference of each case."""
 
     content: dict[str, Any]
@@ -46,7 +31,7 @@ class Exported:
 
 def export(
     model: torch.nn.Module, keys: Sequence[str], samples: Samples, labels: Sequence[str], path: Path
-) -> Exported:
+) -> ExportResult:
     """Write the TorchScript file of `model` (bare, on the CPU, with its final weights) and pass the gate.
 
     keys: what ordered_input_keys returned. UserCodeError if they are not the model's inputs; ExportError names the case
@@ -54,7 +39,7 @@ def export(
     """
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = model.float()
-    eager = Positional(model, keys).eval()
+    eager = PositionalModel(model, keys).eval()
     check_keys(keys, samples)
     fixed_shape: dict[str, list[int]] | None = None
     parity = trace_and_compare(eager, samples.trace_example(), samples.dynamic_cases(eager), path)
@@ -89,7 +74,7 @@ def export(
         f"TorchScript equals the trained model in {len(parity.errors)} cases: largest difference {parity.worst:.1e}",
         flush=True,
     )
-    return Exported(content, parity.errors)
+    return ExportResult(content, parity.errors)
 
 
 def check_keys(keys: Sequence[str], samples: Samples) -> None:
@@ -102,7 +87,7 @@ def check_keys(keys: Sequence[str], samples: Samples) -> None:
         )
 
 
-def trace_and_compare(eager: Positional, example: Case, cases: Sequence[Case], path: Path) -> Parity:
+def trace_and_compare(eager: PositionalModel, example: Case, cases: Sequence[Case], path: Path) -> Parity:
     """Trace at `example`, save, load the file again, and compare it with the eager model in all cases."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # jit is deprecated; TracerWarnings are what the gate decides about

@@ -15,6 +15,7 @@ import torch
 from docml_contract import names
 from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import sha256_file
+from docml_trainer.data.classifier import find_logits
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import fetch
 from docml_trainer.data.shapes import ARTIFACT_GUID
@@ -95,7 +96,10 @@ class Predictor:
         batch = self.collate(fetch(self.data, rows))
         inputs = [batch[key].to(self.device, dtype) for key, dtype in zip(self.keys, self.dtypes, strict=True)]
         with torch.inference_mode():
-            output = find_logits(self.module(*inputs))
+            answer = self.module(*inputs)
+        output = find_logits(answer)
+        if output is None:
+            raise ModelFileError(f"the TorchScript model returned {type(answer).__name__}, expected logits")
         if output.ndim != 2 or output.shape[0] < len(rows) or output.shape[1] != len(self.files.labels):
             raise DataError(
                 f"model {self.files.name!r}: found logits of shape {list(output.shape)} for {len(rows)} documents, expected "
@@ -110,14 +114,6 @@ class Predictor:
                 f"artifact {guid} among them; expected finite logits (did the training diverge?)"
             )
         return np.asarray(logits, dtype=np.float32)
-
-
-def find_logits(output: Any) -> torch.Tensor:
-    """The logits in what a traced module returns: a dict's `logits`, a tuple's first element, or the tensor itself."""
-    found = output["logits"] if isinstance(output, dict) else output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(found, torch.Tensor):
-        raise ModelFileError(f"the TorchScript model returned {type(output).__name__}, expected logits")
-    return found
 
 
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 
-from docml_contract.events import PROGRESS, format_event
+from docml_contract.events import ProgressEvents
 from docml_contract.names import TORCHSCRIPT
 from docml_trainer.data.datasets import document_lengths
 from docml_trainer.data.shapes import main_feature, model_shapes
@@ -55,7 +55,14 @@ class Started:
     def predict(self, workers: Pool | None) -> ModelResult:
         """In this process, or with the workers."""
         batches = length_sorted(self.lengths, self.device, self.model.fixed_batch)
-        progress = ProgressLines(self.model.name, len(self.test))
+        events = ProgressEvents(
+            f"{self.model.name} predicts", len(self.test), "documents", seconds_between=SECONDS_BETWEEN_LINES
+        )
+
+        def progress(done: int) -> None:
+            if done == len(self.test) or events.is_due():
+                events.print(done)
+
         if workers is None:
             predicted = predict_here(self.predictor, batches, progress)
         else:
@@ -117,18 +124,3 @@ def on_best_device(model: ModelFiles, test: datasets.Dataset, prefix: str, rows:
         print(f"{model.name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU.", flush=True)
         return on_cpu
     return on_gpu
-
-
-class ProgressLines:
-    """A progress event now and then."""
-
-    def __init__(self, model: str, total: int) -> None:
-        self.model, self.total, self.said = model, total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        if done == self.total or time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
-            self.said = time.monotonic()
-            print(
-                format_event(PROGRESS, what=f"{self.model} predicts", done=done, total=self.total, unit="documents"),
-                flush=True,
-            )

@@ -1,11 +1,8 @@
 """What an inference leaves: tables of predictions and probabilities, timings, OUTPUT.json."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -26,6 +23,7 @@ from docml_contract.names import (
 )
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.inference.prediction import ModelResult
+from docml_trainer.machine import hardware
 
 
 def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
@@ -50,7 +48,7 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
     pq.write_table(pa.table(documents), output / DOCUMENTS, compression="zstd")
     timings = {
         "num_documents": len(test),
-        "hardware": hardware(),
+        "hardware": hardware() | {"torch": torch.__version__},
         "models": {name: result.timings for name, result in results.items()},
     }
     (output / TIMINGS).write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8")
@@ -65,13 +63,3 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
         },
     }
     write_output(output, "infer", digest(["predictions", said_by]), facts)
-
-
-def hardware() -> dict[str, Any]:
-    """What the timings were measured on."""
-    return {
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }

@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,25 @@ from docml_contract.names import MANIFEST
 
 MODEL, STATE, PROGRESS = "model.safetensors", "state.pt", "progress.json"
 KEPT = 2
+# One epoch: epoch (from 1), train_loss, valid_loss, valid_accuracy, valid_f1, learning_rate (of the base), gradient_norm (largest,
+# before clipping), step_losses, and what depends on the machine: seconds, examples_per_second, tokens_per_second, memory_mb.
+EpochRecord = dict[str, Any]
+
+
+@dataclass
+class TrainingProgress:
+    """How far a training is. All of it is in a checkpoint."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0  # optimizer steps done in the epoch that runs
+    total_steps: int = 0
+    step_losses: list[float] = field(default_factory=list)  # of the epoch that runs
+    step_documents: list[int] = field(default_factory=list)
+    gradient_norm: float = 0.0  # the largest of the epoch that runs
+    records: list[EpochRecord] = field(default_factory=list)
+    best: EpochRecord | None = None  # the best epoch's record, with `file` and `sha256` of its weights
+    epochs_without_better: int = 0
+    seconds: float = 0.0  # of training and validation, over all attempts
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ import torch
 from docml_contract.base import digest
 from docml_contract.errors import ContractError
 from docml_contract.jobs import TrainTask
-from docml_trainer.data.memory import explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.training.signals import EXIT_STOPPED
+from docml_trainer.machine import explained_out_of_memory
+from docml_trainer.signals import EXIT_STOPPED
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
 # Where the hosts of a job meet: below the ports that systems hand out, and another one for every job, since several may share a machine.
@@ -34,25 +34,14 @@ GRACE_SECONDS = 100  # SageMaker kills 120 seconds after SIGTERM
 START_SECONDS = 900  # hosts do not all start at once
 
 
-def main(folders: Folders) -> None:
-    """`python -m docml_trainer train`: run the training in this process, or start the processes that do."""
-    task = folders.train_task()
-    processes = processes_per_host(task)
-    if is_worker():
-        with worker_failures():
-            _train(folders)
-    elif processes * len(folders.resource_config().hosts) > 1:
+def main(folders: Folders, train: Callable[[], None]) -> None:
+    """`python -m docml_trainer train`: call `train` in this process, or start the processes that do."""
+    processes = processes_per_host(folders.train_task())
+    if not is_worker() and processes * len(folders.resource_config().hosts) > 1:
         launch(folders, processes)
-    else:
-        _train(folders)
-
-
-def _train(folders: Folders) -> None:
-    """Imported here: a launcher has no use for what takes seconds to import."""
-    from docml_trainer.train import train
-
-    with explained_out_of_memory():
-        train(folders)
+        return
+    with worker_failures() if is_worker() else nullcontext(), explained_out_of_memory():
+        train()
 
 
 def is_worker() -> bool:

@@ -1,131 +1,221 @@
-"""What a finished training leaves in its output folder."""
+"""What a training reports: while it runs, a record an epoch, lines for people and events; in the end, the output folder."""
 
 import json
-import os
 import platform
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_model
 
 from docml_contract import names
+from docml_contract.events import EPOCH, ProgressEvents, format_event
 from docml_contract.hyperparameters import own
 from docml_contract.manifests import sha256_file, utc_now, write_output
+from docml_contract.metrics import KEPT_METRICS, metric_line
 from docml_contract.versions import model_version
 from docml_trainer.export.parity import Samples
-from docml_trainer.export.trace import Exported, export
-from docml_trainer.training.history import Record, plot_curves, write_history
+from docml_trainer.export.trace import ExportResult, export
+from docml_trainer.machine import hardware, peak_memory_mb
+from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
+from docml_trainer.training.setup import TrainingSetup
 
-if TYPE_CHECKING:
-    from docml_trainer.train import Training
-
+SECONDS_BETWEEN_LINES = 10.0
+TIMES = ("seconds", "examples_per_second", "tokens_per_second", "memory_mb")  # differ between equal trainings
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "safetensors")
-SCORES = ("valid_f1", "valid_accuracy", "valid_loss")
 
 
-def write(training: "Training", *, seconds: float, tracked: Sequence[Path]) -> None:
+def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:
+    """Whether an epoch is to be kept instead of `best`: higher validation macro-F1, or as high a one at a lower loss."""
+    if best is None:
+        return True
+    return (record["valid_f1"], -record["valid_loss"]) > (best["valid_f1"], -best["valid_loss"])
+
+
+def kept_metrics(best: EpochRecord) -> dict[str, float]:
+    """The validation metrics of the epoch that was kept."""
+    return {name: best[name] for name in KEPT_METRICS}
+
+
+def report_epoch(record: EpochRecord, best: EpochRecord, epochs: int) -> None:
+    """Print an epoch: a line to read, the line that tuners read, and the event. `best` may be the epoch itself."""
+    kept = "kept" if best["epoch"] == record["epoch"] else f"epoch {best['epoch']} stays the best"
+    print(
+        f"Epoch {record['epoch']}/{epochs}: training loss {record['train_loss']:.4f}, validation loss "
+        f"{record['valid_loss']:.4f}, accuracy {record['valid_accuracy']:.4f}, macro-F1 {record['valid_f1']:.4f} ({kept}), "
+        f"{record['examples_per_second']:.1f} documents a second, {record['memory_mb']:,.0f} MB"
+    )
+    own_metrics = {f"{name}_epoch": record[name] for name in KEPT_METRICS}
+    metrics = {**kept_metrics(best), **own_metrics, "train_loss": record["train_loss"]}
+    print(metric_line(metrics))
+    rest = {name: record[name] for name in ("learning_rate", "gradient_norm", *TIMES)}
+    print(format_event(EPOCH, epoch=record["epoch"], **metrics, **rest), flush=True)
+
+
+class EpochLines:
+    """A line and an event now and then while an epoch runs, and the speed of the part of it that this process saw."""
+
+    def __init__(self, epoch: int, epochs: int, steps: int) -> None:
+        self.epoch, self.epochs, self.steps = epoch, epochs, steps
+        self.started = time.monotonic()
+        self.documents = self.tokens = 0
+        self.events = ProgressEvents(
+            f"epoch {epoch} of {epochs}", steps, "steps", seconds_between=SECONDS_BETWEEN_LINES
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch, or the rest of it, began."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    def step(self, step: int, loss: float, learning_rate: float, documents: int, tokens: int) -> None:
+        """After optimizer step `step` (from 1) on so many documents and tokens (of all processes)."""
+        self.documents += documents
+        self.tokens += tokens
+        if not self.events.is_due():
+            return
+        print(
+            f"Epoch {self.epoch}/{self.epochs}, step {step}/{self.steps}: loss {loss:.4f}, learning rate "
+            f"{learning_rate:.3g}, {self.documents / self.seconds:.1f} documents a second"
+        )
+        self.events.print(step)
+
+    def speed(self) -> dict[str, float]:
+        """The record's fields that depend on the machine, at the end of an epoch's training."""
+        return {
+            "seconds": self.seconds,
+            "examples_per_second": self.documents / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            "memory_mb": peak_memory_mb(),
+        }
+
+
+def plot_curves(records: Sequence[EpochRecord], best_epoch: int, title: str, path: Path) -> None:
+    """curves.png: losses by step and epoch, validation scores, learning rate; the kept epoch is marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, scores, rates = figure.subplots(1, 3)
+    epochs = [record["epoch"] for record in records]
+    places, steps = [], []
+    for record in records:
+        count = len(record["step_losses"])
+        places += [record["epoch"] - 1 + (index + 1) / count for index in range(count)]
+        steps += record["step_losses"]
+    losses.plot(places, steps, color="0.8", linewidth=1, label="training, by step")
+    losses.plot(epochs, [record["train_loss"] for record in records], "o-", label="training")
+    losses.plot(epochs, [record["valid_loss"] for record in records], "o-", label="validation")
+    losses.set(title="Loss", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    scores.plot(epochs, [record["valid_f1"] for record in records], "o-", label="macro-F1")
+    scores.plot(epochs, [record["valid_accuracy"] for record in records], "o-", label="accuracy")
+    scores.set(title="Validation", xlabel="epoch", ylim=(0, 1.02))
+    rates.plot(epochs, [record["learning_rate"] for record in records], "o-", label="at the end of the epoch")
+    rates.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    for axes in (losses, scores, rates):
+        axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"kept: epoch {best_epoch}")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def write_results(
+    setup: TrainingSetup,
+    progress: TrainingProgress,
+    model: torch.nn.Module,
+    *,
+    seconds: float,
+    tracked: Sequence[Path],
+) -> None:
     """The best epoch's weights, their TorchScript, and everything that is said about them; OUTPUT.json last.
 
-    seconds: of this attempt. tracked: folders of tracking runs to keep. ExportError if the TorchScript model is not the trained one.
+    model: bare, on the CPU, with the weights of the best epoch. seconds: of this attempt. tracked: folders of tracking runs to keep.
+    ExportError if the TorchScript model is not the trained one.
     """
-    output = training.folders.output
-    model, best = training.best_model(), training.progress.best
+    task, best, output = setup.request.task, progress.best, setup.request.folders.output
     assert best is not None
     for leftover in output.iterdir():  # of an attempt that was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     save_model(model, str(output / names.WEIGHTS))
-    exported = _export(training, model, output / names.TORCHSCRIPT)
+    exported = export_model(setup, model, output / names.TORCHSCRIPT)
     _write_json(output / names.EXPORT, exported.content)
-    records = training.progress.records
-    write_history(records, output / names.HISTORY)
-    title = f"{training.task.experiment}, run {training.task.run}: {training.task.model_name}"
-    plot_curves(records, best["epoch"], title, output / names.CURVES)
-    card = statistics(training, model, exported, seconds)
+    _write_json(output / names.HISTORY, progress.records)
+    title = f"{task.experiment}, run {task.run}: {task.model_name}"
+    plot_curves(progress.records, best["epoch"], title, output / names.CURVES)
+    card = model_card(setup, progress, model, exported) | {
+        "duration": {"training_seconds": progress.seconds, "this_attempt_seconds": seconds}
+    }
     _write_json(output / names.STATISTICS, card)
     for folder in tracked:
         shutil.copytree(folder, output / "wandb" / folder.name, symlinks=True)
     weights = sha256_file(output / names.WEIGHTS)
     facts = {
-        **best_scores(best),
+        **kept_metrics(best),
         "best_epoch": best["epoch"],
-        "epochs": training.progress.epoch,
+        "epochs": progress.epoch,
         "weights_sha256": weights,
         "torchscript_sha256": sha256_file(output / names.TORCHSCRIPT),
         "parameters": card["parameters"]["total"],
         "fixed_shape": exported.content["fixed_shape"],
-        "seconds": round(training.progress.seconds, 1),
+        "seconds": round(progress.seconds, 1),
     }
-    model_name = training.task.model_name
-    write_output(output, "train", model_version({model_name: weights}, {model_name: exported.content}), facts)
+    version_of_model = model_version({task.model_name: weights}, {task.model_name: exported.content})
+    write_output(output, "train", version_of_model, facts)
 
 
-def best_scores(best: Record) -> dict[str, float]:
-    """The validation scores of the epoch that was kept."""
-    return {name: best[name] for name in SCORES}
+def export_model(setup: TrainingSetup, model: torch.nn.Module, path: Path) -> ExportResult:
+    """The model as TorchScript at `path`, compared with it on documents of both splits."""
+    keys = setup.functions.ordered_input_keys(setup.request.task.model_name, setup.context)
+    longest = own(setup.request.values).get("max_length")
+    samples = Samples(setup.collator, setup.train.data, setup.valid.data, longest if isinstance(longest, int) else None)
+    return export(model, keys, samples, setup.context.labels, path)
 
 
-def _export(training: "Training", model: torch.nn.Module, path: Path) -> Exported:
-    keys = training.functions.ordered_input_keys(training.task.model_name, training.context)
-    longest = own(training.values).get("max_length")
-    samples = Samples(
-        training.collator,
-        training.train_data,
-        training.valid_data,
-        longest if isinstance(longest, int) else None,
-    )
-    return export(model, keys, samples, training.context.labels, path)
-
-
-def statistics(training: "Training", model: torch.nn.Module, exported: Exported, seconds: float) -> dict[str, Any]:
-    """The model card: where the model comes from, what it is, what it was trained with and on."""
-    best = training.progress.best
+def model_card(
+    setup: TrainingSetup, progress: TrainingProgress, model: torch.nn.Module, exported: ExportResult
+) -> dict[str, Any]:
+    """statistics.json: where the model comes from, what it is, what it was trained with and on."""
+    request, best = setup.request, progress.best
     assert best is not None
     parameters = list(model.parameters())
     return {
-        "experiment": training.task.experiment,
-        "run": training.task.run,
-        "model": training.task.model_name,
+        "experiment": request.task.experiment,
+        "run": request.task.run,
+        "model": request.task.model_name,
         "created_at": utc_now(),
-        "data_versions": training.spec.inputs,
-        "provenance": training.spec.provenance,
-        "labels": list(training.context.labels),
-        "documents": {"train": len(training.train_data), "valid": len(training.valid_data)},
-        "hyperparameters": training.settings.model_dump() | own(training.values),
+        "data_versions": request.spec.inputs,
+        "provenance": request.spec.provenance,
+        "labels": list(setup.context.labels),
+        "documents": {"train": len(setup.train), "valid": len(setup.valid)},
+        "hyperparameters": request.settings.model_dump() | own(request.values),
         "best_epoch": best["epoch"],
-        "epochs": training.progress.epoch,
-        "scores": best_scores(best),
+        "epochs": progress.epoch,
+        "scores": kept_metrics(best),
         "parameters": {
             "total": sum(parameter.numel() for parameter in parameters),
             "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         },
-        "duration": {"training_seconds": training.progress.seconds, "this_attempt_seconds": seconds},
         "export": {
             "tolerance": exported.content["tolerance"],
             "fixed_shape": exported.content["fixed_shape"],
             "relative_difference": exported.errors,
         },
         "environment": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "hardware": hardware(training.accelerator.num_processes, training.accelerator.mixed_precision),
+        # On a CPU the last bits of the weights depend on the number of threads.
+        "hardware": hardware()
+        | {
+            "processes": setup.processes.count,
+            "threads_per_process": torch.get_num_threads(),
+            "mixed_precision": setup.processes.accelerator.mixed_precision,
+        },
     }
 
 
-def hardware(processes: int, precision: str) -> dict[str, Any]:
-    """What the training ran on, and in how many threads: on a CPU the last bits of the weights depend on it."""
-    return {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processes": processes,
-        "threads_per_process": torch.get_num_threads(),
-        "mixed_precision": precision,
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

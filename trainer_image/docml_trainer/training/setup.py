@@ -1,103 +1,184 @@
 """What a training is made of, put together from the job's folder before the first step."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import accelerate
+import datasets
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from docml_contract.base import digest
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
+from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.names import column_prefix
 from docml_trainer.data.classifier import Classifier, check_all_parameters_used, check_model
 from docml_trainer.data.collate import Collator
-from docml_trainer.data.datasets import document_lengths, fetch, load_split
+from docml_trainer.data.datasets import Rows, document_lengths, fetch, load_split
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
 from docml_trainer.functions import Context, UserFunctions
 from docml_trainer.training.checkpoint import Checkpoints
-from docml_trainer.training.loss import DocumentLoss
-from docml_trainer.training.optimization import build_optimizer
+from docml_trainer.training.optimization import DocumentLoss, build_optimizer
 
 
-class Parts:
-    """Data, model, loss, optimizer, schedule, checkpoints, and the processes that share the work."""
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What is asked for. `values`: all hyperparameters, those of a tuning's trial included; `settings`: the loop's own among them."""
 
-    def __init__(self, folders: Folders) -> None:
-        self.folders = folders
-        self.spec = folders.spec()
-        self.task = folders.train_task()
-        searched = self.spec.tuning.ranges if self.spec.tuning else None
-        self.values = {**self.spec.hyperparameters, **folders.hyperparameters(searched)}
-        self.is_trial = TUNING_OBJECTIVE in self.values  # of a tuning
-        self.values.pop(TUNING_OBJECTIVE, None)
-        self.settings: TrainingHyperparameters = check(self.values)
-        self.accelerator = build_accelerator(self.settings)
-        self.is_main = self.accelerator.is_main_process
-        self.load_data()
-        self.load_model()
-        # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
-        self.identity = digest([self.spec.spec_hash, self.values, self.global_batch])
-        self.checkpoints = Checkpoints(folders.checkpoints, self.identity)
+    folders: Folders
+    spec: JobSpec
+    task: TrainTask
+    values: Mapping[str, Any]
+    settings: TrainingHyperparameters
+    is_trial: bool  # of a tuning
 
-    def load_data(self) -> None:
-        self.prefix = column_prefix(self.task.model_name, self.task.model_names)
-        self.train_data = load_split(self.folders.channel("train"), self.prefix)
-        self.valid_data = load_split(self.folders.channel("valid"), self.prefix)
-        names = self.train_data.features[LABELS].names
-        self.functions = UserFunctions.load(self.folders.user_functions)
-        # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.
-        self.context = Context.of(self.task.model_name, self.task.model_names, names, self.values)
-        self.train_lengths = document_lengths(self.train_data, self.prefix)
-        self.valid_lengths = document_lengths(self.valid_data, self.prefix)
-        self.global_batch = (
-            self.settings.train_batch_size * self.settings.gradient_accumulation_steps * self.accelerator.num_processes
-        )
-        self.steps_per_epoch = -(-len(self.train_data) // self.global_batch)
+    @classmethod
+    def read(cls, folders: Folders) -> "TrainingRequest":
+        """From the job's folder. BadHyperparameter names every value that is wrong."""
+        spec = folders.spec()
+        values = {**spec.hyperparameters, **folders.hyperparameters(spec.tuning.ranges if spec.tuning else None)}
+        is_trial = TUNING_OBJECTIVE in values
+        values.pop(TUNING_OBJECTIVE, None)
+        return cls(folders, spec, folders.train_task(), values, check(values), is_trial)
 
-    def load_model(self) -> None:
-        accelerate.utils.set_seed(self.settings.seed)  # equal initial weights in every process
-        model = self.functions.load_model(self.task.model_name, self.context).to(self.accelerator.device)
-        bare = Classifier.of(model)
-        self.collator = partial(
-            Collator,
-            self.train_data.features,
-            self.functions.padding,
-            prefix=self.prefix,
-            forward_parameters=bare.parameters,
-        )
-        self.collate = self.collator(pad_to_multiple_of=8 if self.accelerator.device.type == "cuda" else None)
-        first = self.to_device(self.collate(fetch(self.train_data, np.argsort(self.train_lengths)[-2:])))
-        check_model(bare, first, self.context.num_labels, self.functions)
-        if self.accelerator.num_processes > 1:
-            check_all_parameters_used(bare, first, self.functions)
-        if self.settings.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
-        self.loss = DocumentLoss(self.settings, self.train_data[LABELS], self.context.num_labels)
-        optimizer, self.scheduler = build_optimizer(model, self.settings, self.steps_per_epoch * self.settings.epochs)
-        module, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.classifier = bare.wrapped(module)  # for training: perhaps one of several processes
-        self.bare = bare.wrapped(self.accelerator.unwrap_model(module))  # for validation: needs no other process
-        # Dropout differs between processes; everything else that is random does not depend on them.
-        accelerate.utils.set_seed(self.settings.seed + self.accelerator.process_index)
 
-    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+class Processes:
+    """The processes that train together, and this one's place among them."""
 
-    def sum_over_processes(self, value: torch.Tensor, flag: bool) -> tuple[float, float]:
-        """The sums of a number and a flag, equal in every process."""
-        if self.accelerator.num_processes == 1:
+    def __init__(self, settings: TrainingHyperparameters) -> None:
+        self.accelerator = build_accelerator(settings)
+        self.count: int = self.accelerator.num_processes
+        self.index: int = self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        self.device: torch.device = self.accelerator.device
+
+    def to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch where the model is."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def sum(self, value: torch.Tensor, flag: bool) -> tuple[float, float]:
+        """The sums of a number and a flag over all processes, equal in every one of them."""
+        if self.count == 1:
             return float(value), float(flag)
-        pair = torch.stack(
-            [value.to(self.accelerator.device), torch.full_like(value, float(flag)).to(self.accelerator.device)]
-        )
+        pair = torch.stack([value.to(self.device), torch.full_like(value, float(flag)).to(self.device)])
         first, second = self.accelerator.reduce(pair, "sum").tolist()
         return first, second
 
     def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
         if self.is_main:
             print(text, flush=True)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split's rows, and the length of each document (int64[documents], `document_lengths`)."""
+
+    data: datasets.Dataset
+    lengths: Rows
+
+    @classmethod
+    def load(cls, folder: Path, prefix: str) -> "EncodedSplit":
+        """DataError if the split is missing or empty."""
+        data = load_split(folder, prefix)
+        return cls(data, document_lengths(data, prefix))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Request, processes, user functions, data, model, loss, optimizer, schedule and checkpoints of one training."""
+
+    request: TrainingRequest
+    processes: Processes
+    functions: UserFunctions
+    context: Context
+    train: EncodedSplit
+    valid: EncodedSplit
+    collator: Callable[..., Collator]  # makes collators; takes the options that are not the training's own
+    collate: Collator
+    classifier: Classifier  # for training: perhaps one of several processes
+    bare: Classifier  # for validation: needs no other process
+    loss: DocumentLoss
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    global_batch: int  # documents of an optimizer step
+    identity: str
+    checkpoints: Checkpoints
+
+    @property
+    def settings(self) -> TrainingHyperparameters:
+        return self.request.settings
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train), self.global_batch)
+
+
+def prepare_training(folders: Folders) -> TrainingSetup:
+    """Read the job's folder, load data and model, and try the model on two documents.
+
+    FolderError, BadHyperparameter, DataError or UserCodeError where something is not as it has to be.
+    """
+    request = TrainingRequest.read(folders)
+    task, settings = request.task, request.settings
+    processes = Processes(settings)
+    prefix = column_prefix(task.model_name, task.model_names)
+    train, valid = (EncodedSplit.load(folders.channel(name), prefix) for name in ("train", "valid"))
+    functions = UserFunctions.load(folders.user_functions)
+    # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.
+    context = Context.of(task.model_name, task.model_names, train.data.features[LABELS].names, request.values)
+    accelerate.utils.set_seed(settings.seed)  # equal initial weights in every process
+    model = functions.load_model(task.model_name, context).to(processes.device)
+    bare = Classifier.of(model)
+    collator = partial(
+        Collator, train.data.features, functions.padding, prefix=prefix, forward_parameters=bare.parameters
+    )
+    collate = collator(pad_to_multiple_of=8 if processes.device.type == "cuda" else None)
+    first = processes.to_device(collate(fetch(train.data, np.argsort(train.lengths)[-2:])))
+    check_model(bare, first, context.num_labels, functions)
+    if processes.count > 1:
+        check_all_parameters_used(bare, first, functions)
+    if settings.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    global_batch = settings.train_batch_size * settings.gradient_accumulation_steps * processes.count
+    optimizer, scheduler = build_optimizer(model, settings, steps_per_epoch(len(train), global_batch) * settings.epochs)
+    module, optimizer = processes.accelerator.prepare(model, optimizer)
+    # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
+    identity = digest([request.spec.spec_hash, request.values, global_batch])
+    # Dropout differs between processes; everything else that is random does not depend on them.
+    accelerate.utils.set_seed(settings.seed + processes.index)
+    return TrainingSetup(
+        request=request,
+        processes=processes,
+        functions=functions,
+        context=context,
+        train=train,
+        valid=valid,
+        collator=collator,
+        collate=collate,
+        classifier=bare.wrapped(module),
+        bare=bare.wrapped(processes.accelerator.unwrap_model(module)),
+        loss=DocumentLoss(settings, train.data[LABELS], context.num_labels),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        global_batch=global_batch,
+        identity=identity,
+        checkpoints=Checkpoints(folders.checkpoints, identity),
+    )
+
+
+def steps_per_epoch(documents: int, global_batch: int) -> int:
+    """Optimizer steps in which every document is trained on once."""
+    return -(-documents // global_batch)
 
 
 def build_accelerator(settings: TrainingHyperparameters) -> accelerate.Accelerator:

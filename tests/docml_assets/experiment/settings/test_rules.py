@@ -1,6 +1,7 @@
 import pytest
 
 from docml_assets.experiment.settings.settings import SettingsError, parse_settings
+from docml_contract.metrics import TRAINER_METRICS
 from tests.docml_assets.experiment.experiments import settings_text
 
 
@@ -59,6 +60,7 @@ def test_broken_rules(settings: str, tunable: str, expected: str) -> None:
         ("TUNING_STRATEGY = Grid\nMAX_JOBS = 6", "x = 1, 2\ny = 1, 2, 3"),
         ('METRIC_DEFINITIONS = {"mine": "mine=([0-9.]+)"}\nOBJECTIVE_METRIC_NAME = mine', ""),
         ("OBJECTIVE_METRIC_NAME = valid_loss\nOBJECTIVE_TYPE = minimize", ""),
+        *((f"OBJECTIVE_METRIC_NAME = {name}", "") for name in TRAINER_METRICS),
         ("TRAINING_USE_SPOT = true\nTRAINING_MAX_WAIT_SECONDS = 86400", ""),
         ("USE_DISTRIBUTED = true\nTRAINING_INSTANCE_COUNT = 2", ""),
     ],

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from docml_trainer.data.memory import explained_out_of_memory, is_out_of_memory
 from docml_trainer.errors import TrainingError
+from docml_trainer.machine import explained_out_of_memory, is_out_of_memory
 
 
 def test_out_of_memory() -> None:

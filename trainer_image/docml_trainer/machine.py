@@ -1,11 +1,33 @@
-"""Running out of memory, of the GPU or the machine, is one of the job's own failures, with a remedy."""
+"""The machine that a job runs on: what it is, how much of its memory the job took, and running out of that memory."""
 
+import os
+import platform
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from docml_trainer.errors import TrainingError
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, operating system, usable cores, memory (GB) and GPU (None without one), for model cards and timings."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most this process has had: of the GPU's memory where there is one, else of the machine's (Linux counts KiB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from docml_trainer.data.sampling import ahead, evaluation_batches, global_batches, micro_batches
+from docml_trainer.training.sampling import ahead, evaluation_batches, global_batches, micro_batches
 
 
 @pytest.fixture(scope="module")

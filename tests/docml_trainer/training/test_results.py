@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from docml_contract.metrics import METRIC_DEFINITIONS, TRAINER_METRICS, metric_line, metric_regex
-from docml_trainer.training.history import ProgressLines, is_better, plot_curves
+from docml_trainer.training.results import EpochLines, is_better, plot_curves
 
 
 def record(epoch: int, f1: float, loss: float) -> dict[str, object]:
@@ -31,8 +31,8 @@ def test_every_metric_is_read_back_exactly() -> None:
 
 def test_progress_lines_come_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("docml_trainer.training.history.time.monotonic", lambda: now[0])
-    lines = ProgressLines(2, 3, 50)
+    monkeypatch.setattr("docml_trainer.training.results.time.monotonic", lambda: now[0])
+    lines = EpochLines(2, 3, 50)
     for step in range(1, 26):
         now[0] += 1.0
         lines.step(step, 0.5, 1e-5, documents=8, tokens=80)

@@ -7,12 +7,13 @@ afterwards, so that 4 × 1, 2 × 2 and 1 × 4 micro-batches train on the same do
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from docml_trainer.data.datasets import Rows
+
 T = TypeVar("T")
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 GROUPED_BATCHES = (
     50  # global batches whose documents are sorted by length together: enough to pad little, few enough to mix
 )
