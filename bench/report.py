@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from docml_assets.report.build import build_report
-from docml_assets.report.lineage import Lineage
+from docml_assets.report.evidence import Lineage
 
 DOCUMENTS, MODELS, LABELS = 100_000, 3, 50
 REPEATS = 3

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from docml_assets.report.bootstrap import interval, resampled_f1
 from docml_assets.report.comparison import compare_pairs
 from docml_assets.report.predictions import Predictions
 from docml_assets.report.schema import NO_DIFFERENCE
-from docml_assets.report.statistics import confusion_matrix, label_scores
+from docml_assets.report.statistics import confusion_matrix, interval, label_scores, resampled_f1
 
 SIMULATIONS = 2000
 BOTH_WRONG = 0.1

@@ -7,3 +7,7 @@ class DocmlError(Exception):
 
 class ExperimentError(DocmlError):
     """An experiment folder is missing or unreadable."""
+
+
+class ReportError(DocmlError):
+    """Predictions, or what accompanies them, cannot be reported on."""

@@ -12,7 +12,8 @@ from docml_assets.assets.training import best_torchscript_model
 from docml_assets.partitions import experiment_runs
 from docml_assets.progress import display
 from docml_assets.report.checks import CheckOutcome, not_worse_than_previous, report_adds_up
-from docml_assets.steps.inference import inference, labels_of, read_report
+from docml_assets.report.schema import read_report
+from docml_assets.steps.inference import inference, labels_of
 from docml_assets.steps.preparation import prepared
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
@@ -56,7 +57,7 @@ def inference_report(context: dg.AssetExecutionContext) -> Iterator[dg.Materiali
 
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
-    report = read_report(work, work.place)
+    report = read_report(work.store, work.place)
     best = max(report.models, key=lambda name: report.models[name].f1_macro)
     scores: Metadata = {
         "f1_macro": float(report.models[best].f1_macro),
@@ -109,12 +110,12 @@ def sums_agree(work: Work) -> Finding:
     """Sums and label sets of the report agree with the predictions and the prepared data."""
     predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
     labels = labels_of(work, prepared(work).folder)
-    return _finding(report_adds_up(read_report(work, work.place), predictions, labels))
+    return _finding(report_adds_up(read_report(work.store, work.place), predictions, labels))
 
 
 def not_worse(work: Work) -> Finding:
     """No model is shown to be worse than the previous run's on the documents that both were tested on."""
-    return _finding(not_worse_than_previous(read_report(work, work.place), work.settings.worse_than_previous))
+    return _finding(not_worse_than_previous(read_report(work.store, work.place), work.settings.worse_than_previous))
 
 
 def _finding(outcome: CheckOutcome) -> Finding:

@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets import charts
 from docml_assets.assets.checking import Check, Finding, checks_of
 from docml_assets.assets.common import OWNERS, RESOURCES, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, common, image, location, table
@@ -15,6 +14,7 @@ from docml_assets.assets.reconciliation import label_counts, reconciled_data
 from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.progress import display
+from docml_assets.report.plots import stacked_bars
 from docml_assets.steps.preparation import preparation, prepared
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
@@ -66,7 +66,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     found = split_metadata(work)
     by_split: dict[str, dict[str, int]] = found["labels"]
     labels = sorted({label for counts in by_split.values() for label in counts})
-    chart = image(charts.stacked_bars(by_split, "documents by label and split"), "documents by label and split")
+    chart = image(stacked_bars(by_split, "documents by label and split"), "documents by label and split")
     rows = read_parquet(work.store.get(f"{data.folder}/{SPLITS_TABLE}"))
     return {
         "prepared data": location(work.store, data.folder),

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 import pyarrow.compute as pc
 
-from docml_assets.assets import charts, production
+from docml_assets.assets import production
 from docml_assets.assets.checking import Check, Finding, checks_of, preview_features, result
 from docml_assets.assets.common import OWNERS, RESOURCES, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, common, image, table
 from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.progress import display
+from docml_assets.report.plots import label_histogram
 from docml_assets.steps.label_counts import label_counts as count_labels
 from docml_assets.steps.label_counts import read_counts
 from docml_assets.steps.production import versions
@@ -98,7 +99,7 @@ def _counts(work: Work, folder: str) -> dict[str, int]:
 
 
 def _histogram(counts: dict[str, int]) -> Metadata:
-    shown = image(charts.label_histogram(counts, "documents by label"), "documents by label")
+    shown = image(label_histogram(counts, "documents by label"), "documents by label")
     return {"label histogram": shown} if shown is not None and counts else {}
 
 

@@ -20,7 +20,7 @@ LABELS = 30  # shown in the terminal; the page has all
 def command(experiment: str, run: int) -> None:
     """Show the summary of run RUN of EXPERIMENT, and where its report.html lies."""
     from docml_assets.deployment import Deployment
-    from docml_assets.report.stored import read_report
+    from docml_assets.report.schema import read_report
 
     store = Deployment.current().store
     place = RunPlace(experiment, run)

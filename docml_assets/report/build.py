@@ -6,17 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from docml_assets.report.bootstrap import interval, resampled_f1
 from docml_assets.report.comparison import compare_pairs, disagreements, label_winners
-from docml_assets.report.evidence import Evidence
-from docml_assets.report.lineage import Lineage
+from docml_assets.report.earlier_runs import PreviousRun, against_the_past
+from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.page import render_page
-from docml_assets.report.past import PreviousRun, against_the_past
 from docml_assets.report.plots import draw_plots
 from docml_assets.report.predictions import GROUP, GUID, LABEL, Predictions, read_predictions
 from docml_assets.report.predictions import with_groups as add_groups
 from docml_assets.report.schema import Bin, Calibration, ModelReport, PerLabel, Report
-from docml_assets.report.statistics import LabelScores, calibration, confusion_matrix, label_scores
+from docml_assets.report.statistics import (
+    LabelScores,
+    calibration,
+    confusion_matrix,
+    interval,
+    label_scores,
+    resampled_f1,
+)
 from docml_assets.report.summary import summarize, warnings
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import digest

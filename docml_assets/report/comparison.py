@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from docml_assets.report.bootstrap import interval
 from docml_assets.report.predictions import Floats, Ids, Predictions
 from docml_assets.report.schema import NO_DIFFERENCE, LabelWinner, Pair
-from docml_assets.report.statistics import LabelScores
+from docml_assets.report.statistics import LabelScores, interval
 
 ALPHA = 0.05
 
@@ -24,7 +23,7 @@ def compare_pairs(
 ) -> list[Pair]:
     """Every pair of models (or the given ones): four counts, difference of macro-F1 with its interval, McNemar's test, verdict.
 
-    f1 and resampled: macro-F1 by model, and its resamples (`bootstrap.resampled_f1`), float64[resamples].
+    f1 and resampled: macro-F1 by model, and its resamples (`statistics.resampled_f1`), float64[resamples].
     """
     pairs = list(combinations(predictions.models, 2)) if pairs is None else pairs
     right = {model: ids == predictions.truth for model, ids in predictions.predicted.items()}

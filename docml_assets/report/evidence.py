@@ -1,8 +1,8 @@
-"""What a report shows besides numbers: mistakes with excerpts, disagreements, errors by length, learning curves."""
+"""What a report shows besides scores: mistakes with excerpts, disagreements, errors by length, learning curves, and its lineage."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 from scipy import stats
 
 from docml_assets.report.comparison import disagreements
-from docml_assets.report.predictions import GUID, Floats, Ids, Predictions
+from docml_assets.report.predictions import GUID, Ids, Predictions
 from docml_contract.names import TOKENS_SUFFIX
 
 SHOWN_MISTAKES = 10  # a model
@@ -20,7 +20,7 @@ LENGTH_BINS = 10
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelAnswer:
     """What one model said about a document."""
 
     model: str
@@ -30,12 +30,12 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownDocument:
     """A document that the report shows."""
 
     guid: str
     label: str
-    said: tuple[Said, ...]
+    said: tuple[ModelAnswer, ...]
     excerpt: str
 
 
@@ -50,13 +50,18 @@ class LengthBin:
     low: float
     high: float
 
+    @property
+    def middle(self) -> float:
+        """Where it lies on an axis of lengths."""
+        return (self.shortest + self.longest) / 2
+
 
 @dataclass(frozen=True)
 class Evidence:
     """By model where a model's name is the key."""
 
-    mistakes: Mapping[str, tuple[Shown, ...]]  # the most confident ones first
-    disagreements: tuple[Shown, ...]
+    mistakes: Mapping[str, tuple[ShownDocument, ...]]  # the most confident ones first
+    disagreements: tuple[ShownDocument, ...]
     lengths: Mapping[str, tuple[LengthBin, ...]]
     curves: Mapping[str, Mapping[str, list[tuple[float, float]]]]  # model -> metric -> (epoch, value)
 
@@ -93,6 +98,37 @@ class Evidence:
         )
 
 
+@dataclass(frozen=True)
+class JobLine:
+    """One job of the run."""
+
+    step: str
+    name: str
+    model: str | None = None
+    seconds: float | None = None
+    cost_usd: float | None = None  # where the instance's price is known
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Shown at the end of the report."""
+
+    data_versions: Mapping[str, str] = field(default_factory=dict)  # asset -> data version
+    hashes: Mapping[str, str] = field(default_factory=dict)  # what it is of -> sha256 or git revision
+    jobs: tuple[JobLine, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """All jobs' durations, where they are known."""
+        return sum(job.seconds or 0.0 for job in self.jobs)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """All jobs' cost; None where no job's is known."""
+        known = [job.cost_usd for job in self.jobs if job.cost_usd is not None]
+        return sum(known) if known else None
+
+
 def confident_mistakes(predictions: Predictions, model: str) -> Ids:
     """Positions of the model's most confident mistakes; ties in the order of the GUIDs."""
     wrong = np.flatnonzero(predictions.predicted[model] != predictions.truth)
@@ -114,28 +150,21 @@ def error_by_length(predictions: Predictions, model: str, documents: pa.Table) -
     for index in np.unique(which):
         inside = which == index
         count, errors = int(inside.sum()), int(wrong[inside].sum())
-        low, high = wilson(errors, count)
+        wilson = stats.binomtest(errors, count).proportion_ci(0.95, method="wilson")
         inner = lengths[inside]
-        bins.append(LengthBin(int(inner.min()), int(inner.max()), count, errors / count, low, high))
+        bins.append(
+            LengthBin(int(inner.min()), int(inner.max()), count, errors / count, float(wilson.low), float(wilson.high))
+        )
     return tuple(bins)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927); trials at least 1."""
-    z = float(stats.norm.ppf(0.975))
-    centre = (successes + z * z / 2) / (trials + z * z)
-    share = successes / trials
-    half = z / (trials + z * z) * math.sqrt(trials * share * (1 - share) + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _shown(predictions: Predictions, row: int, models: Sequence[str], excerpt: Callable[[str], str]) -> Shown:
+def _shown(predictions: Predictions, row: int, models: Sequence[str], excerpt: Callable[[str], str]) -> ShownDocument:
     guid = str(predictions.guids[row])
-    return Shown(
+    return ShownDocument(
         guid=guid,
         label=predictions.labels[predictions.truth[row]],
         said=tuple(
-            Said(
+            ModelAnswer(
                 model=model,
                 label=predictions.labels[predictions.predicted[model][row]],
                 probability=float(predictions.probability[model][row]),
@@ -162,8 +191,3 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def length_axis(bins: Sequence[LengthBin]) -> Floats:
-    """Where each bin lies on an axis of lengths: the middle of its range."""
-    return np.array([(entry.shortest + entry.longest) / 2 for entry in bins])

@@ -7,8 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from docml_assets.report.evidence import Evidence, length_axis
-from docml_assets.report.lineage import Lineage
+from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.plots import COLORS
 from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, Report
 from docml_assets.report.svg import Chart, Series
@@ -141,7 +140,7 @@ def _reliability(name: str, model: ModelReport, css: str) -> Series:
 
 def _error(name: str, evidence: Evidence, css: str) -> Series:
     bins = evidence.lengths[name]
-    middle = length_axis(bins)
+    middle = [entry.middle for entry in bins]
     return Series(
         name,
         css,

@@ -1,26 +1,29 @@
-"""The report's plots as PNG, for Dagster's metadata and for slides. The page draws its own, with the same numbers."""
+"""Every plot as PNG, for Dagster's metadata and for slides; matplotlib loads when the first is drawn. The page draws its own, as SVG
+that follows it into dark mode and onto paper, with the same numbers."""
 
 import io
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from docml_assets.report.evidence import Evidence, length_axis
-from docml_assets.report.schema import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from docml_assets.report.evidence import Evidence
+    from docml_assets.report.schema import Report
+
 COLORS = ("#2563a8", "#d9822b", "#3a8f5c", "#a13d73", "#6b5bb0", "#8a6d3b", "#3c8dbc", "#b0413e")
+MISSING = "\N{WHITE SQUARE}"  # in place of what the font lacks
+MAX_BARS = 40  # labels in a chart of counts
 WRITTEN_CELLS = 20  # labels up to which the confusion matrix shows its numbers
 WRITTEN_LABELS = 60  # labels up to which it shows their names
 Draw = Callable[["Figure", "Axes"], None]
 
 
-def draw_plots(report: Report, evidence: Evidence) -> dict[str, bytes]:
+def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
     """File name -> PNG. A plot without data (lengths, curves) is left out."""
     models, labels = len(report.models), len(report.labels)
     plots = {
@@ -43,6 +46,30 @@ def draw_plots(report: Report, evidence: Evidence) -> dict[str, bytes]:
     return plots
 
 
+def label_histogram(counts: Mapping[str, int], title: str) -> bytes:
+    """PNG: documents by label, most frequent on top; beyond `MAX_BARS` labels the rest is one bar."""
+    return stacked_bars({"documents": counts}, title)
+
+
+def stacked_bars(counts: Mapping[str, Mapping[str, int]], title: str) -> bytes:
+    """PNG: horizontal bars by label, one coloured part for each series (label -> count)."""
+    totals: dict[str, int] = {}
+    for series in counts.values():
+        for label, count in series.items():
+            totals[label] = totals.get(label, 0) + count
+    order = sorted(totals, key=lambda label: (-totals[label], label))
+    shown, rest = order[:MAX_BARS], order[MAX_BARS:]
+    names = [*map(_plain, shown), *([f"{len(rest)} more labels"] if rest else [])]
+    parts = {
+        name: [
+            *(series.get(label, 0) for label in shown),
+            *([sum(series.get(label, 0) for label in rest)] if rest else []),
+        ]
+        for name, series in counts.items()
+    }
+    return _png((7, 1.2 + 0.24 * len(names)), lambda _, axes: _bars(axes, names, parts, title))
+
+
 def color(index: int) -> str:
     """Of the model at this position, in every plot and on the page."""
     return COLORS[index % len(COLORS)]
@@ -59,21 +86,45 @@ def _png(size: tuple[float, float], draw: Draw) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     draw(figure, axes)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from"
-        )  # labels may be in any script; the page shows them all
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _plain(text: str, length: int = 40) -> str:
-    """A label as matplotlib shows it: shortened, on one line, and with `$` as a character, not as mathematics."""
+    """A label as matplotlib shows it: shortened, on one line, with `$` as a character rather than mathematics, and a white square for
+    each character that its font lacks (Chinese, emoji …). The page and the tables show labels whole."""
     line = " ".join(text.split())
-    return (line if len(line) <= length else line[: length - 1] + "…").replace("$", r"\$")
+    line = line if len(line) <= length else line[: length - 1] + "…"
+    return "".join(char if ord(char) in _characters() else MISSING for char in line).replace("$", r"\$")
 
 
-def _scores(axes: "Axes", report: Report) -> None:
+@cache
+def _characters() -> frozenset[int]:
+    """Code points that matplotlib's own font can draw."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, Sequence[int]], title: str) -> None:
+    # Bars stand at numbers, not at names: labels that look alike once shortened keep bars of their own.
+    rows = np.arange(len(names))
+    left = np.zeros(len(names), dtype=np.int64)
+    for name, widths in parts.items():
+        axes.barh(rows, widths, left=left, label=name)
+        left = left + np.array(widths, dtype=np.int64)
+    axes.bar_label(axes.containers[-1], labels=[str(total) for total in left], padding=3)  # type: ignore[arg-type]
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("documents")
+    axes.set_title(_plain(title, 80))
+    if len(parts) > 1:
+        axes.legend(frameon=False)
+
+
+def _scores(axes: "Axes", report: "Report") -> None:
     for index, model in enumerate(report.models.values()):
         low, high = model.f1_macro_ci95
         axes.plot([low, high], [index, index], color=color(index), linewidth=2)
@@ -86,7 +137,7 @@ def _scores(axes: "Axes", report: Report) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _per_label(axes: "Axes", report: Report) -> None:
+def _per_label(axes: "Axes", report: "Report") -> None:
     first = next(iter(report.models.values()))
     order = [row.label for row in first.per_label]
     height = 0.8 / len(report.models)
@@ -103,7 +154,7 @@ def _per_label(axes: "Axes", report: Report) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _calibration(axes: "Axes", report: Report) -> None:
+def _calibration(axes: "Axes", report: "Report") -> None:
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     for index, (name, model) in enumerate(report.models.items()):
         filled = [entry for entry in model.calibration.bins if entry.count]
@@ -118,7 +169,7 @@ def _calibration(axes: "Axes", report: Report) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _confusion(figure: "Figure", axes: "Axes", report: Report, name: str) -> None:
+def _confusion(figure: "Figure", axes: "Axes", report: "Report", name: str) -> None:
     matrix = np.array(report.models[name].confusion_matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -137,11 +188,11 @@ def _confusion(figure: "Figure", axes: "Axes", report: Report, name: str) -> Non
     figure.colorbar(image, ax=axes, label="share of the label's documents", shrink=0.7)
 
 
-def _lengths(axes: "Axes", evidence: Evidence) -> None:
+def _lengths(axes: "Axes", evidence: "Evidence") -> None:
     for index, (name, bins) in enumerate(evidence.lengths.items()):
         if not bins:
             continue
-        middle, error = length_axis(bins), np.array([entry.error for entry in bins])
+        middle, error = [entry.middle for entry in bins], np.array([entry.error for entry in bins])
         axes.fill_between(
             middle, [entry.low for entry in bins], [entry.high for entry in bins], color=color(index), alpha=0.12
         )
@@ -151,7 +202,7 @@ def _lengths(axes: "Axes", evidence: Evidence) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _curves(axes: "Axes", evidence: Evidence) -> None:
+def _curves(axes: "Axes", evidence: "Evidence") -> None:
     for index, (name, curves) in enumerate(evidence.curves.items()):
         for metric, style in (("train_loss", "--"), ("valid_loss", "-")):
             if points := curves.get(metric):

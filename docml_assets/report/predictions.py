@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.report.errors import ReportError
+from docml_assets.errors import ReportError
 from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX
 
 Ids = npt.NDArray[np.int64]

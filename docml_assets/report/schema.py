@@ -4,7 +4,11 @@ from typing import Annotated
 
 from pydantic import AllowInfNan, Field
 
+from docml_assets.errors import ReportError
 from docml_contract.base import Document
+from docml_contract.names import REPORT_JSON, RunPlace
+from resources.store.manifests import read_manifest
+from resources.store.store import Store
 
 NO_DIFFERENCE = "no difference shown"
 
@@ -116,3 +120,14 @@ class Report(Document):
     past: Past
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")
+
+
+def read_report(store: Store, place: RunPlace) -> Report:
+    """report.json of a run. ReportError if the run has no finished report."""
+    if read_manifest(store, place.inference) is None:
+        raise ReportError(
+            f"{place.experiment} run {place.number} has no finished inference report ({store.uri(place.inference)}): "
+            f"finish it with docml run {place.experiment} --run {place.number}; docml runs {place.experiment} shows how far it is"
+        )
+    key = f"{place.inference}/{REPORT_JSON}"
+    return Report.from_bytes(store.get(key), store.uri(key))

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from docml_assets.report.lineage import JobLine, Lineage
-from docml_assets.report.schema import Report
 from docml_assets.steps import specs
 from docml_assets.steps.errors import NotReady
 from docml_assets.steps.excerpts import excerpts
@@ -39,7 +37,8 @@ from resources.store.manifests import publish_bytes, read_manifest
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles
-    from docml_assets.report.past import PreviousRun
+    from docml_assets.report.earlier_runs import PreviousRun
+    from docml_assets.report.evidence import Lineage
 
 ASSET = "inference_report"
 
@@ -147,23 +146,15 @@ def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
 
 def previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
     """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
-    from docml_assets.report.past import PreviousRun
+    from docml_assets.report.earlier_runs import read_run
 
     manifest = read_manifest(work.store, place.inference)
-    if manifest is None or manifest.run != place.number:
-        return None
-    report = read_report(work, place)
-    predictions = read_parquet(work.store.get(f"{place.inference}/{PREDICTIONS}"))
-    return PreviousRun(place.experiment, place.number, predictions, report.labels)
+    return read_run(work.store, place) if manifest is not None and manifest.run == place.number else None
 
 
-def read_report(work: Work, place: RunPlace) -> Report:
-    """report.json of a finished run."""
-    key = f"{place.inference}/{REPORT_JSON}"
-    return Report.from_bytes(work.store.get(key), work.store.uri(key))
+def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> "Lineage":
+    from docml_assets.report.evidence import JobLine, Lineage
 
-
-def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> Lineage:
     upstream = [read_manifest(work.store, folder) for folder in (work.place.snapshot, work.place.reconciliation)]
     versions: dict[str, str] = {}
     for manifest in upstream:

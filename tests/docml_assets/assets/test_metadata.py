@@ -3,7 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
-from docml_assets.assets.metadata import column_schema, location, table
+from docml_assets.assets.metadata import MAX_IMAGE_BYTES, column_schema, image, location, table
 from resources.store.store import Store
 
 
@@ -24,3 +24,7 @@ def test_a_folder_is_a_path_and_a_bucket_a_page() -> None:
     assert location(Store.open("/data", environment={}), "EXP-1/run_1").value == "/data/EXP-1/run_1"
     shown = location(Store.open("s3://bucket/base", environment={}), "EXP 1/run_1")
     assert shown.value == "https://s3.console.aws.amazon.com/s3/buckets/bucket?prefix=base/EXP%201/run_1/"
+
+
+def test_a_picture_too_large_for_the_event_log_is_left_out() -> None:
+    assert image(b"x" * (MAX_IMAGE_BYTES + 1), "picture") is None

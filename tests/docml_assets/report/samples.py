@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from docml_assets.report.build import ReportFiles, assess, build_report
-from docml_assets.report.lineage import JobLine, Lineage
-from docml_assets.report.past import PreviousRun
+from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.evidence import JobLine, Lineage
 from docml_assets.report.predictions import Predictions, read_predictions, with_groups
 from docml_assets.report.schema import Report
 
@@ -73,7 +73,7 @@ def report(table: pa.Table, labels: Sequence[str] = LABELS, **changes: Any) -> R
         "lineage": Lineage(
             data_versions={"encoded_splits": "1234"},
             hashes={"git": "abcd"},
-            jobs=(JobLine("training", "EXP-1-test-r2-training", models[0], 130.0, 0.25, "https://console/job"),),
+            jobs=(JobLine("training", "EXP-1-test-r2-training", models[0], 130.0, 0.25),),
         ),
         "previous": [],
         "settings": {"split": [0.8, 0.1, 0.1], "hyperparameters": {"epochs": 3}},

@@ -14,12 +14,12 @@ from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from docml_assets.report.bootstrap import RESAMPLES, SEED
+from docml_assets.errors import ReportError
 from docml_assets.report.build import ReportFiles
-from docml_assets.report.errors import ReportError
-from docml_assets.report.lineage import Lineage
-from docml_assets.report.past import PreviousRun
+from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.evidence import Lineage
 from docml_assets.report.schema import NO_DIFFERENCE, Report
+from docml_assets.report.statistics import RESAMPLES, SEED
 from tests.docml_assets.report.samples import LABELS, SHA, predictions_table, report
 
 MODELS = ("tiny", "large", "other-1.5")

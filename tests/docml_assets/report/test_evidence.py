@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from docml_assets.report.evidence import EXCERPT, Evidence, confident_mistakes, error_by_length, wilson
+from docml_assets.report.evidence import EXCERPT, Evidence, confident_mistakes, error_by_length
 from tests.docml_assets.report.samples import documents_table, predictions_table, read
 
 
@@ -30,6 +30,8 @@ def test_errors_by_length() -> None:
     for entry, following in zip(bins, (*bins[1:], None), strict=True):
         inside = (lengths >= entry.shortest) & (lengths <= entry.longest)
         assert (inside.sum(), wrong[inside].mean()) == (entry.count, pytest.approx(entry.error))
+        wilson = proportion_confint(wrong[inside].sum(), inside.sum(), method="wilson")
+        assert (entry.low, entry.high) == pytest.approx(wilson, abs=1e-9)
         assert following is None or entry.longest < following.shortest
 
 
@@ -40,11 +42,6 @@ def test_documents_of_one_length_and_of_none() -> None:
         (7, 7, 20)
     ]
     assert error_by_length(read(table), "tiny", table) == ()
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 5), (5, 5), (3, 17)])
-def test_wilson(successes: int, trials: int) -> None:
-    assert wilson(successes, trials) == pytest.approx(proportion_confint(successes, trials, method="wilson"), abs=1e-9)
 
 
 def test_excerpts_are_cut_and_fetched_once() -> None:

@@ -1,7 +1,11 @@
 """Plots as PNG."""
 
+import warnings
+
 import pyarrow as pa
 
+from docml_assets.assets.metadata import image
+from docml_assets.report.plots import MAX_BARS, label_histogram, stacked_bars
 from tests.docml_assets.report.samples import predictions_table, report
 
 
@@ -26,5 +30,22 @@ def test_without_lengths_and_history() -> None:
 
 
 def test_labels_that_fonts_and_mathematics_stumble_over() -> None:
-    labels = ("$x_1^{2$", "契約書", "a\nb", "x" * 200)
+    """A warning of the plotting library is an error here, as in every test."""
+    labels = ("$x_1^{2$", "契約書", "🧾 契約書", "a\nb", "x" * 250, "x" * 249 + "y")
     assert len(report(predictions_table(40, labels=labels), labels).plots) == 6
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        picture = label_histogram(dict.fromkeys(labels, 3), "契約書 🧾")
+    assert not said
+    assert picture != label_histogram(dict.fromkeys(labels[:-1], 3), "契約書 🧾")  # one bar each, though two look alike
+
+
+def test_counts_by_label_are_small_pictures_even_for_many_labels() -> None:
+    many = {f"label {number} with a name of some length": number for number in range(3 * MAX_BARS)}
+    for png in (
+        label_histogram({"a": 1}, "one"),
+        label_histogram(many, "many"),
+        stacked_bars({"train": many, "test": {"a": 2}}, "splits"),
+    ):
+        assert png.startswith(b"\x89PNG")
+        assert image(png, "picture") is not None

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from docml_assets.report.errors import ReportError
+from docml_assets.errors import ReportError
 from docml_assets.report.predictions import model_names, with_groups
 from tests.docml_assets.report.samples import LABELS, predictions_table, read
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from docml_assets.report.past import PreviousRun
+from docml_assets.report.earlier_runs import PreviousRun
 from tests.docml_assets.report.samples import LABELS, assessed, predictions_table
 
 

@@ -2,7 +2,8 @@
 
 import json
 
-from docml_assets.steps.inference import inference, read_report
+from docml_assets.report.schema import read_report
+from docml_assets.steps.inference import inference
 from docml_assets.steps.preparation import preparation
 from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import training
@@ -28,7 +29,7 @@ def test_the_report_is_published_and_kept(world: World) -> None:
     assert files["models"] == tuple(
         f"run_1/training/{m}/{f}" for m in ("one", "two") for f in ("model.pt", "export.json")
     )
-    report = read_report(work, work.place)
+    report = read_report(work.store, work.place)
     assert set(report.models) == {"one", "two"}
     assert {entry.path for entry in made.manifest.files} >= {"report.json", "report.html", "predictions.parquet"}
     again = inference(work)
@@ -43,7 +44,7 @@ def test_the_next_run_is_compared_with_the_earlier_one(world: World) -> None:
     world.write_experiment(hyperparameters={"epochs": 2})
     work = world.work(world.claim(2))
     whole(work)
-    report = read_report(work, work.place)
+    report = read_report(work.store, work.place)
     assert report.past.runs_on_this_test_set == 1
     assert report.past.comparisons[0].run == 1
     html = world.store.get("EXP-1/run_2/inference/report.html").decode()

@@ -7,12 +7,14 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 
-from docml_assets.report.bootstrap import resampled_f1
+from docml_assets.errors import ReportError
 from docml_assets.report.comparison import compare_pairs
-from docml_assets.report.errors import ReportError
 from docml_assets.report.predictions import Predictions, read_predictions
-from docml_assets.report.schema import Past, PastComparison
-from docml_assets.report.statistics import confusion_matrix, label_scores
+from docml_assets.report.schema import Past, PastComparison, read_report
+from docml_assets.report.statistics import confusion_matrix, label_scores, resampled_f1
+from docml_assets.tables import read_parquet
+from docml_contract.names import PREDICTIONS, RunPlace
+from resources.store.store import Store
 
 COMPARED_RUNS = 3  # the latest; each costs a bootstrap of its own
 
@@ -31,7 +33,7 @@ class PreviousRun:
 
 
 @dataclass(frozen=True)
-class RunsCompared:
+class RunComparison:
     """Every model of run a against every model of run b, on the documents that both were tested on."""
 
     a: str
@@ -42,6 +44,13 @@ class RunsCompared:
     relabelled: int  # common documents whose label differs between the runs; a's counts as the truth
     f1_macro: Mapping[str, float]
     comparison: PastComparison
+
+
+def read_run(store: Store, place: RunPlace) -> PreviousRun:
+    """What a run's models said. ReportError if the run has no finished report."""
+    report = read_report(store, place)
+    predictions = read_parquet(store.get(f"{place.inference}/{PREDICTIONS}"))
+    return PreviousRun(place.experiment, place.number, predictions, report.labels)
 
 
 def against_the_past(current: Predictions, previous: Sequence[PreviousRun]) -> Past:
@@ -59,7 +68,7 @@ def against_the_past(current: Predictions, previous: Sequence[PreviousRun]) -> P
     return Past(runs_on_this_test_set=sharing, comparisons=tuple(comparisons))
 
 
-def compare_runs(a: PreviousRun, b: PreviousRun) -> RunsCompared:
+def compare_runs(a: PreviousRun, b: PreviousRun) -> RunComparison:
     """For `docml compare`. ReportError if the runs share no test document."""
     one, two = a.read(), b.read()
     name_a, name_b = (f"{run.experiment} run {run.run}" for run in (a, b))
@@ -81,7 +90,7 @@ def compare_runs(a: PreviousRun, b: PreviousRun) -> RunsCompared:
     changed = sum(
         labels_b[guid] != joined.labels[label] for guid, label in zip(joined.guids, joined.truth, strict=True)
     )
-    return RunsCompared(
+    return RunComparison(
         a=name_a,
         b=name_b,
         common_documents=len(joined),

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from docml_assets.report.errors import ReportError
-from docml_assets.report.past import COMPARED_RUNS, PreviousRun, against_the_past, compare_runs
+from docml_assets.errors import ReportError
+from docml_assets.report.earlier_runs import COMPARED_RUNS, PreviousRun, against_the_past, compare_runs
 from docml_assets.report.schema import NO_DIFFERENCE
 from docml_assets.report.statistics import confusion_matrix, label_scores
 from tests.docml_assets.report.samples import LABELS, predictions_table, read
