@@ -10,7 +10,7 @@ from sqlglot import exp
 from docml_assets.experiment.settings.hyperparameters import combinations
 from docml_assets.experiment.settings.keys import Keys
 from docml_contract.hyperparameters import Interval, SearchRange
-from docml_contract.metrics import TRAINER_METRICS
+from docml_contract.log_lines import TRAINER_METRICS
 from resources.errors import RefusedQuery
 from resources.queries import check_query
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from docml_contract.events import TRACKING, format_event
 from docml_contract.jobs import Tracking
+from docml_contract.log_lines import TRACKING, format_event
 
 SECRET = "secretsmanager:"
 SECONDS_TO_FINISH = 20  # to send what is left after the training

@@ -3,7 +3,7 @@ import pytest
 from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.rules import query_problems
 from docml_assets.experiment.settings.settings import parse_settings
-from docml_contract.metrics import TRAINER_METRICS
+from docml_contract.log_lines import TRAINER_METRICS
 from tests.docml_assets.experiment.experiments import settings_text
 
 
