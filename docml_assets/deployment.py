@@ -16,7 +16,7 @@ from resources.jobs.costs import read_prices
 from resources.jobs.engine.engine import Engine
 from resources.jobs.interface import Jobs
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 SAMPLE = Path(__file__).parent / "sample"
 

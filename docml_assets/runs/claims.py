@@ -21,8 +21,8 @@ from docml_contract.manifests import Manifest, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
 from resources.errors import MissingKey, StoreError
+from resources.store import Store
 from resources.store.manifests import publish_bytes
-from resources.store.store import Store
 
 ASSET = "experiment_snapshot"
 RESOLVED_SETTINGS = "settings.json"

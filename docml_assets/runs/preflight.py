@@ -13,11 +13,11 @@ from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
 from docml_assets.runs.claims import run_folders
 from docml_contract.errors import BadName
-from docml_contract.names import MANIFEST, USER_FUNCTIONS, RunPlace
+from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
 from resources.errors import ResourceError, SettingError
 from resources.jobs.costs import most, read_prices
-from resources.secrets import PREFIX, is_reference
-from resources.store.store import Store
+from resources.secrets import is_reference
+from resources.store import Store
 
 ENVIRONMENT = "the environment"
 _STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -212,7 +212,7 @@ def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> 
     elif kind == "aws" and not is_reference(key):
         yield (
             "WANDB_API_KEY as plain text on aws",
-            f"a reference {PREFIX}NAME#key, which containers resolve with the job's role",
+            f"a reference {SECRET_REFERENCE}NAME#key, which containers resolve with the job's role",
             "put the key into Secrets Manager and refer to it",
         )
 

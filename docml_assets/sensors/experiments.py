@@ -24,7 +24,7 @@ from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
 from resources.errors import ResourceError
-from resources.store.store import Store
+from resources.store import Store
 
 NAME = "experiment_sensor"
 

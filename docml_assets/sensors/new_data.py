@@ -28,8 +28,8 @@ from docml_contract.errors import ContractError
 from docml_contract.names import RECONCILIATION, RunPlace
 from resources.errors import ResourceError
 from resources.labels import LabelSource
+from resources.store import Store
 from resources.store.manifests import read_manifest
-from resources.store.store import Store
 
 NAME = "new_data_sensor"
 CHECK = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")

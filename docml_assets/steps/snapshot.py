@@ -13,8 +13,8 @@ from docml_assets.runs.preflight import validate
 from docml_assets.steps.errors import UnclaimedRun
 from docml_assets.steps.work import Outcome
 from docml_contract.names import RunPlace
+from resources.store import Store
 from resources.store.manifests import check_finished, read_manifest
-from resources.store.store import Store
 
 
 def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settings:

@@ -20,7 +20,7 @@ from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
 from resources.jobs.local.supervision import Assignment, LocalState, log_key, state_key, stop_key
 from resources.processes import kill_group
-from resources.store.store import Store
+from resources.store import Store
 
 START_SECONDS = 60.0
 # A supervisor on another machine that shows no sign of life for this long has died with it.

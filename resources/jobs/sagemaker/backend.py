@@ -34,7 +34,7 @@ from resources.jobs.sagemaker.requests import (
 from resources.jobs.sagemaker.validation import check_request
 from resources.jobs.trials import Trial, add_trials, best_trial
 from resources.secrets import is_reference
-from resources.store.store import Store
+from resources.store import Store
 
 # Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.
 CALLS_A_SECOND = 1.0

@@ -27,8 +27,8 @@ from docml_assets.runs.claims import (
 from docml_contract.errors import BadName
 from docml_contract.names import RunPlace
 from resources.errors import StoreError
+from resources.store import Store
 from resources.store.manifests import check_finished, read_manifest
-from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -142,7 +142,7 @@ import sys, time
 from pathlib import Path
 from docml_assets.runs.claims import RunClaimed, claim_next, claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store.store import Store
+from resources.store import Store
 store, folder, number, request, start = sys.argv[1:]
 content = ExperimentFolder.load(Path(folder))
 store = Store.open(store, environment={})
@@ -255,7 +255,7 @@ import os, signal, sys
 from pathlib import Path
 from docml_assets.runs.claims import claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store.store import Store
+from resources.store import Store
 store, folder = sys.argv[1:]
 claim_run(Store.open(store, environment={}), ExperimentFolder.load(Path(folder)), 1, trigger={}, request_id="killed")
 os.kill(os.getpid(), signal.SIGKILL)

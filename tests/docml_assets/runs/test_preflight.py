@@ -6,7 +6,7 @@ from docml_assets.experiment.settings.settings import parse_settings
 from docml_assets.runs.preflight import deployment_problems, finished_in, step_problems, validate, worst_cases
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import StoreError
-from resources.store.store import Store
+from resources.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 
 AWS = {

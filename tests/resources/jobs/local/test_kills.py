@@ -18,7 +18,7 @@ from resources.jobs.interface import JobFailed
 from resources.jobs.local.supervision import LocalState, state_key
 from resources.jobs.trials import Trials
 from resources.processes import Process, start_of
-from resources.store.store import Store
+from resources.store import Store
 from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, records, training, tuning
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.resources.jobs.local.test_backend import LocalBench
