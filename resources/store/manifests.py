@@ -12,8 +12,7 @@ from docml_contract.errors import IncompleteArtifact
 from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
 from docml_contract.names import MANIFEST
 from resources.errors import MissingKey, StoreError
-from resources.store.objects import PARALLEL_FILES
-from resources.store.store import Store
+from resources.store.store import PARALLEL_FILES, Store
 
 # Up to this size a file is also hashed when a finished folder is checked: it costs no more than asking for its size.
 SMALL_BYTES = 64 << 10

@@ -11,8 +11,7 @@ import torch
 
 from docml_trainer import infer
 from docml_trainer.errors import DataError, TrainerError
-from docml_trainer.inference.batches import sample
-from docml_trainer.inference.prediction import LATENCY_DOCUMENTS
+from docml_trainer.inference.prediction import LATENCY_DOCUMENTS, sample_rows
 from tests.docml_trainer.inferences import Positional, bert, inference, one_at_a_time, table, write_model, write_spec
 from tests.docml_trainer.trainings import LABELS, split
 
@@ -216,7 +215,7 @@ def test_an_error_in_a_worker_process_is_the_jobs_reason(tmp_path: Path) -> None
     joined = datasets.concatenate_datasets([data, long])
     job = inference(tmp_path, {"baked": Baked()}, test=joined, fixed_shape=(2, 32), processes=2)
     # The latency sample of this seed leaves the long document to the workers.
-    assert 60 not in sample(np.zeros(len(joined), dtype=np.int64), LATENCY_DOCUMENTS)
+    assert 60 not in sample_rows(np.zeros(len(joined), dtype=np.int64), LATENCY_DOCUMENTS)
     finished = job.run()
     assert finished.returncode == 1
     assert "artifact too-long: shape (40,), expected at most (32,)" in job.failure

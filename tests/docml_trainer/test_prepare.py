@@ -16,7 +16,7 @@ import pytest
 from docml_contract import names
 from docml_contract.jobs import PrepareTask
 from docml_trainer import prepare
-from docml_trainer.preparation.near_duplicates import signatures
+from docml_trainer.preparation.near_duplicates import compute_signatures
 from tests.docml_trainer.jobfolder import JobFolder
 from tests.docml_trainer.preparations import (
     ENCODER,
@@ -182,7 +182,7 @@ def test_a_document_left_out_ties_nobody_together_any_more() -> None:
     between = random.integers(0, 30_000, 600)
     left, right = between.copy(), between.copy()
     left[10:200:12], right[300:490:12] = 1, 2
-    found = signatures([left, between, right])
+    found = compute_signatures([left, between, right])
     task = PrepareTask(
         model_names=("m",), own_hyperparameters={}, model_input_files=("f",), near_duplicate_threshold=0.8
     )

@@ -21,14 +21,14 @@ from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.inference.model import ModelFiles
-from docml_trainer.inference.pool import Pool, pool
-from docml_trainer.inference.prediction import ModelResult, Started
-from docml_trainer.inference.results import write
+from docml_trainer.inference.pool import Pool, open_pool
+from docml_trainer.inference.prediction import LoadedModel, ModelResult
+from docml_trainer.inference.results import write_results
 
 
 def main(folders: Folders) -> None:
     """Verify, load, predict, write."""
-    task = task_of(folders)
+    task = read_task(folders)
     hosts = folders.resource_config()
     if hosts.index > 0:
         print(f"{min(hosts.hosts)} predicts alone; nothing is left for {hosts.current_host}.", flush=True)
@@ -41,15 +41,15 @@ def main(folders: Folders) -> None:
     with ExitStack() as stack:
         workers: Pool | None = None
         for model in files:
-            started = Started(model, test, column_prefix(model.name, task.model_names))
-            processes = started.processes(task.processes)
+            loaded = LoadedModel(model, test, column_prefix(model.name, task.model_names))
+            processes = loaded.processes(task.processes)
             if processes > 1 and workers is None:
-                workers = stack.enter_context(pool(processes, folders.channel("test")))
-            results[model.name] = started.predict(workers if processes > 1 else None)
-    write(folders.output, test, results)
+                workers = stack.enter_context(open_pool(processes, folders.channel("test")))
+            results[model.name] = loaded.predict(workers if processes > 1 else None)
+    write_results(folders.output, test, results)
 
 
-def task_of(folders: Folders) -> InferTask:
+def read_task(folders: Folders) -> InferTask:
     task = folders.spec().task
     if not isinstance(task, InferTask):
         raise FolderError(f"the spec asks for {task.command!r}; expected an inference task")

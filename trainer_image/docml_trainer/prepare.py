@@ -19,31 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from docml_contract import names
 from docml_contract.base import digest
+from docml_contract.events import FACTS, PROGRESS, format_event
 from docml_contract.jobs import PrepareTask
-from docml_contract.log_lines import FACTS, PROGRESS, format_event
 from docml_contract.manifests import JobOutput, verify_folder, write_output
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
-from docml_trainer.preparation.documents import Documents, labels_too_small, read_documents
+from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
 from docml_trainer.preparation.pool import BATCH, encode
-from docml_trainer.preparation.splits import assign_splits
-from docml_trainer.preparation.worker import Plan
+from docml_trainer.preparation.splits import Assignment, assign_splits
+from docml_trainer.preparation.worker import EncodingPlan
 
 if TYPE_CHECKING:
-    import numpy as np
+    from docml_trainer.preparation.rows import Overview
 
 COMMAND = "prepare"
 SHARD = "shard.json"
 TIMEOUT_VARIABLE = "DOCML_ENCODE_TIMEOUT_SECONDS"
 TIMEOUT_SECONDS = 300.0
-NONE_RETURNED = "returned_none"
-FAILED = "failed"
-LEFT_OUT = "joins_groups_in_different_splits"
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def _report_selection(documents: Documents, task: PrepareTask) -> None:
 
 def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions: range, scratch: Path) -> Shard:
     processes = task.processes or len(os.sched_getaffinity(0))
-    plan = Plan(
+    plan = EncodingPlan(
         functions=folders.user_functions,
         artifacts=folders.channel("artifacts"),
         task=task,
@@ -115,7 +111,6 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     reports = encode(
         documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds, progress=progress
     )
-    from docml_trainer.preparation.outcomes import Tally
 
     tally = Tally()
     for report in reports:
@@ -197,7 +192,6 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     import datasets
 
     from docml_trainer.preparation import metadata, rows
-    from docml_trainer.preparation.outcomes import Tally
 
     datasets.disable_progress_bars()
     tally = Tally()
@@ -208,39 +202,25 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     declared = datasets.Features.from_dict(shards[0].features)
     feature = shards[0].near_duplicate_feature
     compared = task.near_duplicate_threshold < 1 and feature is not None
-    found = rows.overview(files, declared, task.model_names, signed=compared)
+    found = rows.read_overview(files, declared, task.model_names, signed=compared)
     if not len(found.positions):
         raise DataError(f"no document is left: encode_data returned None for all; dropped {tally.returned_none}")
-    guids = [documents.guids[position] for position in found.positions]
-    labels = [documents.labels[position] for position in found.positions]
-    groups = [documents.groups[position] for position in found.positions]
-    assigned, alike = _assign(task, guids, labels, groups, found.signatures, _earlier(folders))
-    splits = {int(position): split for position, split in zip(found.positions, assigned, strict=True) if split}
+    assignment = _assign(task, documents, found, read_previous_splits(folders))
+    splits = {int(position): split for position, split in zip(found.positions, assignment.splits, strict=True) if split}
     stored = rows.stored_features(declared, found.limits, documents.label_names)
     version = rows.data_version(documents, found, splits, stored)
     rows.write_splits(files, documents, splits, stored, folders.output, version)
-    _write_tables(folders.output, documents.label_names, guids, labels, groups, alike, assigned)
-    content = metadata.describe(
-        task=task,
-        documents=documents,
-        tally=tally,
-        found=found,
-        labels=labels,
-        near_duplicate_groups=alike,
-        near_duplicate_feature=feature if compared else None,
-        assigned=assigned,
-        features=stored,
-        output=folders.output,
-        seconds=max(shard.seconds for shard in shards) if task.phase == "merge" else time.monotonic() - started,
-        encoders=[shard.processes for shard in shards],
-    )
+    _write_tables(folders.output, documents.label_names, assignment)
+    done = metadata.Preparation(task, documents, tally, found, assignment, feature if compared else None, stored)
+    seconds = max(shard.seconds for shard in shards) if task.phase == "merge" else time.monotonic() - started
+    content = metadata.describe_preparation(done, folders.output, seconds, [shard.processes for shard in shards])
     (folders.output / names.SPLIT_METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    facts = metadata.summary(content)
+    facts = metadata.summarize(content)
     print(format_event(FACTS, **facts), flush=True)
     write_output(folders.output, COMMAND, version, facts)
 
 
-def _check_failures(tally: Any, documents: int, allowed: float) -> None:
+def _check_failures(tally: Tally, documents: int, allowed: float) -> None:
     failed = sum(tally.failed.values())
     for failure in tally.failures:
         print(f"failed: {failure}", flush=True)
@@ -251,38 +231,36 @@ def _check_failures(tally: Any, documents: int, allowed: float) -> None:
         )
 
 
-def _assign(
-    task: PrepareTask,
-    guids: list[str],
-    labels: list[str],
-    groups: list[str | None],
-    signatures: "np.ndarray[Any, Any] | None",
-    earlier: Mapping[str, str],
-) -> tuple[list[str | None], list[str | None]]:
-    """Each row's split (None: left out) and its group of near-duplicates.
+def _assign(task: PrepareTask, documents: Documents, found: "Overview", previous: Mapping[str, str]) -> Assignment:
+    """Each row's split and its group of near-duplicates.
 
     A document left out ties nobody together any more, so the groups that are reported are those of the others.
     """
     from docml_trainer.preparation import near_duplicates
 
-    def alike(rows: list[int]) -> list[str | None]:
-        if signatures is None:
+    guids = [documents.guids[position] for position in found.positions]
+    labels = [documents.labels[position] for position in found.positions]
+    groups = [documents.groups[position] for position in found.positions]
+
+    def near_duplicate_groups(rows: list[int]) -> list[str | None]:
+        if found.signatures is None:
             return [None] * len(rows)
-        threshold = task.near_duplicate_threshold
-        return near_duplicates.named_groups([guids[row] for row in rows], signatures[rows], threshold)
+        signatures, threshold = found.signatures[rows], task.near_duplicate_threshold
+        return near_duplicates.name_groups([guids[row] for row in rows], signatures, threshold)
 
     everyone = list(range(len(guids)))
-    found = alike(everyone)
-    assigned = assign_splits(guids, labels, groups, found, earlier=earlier, shares=task.split, seed=task.split_seed)
-    kept = [row for row in everyone if assigned[row]]
+    alike = near_duplicate_groups(everyone)
+    splits = assign_splits(guids, labels, groups, alike, previous=previous, shares=task.split, seed=task.split_seed)
+    kept = [row for row in everyone if splits[row]]
     if len(kept) < len(everyone):
-        found = [None] * len(everyone)
-        for row, group in zip(kept, alike(kept), strict=True):
-            found[row] = group
-    return assigned, found
+        alike = [None] * len(everyone)
+        for row, group in zip(kept, near_duplicate_groups(kept), strict=True):
+            alike[row] = group
+    return Assignment(guids, labels, groups, alike, splits)
 
 
-def _earlier(folders: Folders) -> Mapping[str, str]:
+def read_previous_splits(folders: Folders) -> Mapping[str, str]:
+    """Split by GUID, as earlier runs assigned them; {} for a first run."""
     path = folders.channel("spec") / names.PREVIOUS_SPLITS
     if not path.is_file():
         return {}
@@ -290,21 +268,8 @@ def _earlier(folders: Folders) -> Mapping[str, str]:
     return dict(zip(table["artifact_guid"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
-def _write_tables(
-    output: Path,
-    label_names: tuple[str, ...],
-    guids: list[str],
-    labels: list[str],
-    groups: list[str | None],
-    alike: list[str | None],
-    assigned: list[str | None],
-) -> None:
+def _write_tables(output: Path, label_names: tuple[str, ...], assignment: Assignment) -> None:
     ids = {label: index for index, label in enumerate(label_names)}
     for name, content in ((names.LABEL2ID, ids), (names.ID2LABEL, {str(index): label for label, index in ids.items()})):
         (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = sorted(row for row in zip(guids, labels, assigned, groups, alike, strict=True) if row[2])
-    columns = ("artifact_guid", "label", "split", "group", "near_duplicate_group")
-    table = pa.table(
-        {column: pa.array([row[index] for row in rows], pa.string()) for index, column in enumerate(columns)}
-    )
-    pq.write_table(table, output / names.SPLITS_TABLE)
+    pq.write_table(assignment.to_table(), output / names.SPLITS_TABLE)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from docml_trainer.data.shapes import Shape
-from docml_trainer.preparation.columns import BadValue, Column, arrow_type, column
+from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_column
 
 IDS = Shape((None,), "int32")
 BOXES = Shape((None, 4), "int32")
@@ -15,9 +15,9 @@ CHUNKS = Shape((None, None), "int64")
 
 
 def test_plain_lists_arrays_and_tensors_are_equal() -> None:
-    plain = column(IDS, [[1, 2, 3], [], [4]])
-    arrays = column(IDS, [np.array([1, 2, 3]), np.array([], dtype=int), np.array([4])])
-    tensors = column(IDS, [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])])
+    plain = to_column(IDS, [[1, 2, 3], [], [4]])
+    arrays = to_column(IDS, [np.array([1, 2, 3]), np.array([], dtype=int), np.array([4])])
+    tensors = to_column(IDS, [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])])
     for found in (plain, arrays, tensors):
         assert found.to_arrow().to_pylist() == [[1, 2, 3], [], [4]]
         assert found.to_arrow().type == arrow_type(IDS)
@@ -39,7 +39,7 @@ def test_plain_lists_arrays_and_tensors_are_equal() -> None:
     ],
 )
 def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
-    array = column(shape, values).to_arrow()
+    array = to_column(shape, values).to_arrow()
     assert array.type == arrow_type(shape)
     assert array.to_pylist() == values
 
@@ -72,12 +72,12 @@ def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
 def test_a_wrong_value_is_named_with_what_was_expected(shape: Shape, wrong: Any, found: str) -> None:
     right = np.zeros([length or 1 for length in shape.axes], dtype=shape.dtype)
     with pytest.raises(BadValue) as error:
-        column(shape, [right, wrong, right])
+        to_column(shape, [right, wrong, right])
     assert error.value.index == 1
     assert found in str(error.value)
     assert str(shape) in str(error.value)
 
 
 def test_wide_values_do_not_depend_on_the_stored_type() -> None:
-    narrow: Column = column(Shape((None,), "uint8"), [[1, 2]])
-    assert narrow.wide().tobytes() == column(Shape((None,), "int64"), [[1, 2]]).wide().tobytes()
+    narrow: Column = to_column(Shape((None,), "uint8"), [[1, 2]])
+    assert narrow.wide().tobytes() == to_column(Shape((None,), "int64"), [[1, 2]]).wide().tobytes()

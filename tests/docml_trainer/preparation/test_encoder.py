@@ -9,9 +9,9 @@ import pytest
 
 from docml_trainer.errors import DataError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
+from docml_trainer.preparation.documents import InputDocument
 from docml_trainer.preparation.encoder import DIGEST, SIGNATURE, Encoder
-from docml_trainer.preparation.near_duplicates import signatures
-from docml_trainer.preparation.outcomes import Document
+from docml_trainer.preparation.near_duplicates import compute_signatures
 
 HEAD = """\
 import json
@@ -44,12 +44,12 @@ def encoder(tmp_path: Path, source: str, models: tuple[str, ...] = ("toy",), sig
     return Encoder(UserFunctions.load(path), contexts, sign, lambda first, count: None)
 
 
-def document(tmp_path: Path, position: int, content: bytes | str | None, label: str = "a") -> Document:
+def document(tmp_path: Path, position: int, content: bytes | str | None, label: str = "a") -> InputDocument:
     path = tmp_path / f"{position}.json"
     if content is None:
-        return Document(position, f"guid-{position}", label, {}, ("raw_text.json",))
+        return InputDocument(position, f"guid-{position}", label, {}, ("raw_text.json",))
     path.write_bytes(content if isinstance(content, bytes) else json.dumps({"text": content}).encode())
-    return Document(position, f"guid-{position}", label, {"raw_text.json": path}, ())
+    return InputDocument(position, f"guid-{position}", label, {"raw_text.json": path}, ())
 
 
 def test_encode_batch_gives_the_same_rows_as_encode_data(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def encode_data(instance, context):
 
 def test_signatures_are_over_the_tokens(tmp_path: Path) -> None:
     rows = encoder(tmp_path, HEAD + ENCODE_DATA, sign=True)([document(tmp_path, 0, "a bb ccc dddd")])
-    assert rows[SIGNATURE].to_pylist() == [signatures([np.array([1, 2, 3, 4])])[0].tobytes()]
+    assert rows[SIGNATURE].to_pylist() == [compute_signatures([np.array([1, 2, 3, 4])])[0].tobytes()]
 
 
 def test_the_digest_tells_values_apart_and_not_types(tmp_path: Path) -> None:

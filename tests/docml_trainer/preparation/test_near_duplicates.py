@@ -4,7 +4,7 @@ import numpy as np
 from datasketch import MinHash
 
 from docml_trainer.preparation import near_duplicates
-from docml_trainer.preparation.near_duplicates import PERMUTATIONS, SEED, groups, signatures
+from docml_trainer.preparation.near_duplicates import PERMUTATIONS, SEED, compute_signatures, find_groups
 
 random = np.random.default_rng(5)
 
@@ -20,7 +20,7 @@ def test_signatures_are_what_datasketch_computes_hash_by_hash() -> None:
     one_by_one = MinHash(num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
     for value in near_duplicates._shingles(ids).tolist():
         one_by_one.update(value)
-    assert np.array_equal(signatures([ids])[0], one_by_one.hashvalues)
+    assert np.array_equal(compute_signatures([ids])[0], one_by_one.hashvalues)
 
 
 def test_the_estimate_is_the_jaccard_index_of_the_shingles() -> None:
@@ -28,14 +28,14 @@ def test_the_estimate_is_the_jaccard_index_of_the_shingles() -> None:
     other = edited(ids, 40)
     mine, theirs = (set(near_duplicates._shingles(each).tolist()) for each in (ids, other))
     exact = len(mine & theirs) / len(mine | theirs)
-    first, second = signatures([ids, other])
+    first, second = compute_signatures([ids, other])
     assert abs((first == second).mean() - exact) < 0.1
 
 
 def test_near_duplicates_are_grouped_and_others_left_alone() -> None:
     bases = [random.integers(0, 30_000, 500) for _ in range(30)]
     documents = [*bases, *(edited(base, 3) for base in bases[:10]), bases[0]]
-    found = groups(signatures(documents), 0.9)
+    found = find_groups(compute_signatures(documents), 0.9)
     assert found[30:40].tolist() == list(range(10))
     assert found[40] == 0
     assert found[:30].tolist() == list(range(30))
@@ -45,18 +45,18 @@ def test_groups_do_not_depend_on_the_order() -> None:
     bases = [random.integers(0, 30_000, 200) for _ in range(20)]
     documents = [edited(base, 1) for base in bases for _ in range(4)]
     order = random.permutation(len(documents))
-    straight = groups(signatures(documents), 0.8)
-    shuffled = groups(signatures([documents[index] for index in order]), 0.8)
+    straight = find_groups(compute_signatures(documents), 0.8)
+    shuffled = find_groups(compute_signatures([documents[index] for index in order]), 0.8)
     partners = {frozenset(np.flatnonzero(straight == group).tolist()) for group in straight}
     assert partners == {frozenset(order[np.flatnonzero(shuffled == group)].tolist()) for group in shuffled}
 
 
 def test_many_equal_and_short_documents() -> None:
     documents = [np.array([7, 7])] * 500 + [np.array([], dtype=int)] * 2 + [np.array([8])]
-    assert groups(signatures(documents), 0.9).tolist() == [0] * 500 + [500, 500, 502]
+    assert find_groups(compute_signatures(documents), 0.9).tolist() == [0] * 500 + [500, 500, 502]
 
 
 def test_threshold_one_turns_it_off() -> None:
-    same = signatures([np.arange(50), np.arange(50)])
-    assert groups(same, 1.0).tolist() == [0, 1]
-    assert groups(same[:0], 0.9).tolist() == []
+    same = compute_signatures([np.arange(50), np.arange(50)])
+    assert find_groups(same, 1.0).tolist() == [0, 1]
+    assert find_groups(same[:0], 0.9).tolist() == []

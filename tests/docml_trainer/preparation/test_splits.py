@@ -28,7 +28,7 @@ def assign(
         labels or ["a"] * len(guids),
         groups or nothing,
         alike or nothing,
-        earlier=earlier or {},
+        previous=earlier or {},
         shares=shares,
         seed=seed,
     )
@@ -60,13 +60,13 @@ def test_another_seed_is_another_assignment() -> None:
 
 def test_with_documents_added_nobody_moves_and_the_shares_are_filled() -> None:
     first = assign([f"d{index}" for index in range(100)])
-    later = assign([f"d{index}" for index in range(150)], earlier={guid: str(split) for guid, split in first.items()})
+    later = assign([f"d{index}" for index in range(150)], previous={guid: str(split) for guid, split in first.items()})
     assert {guid: later[guid] for guid in first} == first
     assert Counter(later.values()) == {"train": 120, "valid": 15, "test": 15}
 
 
 def test_a_new_document_joins_its_group() -> None:
-    splits = assign(["old", "new", "twin"], groups=["g", "g", None], alike=[None, "n", "n"], earlier={"old": "test"})
+    splits = assign(["old", "new", "twin"], groups=["g", "g", None], alike=[None, "n", "n"], previous={"old": "test"})
     assert splits == {"old": "test", "new": "test", "twin": "test"}
 
 
@@ -75,7 +75,7 @@ def test_a_new_document_between_groups_in_different_splits_is_left_out_and_only_
         ["a", "b", "bridge", "more-a", "beyond"],
         groups=["A", "B", "A", "A", None],
         alike=[None, "x", "x", None, None],
-        earlier={"a": "train", "b": "test"},
+        previous={"a": "train", "b": "test"},
     )
     assert splits["bridge"] is None
     assert splits["more-a"] == "train"
@@ -89,13 +89,13 @@ def test_what_only_a_left_out_document_tied_to_a_conflict_is_free() -> None:
         guids,
         groups=["A", None, "A", "A"],
         alike=[None, "n", "n", None],
-        earlier={"a": "train", "b": "test"},
+        previous={"a": "train", "b": "test"},
     )
     assert (splits["bridge"], splits["follower"]) == (None, "train")
 
 
 def test_earlier_documents_whose_groups_came_together_stay_where_they_are() -> None:
-    splits = assign(["a", "b"], alike=["n", "n"], earlier={"a": "train", "b": "test"})
+    splits = assign(["a", "b"], alike=["n", "n"], previous={"a": "train", "b": "test"})
     assert splits == {"a": "train", "b": "test"}
 
 

@@ -20,8 +20,8 @@ import datasets
 import numpy as np
 import torch
 
+from docml_trainer.data.datasets import Rows
 from docml_trainer.errors import TrainerError
-from docml_trainer.inference.batches import Rows
 from docml_trainer.inference.model import Floats, ModelFiles, Predictor
 
 START_SECONDS = 600  # for all processes to import torch and to load the model
@@ -30,14 +30,14 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class MeasuredLogits:
     """logits: float32[documents, labels]. seconds: from the first batch to the last answer, models loaded."""
 
     logits: Floats
     seconds: float
 
 
-def predict_here(predictor: Predictor, batches: list[Rows], progress: Progress) -> Predicted:
+def predict_here(predictor: Predictor, batches: list[Rows], progress: Progress) -> MeasuredLogits:
     """With all threads of this process."""
     started = time.perf_counter()
     return _collect(((rows, predictor(rows)) for rows in batches), predictor.files, batches, started, progress)
@@ -45,7 +45,7 @@ def predict_here(predictor: Predictor, batches: list[Rows], progress: Progress) 
 
 def predict_in_processes(
     pool: "Pool", files: ModelFiles, prefix: str, batches: list[Rows], progress: Progress
-) -> Predicted:
+) -> MeasuredLogits:
     """With every process of the pool. TrainerError if one of them dies."""
     try:
         _load_everywhere(pool, files, prefix)
@@ -69,14 +69,14 @@ def _load_everywhere(pool: "Pool", files: ModelFiles, prefix: str) -> None:
 
 def _collect(
     answers: Iterator[tuple[Rows, Floats]], files: ModelFiles, batches: list[Rows], started: float, progress: Progress
-) -> Predicted:
+) -> MeasuredLogits:
     logits = np.full((sum(map(len, batches)), len(files.labels)), np.nan, dtype=np.float32)
     done = 0
     for rows, answer in answers:
         logits[rows] = answer
         done += len(rows)
         progress(done)
-    return Predicted(logits, time.perf_counter() - started)
+    return MeasuredLogits(logits, time.perf_counter() - started)
 
 
 def processes_for(cores: int, seconds: float, model_bytes: int, asked: int | None) -> int:
@@ -108,7 +108,7 @@ class Pool:
 
 
 @contextmanager
-def pool(processes: int, test: Path) -> Iterator[Pool]:
+def open_pool(processes: int, test: Path) -> Iterator[Pool]:
     """Start processes over the data set in the folder `test`; they end with the block, also when it fails."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     barrier = context.Barrier(processes)

@@ -1,4 +1,4 @@
-"""One model and the whole test split: how long a single document takes, on what to run, every document's answer."""
+"""One model and the whole test split: which documents share a batch, on what it runs, how long a document takes, every answer."""
 
 import os
 import time
@@ -8,37 +8,46 @@ import datasets
 import numpy as np
 import torch
 
-from docml_contract.log_lines import ProgressEvents
+from docml_contract.events import ProgressEvents
 from docml_contract.names import TORCHSCRIPT
-from docml_trainer.data.datasets import document_lengths
+from docml_trainer.data.datasets import Rows, document_lengths
 from docml_trainer.data.shapes import main_feature, model_shapes
-from docml_trainer.inference.batches import Rows, length_sorted, sample
 from docml_trainer.inference.model import ModelFiles, Predictor, softmax
-from docml_trainer.inference.pool import Pool, Predicted, predict_here, predict_in_processes, processes_for
+from docml_trainer.inference.pool import MeasuredLogits, Pool, predict_here, predict_in_processes, processes_for
 
 LATENCY_DOCUMENTS = 20
 WARM_UP = 3  # TorchScript optimizes a graph while it runs for the first times
 SECONDS_BETWEEN_LINES = 5.0
 DEVICE_TOLERANCE = 1e-3  # of a probability, between the GPU and the CPU
+# Padded tokens and documents of a batch. On a CPU the activations of larger batches leave the caches: MiniLM answers 6 % slower
+# with 2,048 tokens than with 512 to 1,024, a model a tenth of its size equally fast from 1,024 on. A GPU wants more.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+BATCH_DOCUMENTS = {"cpu": 32, "cuda": 512}
 
 
 class ModelResult:
-    """What one model said, and how long it took. logits: float32[documents, labels] in the order of the test split."""
+    """One model's answers for the test split, in its order, and how long they took.
 
-    def __init__(self, model: ModelFiles, predicted: Predicted, tokens: Rows | None, timings: dict[str, Any]) -> None:
+    probabilities: float64[documents, labels]. predictions: int64[documents], label ids. tokens: int64[documents], or None
+    where the model has no tokens.
+    """
+
+    def __init__(
+        self, model: ModelFiles, predicted: MeasuredLogits, tokens: Rows | None, timings: dict[str, Any]
+    ) -> None:
         self.model, self.tokens, self.timings = model, tokens, timings
         self.probabilities = softmax(predicted.logits)
         self.predictions = predicted.logits.argmax(axis=1)  # the first of equals
 
 
-class Started:
+class LoadedModel:
     """A model that has answered a few single documents: its latency is known, and so is the work ahead."""
 
     def __init__(self, model: ModelFiles, test: datasets.Dataset, prefix: str) -> None:
         self.model, self.test, self.prefix = model, test, prefix
         self.has_lengths = main_feature(model_shapes(test.features, prefix)) is not None
         self.lengths = document_lengths(test, prefix)
-        self.predictor = on_best_device(model, test, prefix, sample(self.lengths, LATENCY_DOCUMENTS))
+        self.predictor = on_best_device(model, test, prefix, sample_rows(self.lengths, LATENCY_DOCUMENTS))
         self.latencies = self._measure()
 
     @property
@@ -54,7 +63,7 @@ class Started:
 
     def predict(self, workers: Pool | None) -> ModelResult:
         """In this process, or with the workers."""
-        batches = length_sorted(self.lengths, self.device, self.model.fixed_batch)
+        batches = batches_by_length(self.lengths, self.device, self.model.fixed_batch)
         events = ProgressEvents(
             f"{self.model.name} predicts", len(self.test), "documents", seconds_between=SECONDS_BETWEEN_LINES
         )
@@ -91,7 +100,7 @@ class Started:
 
     def _measure(self) -> list[float]:
         """Seconds for each of a few documents alone, from its row to its logits."""
-        rows = sample(self.lengths, LATENCY_DOCUMENTS)
+        rows = sample_rows(self.lengths, LATENCY_DOCUMENTS)
         for row in rows[:WARM_UP]:
             self.predictor(row.reshape(1))
         seconds = []
@@ -124,3 +133,26 @@ def on_best_device(model: ModelFiles, test: datasets.Dataset, prefix: str, rows:
         print(f"{model.name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU.", flush=True)
         return on_cpu
     return on_gpu
+
+
+def batches_by_length(lengths: Rows, device: str, fixed_batch: int | None = None) -> list[Rows]:
+    """Row numbers by batch, the longest documents first: what does not fit into memory fails at once, and the last batches
+    are the small ones that let several processes end together.
+
+    lengths: int64[documents]. fixed_batch: the one batch size of an export that holds at one shape only.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    if fixed_batch is not None:
+        return [order[start : start + fixed_batch] for start in range(0, len(order), fixed_batch)]
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        size = max(1, min(BATCH_DOCUMENTS[device], BATCH_TOKENS[device] // longest))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def sample_rows(lengths: Rows, count: int, seed: int = 0) -> Rows:
+    """Up to `count` rows, drawn at random: the documents whose latency is measured."""
+    return np.sort(np.random.default_rng(seed).permutation(len(lengths))[:count])

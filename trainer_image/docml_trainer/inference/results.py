@@ -26,7 +26,7 @@ from docml_trainer.inference.prediction import ModelResult
 from docml_trainer.machine import hardware
 
 
-def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
+def write_results(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
     """The tables, sorted by GUID, the timings, and OUTPUT.json."""
     guids = test[ARTIFACT_GUID][:]
     order = np.array(sorted(range(len(guids)), key=lambda row: guids[row]), dtype=np.int64)
@@ -35,10 +35,10 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
     keys = {ARTIFACT_GUID: pa.array([guids[row] for row in order], pa.string()), "label": labels}
     predictions, documents = dict(keys), dict(keys)
     for name, result in results.items():
-        said = result.predictions[order]
+        predicted = result.predictions[order]
         probabilities = result.probabilities[order].astype(np.float32)
-        predictions[name + PREDICTION_SUFFIX] = pa.array([names[label] for label in said], pa.string())
-        predictions[name + PROBABILITY_SUFFIX] = pa.array(probabilities[np.arange(len(said)), said])
+        predictions[name + PREDICTION_SUFFIX] = pa.array([names[label] for label in predicted], pa.string())
+        predictions[name + PROBABILITY_SUFFIX] = pa.array(probabilities[np.arange(len(predicted)), predicted])
         documents[name + PROBABILITIES_SUFFIX] = pa.FixedSizeListArray.from_arrays(
             probabilities.reshape(-1), len(names)
         )
@@ -52,7 +52,7 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
         "models": {name: result.timings for name, result in results.items()},
     }
     (output / TIMINGS).write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8")
-    said_by = {
+    answers = {
         name: column.to_pylist() for name, column in predictions.items() if not name.endswith(PROBABILITY_SUFFIX)
     }
     facts = {
@@ -62,4 +62,4 @@ def write(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResul
             name: float((result.predictions == np.asarray(test[LABELS][:])).mean()) for name, result in results.items()
         },
     }
-    write_output(output, "infer", digest(["predictions", said_by]), facts)
+    write_output(output, "infer", digest(["predictions", answers]), facts)

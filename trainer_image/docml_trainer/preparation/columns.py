@@ -54,7 +54,7 @@ class Column:
         return self.flat.astype(np.float64 if self.shape.dtype.startswith("float") else np.int64, copy=False)
 
 
-def column(shape: Shape, values: Sequence[Any]) -> Column:
+def to_column(shape: Shape, values: Sequence[Any]) -> Column:
     """Convert one feature's values (lists, NumPy arrays or tensors). BadValue names the first one that is wrong."""
     return _plain(shape, values) or _checked(shape, values)
 

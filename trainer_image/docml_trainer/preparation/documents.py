@@ -1,14 +1,15 @@
-"""The documents of a preparation: which are taken, in which order, with which labels.
+"""The documents of a preparation: which are taken, in which order, with which labels; and what became of those that are no rows.
 
-Everything here follows from the table of artifacts and the task alone, so that every host of a job and its merge see the same list.
+Which are taken follows from the table of artifacts and the task alone, so that every host of a job and its merge see the same list.
 The order is that of the GUIDs' hashes: it depends on no other document, and cuts into parts that are alike.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from docml_trainer.errors import DataError
 IGNORED = "ignored_label"
 BELOW_THRESHOLD = "below_num_labels_threshold"
 OVER_CAP = "over_max_artifacts"
+MAX_FAILURES_KEPT = 100
 
 _COLUMNS = ("artifact_guid", "label", "group", "file", "path")
 
@@ -161,3 +163,86 @@ def labels_too_small(documents: Documents, shares: Sequence[float]) -> Counts:
         units.setdefault(label, set()).add(f"document {guid}" if group is None else f"group {group}")
     needed = sum(share > 0 for share in shares)
     return {label: len(found) for label, found in sorted(units.items()) if len(found) < needed}
+
+
+# --- on the way through the encoder
+
+
+@dataclass(frozen=True)
+class InputDocument:
+    """One document on its way through the encoder: its files by name, and the names of those that it lacks."""
+
+    position: int
+    guid: str
+    label: str
+    files: Mapping[str, Path]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncodingFailure:
+    """A document that could not be encoded."""
+
+    artifact_guid: str
+    label: str
+    file: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"artifact {self.artifact_guid} (label {self.label!r}, file {self.file}): {self.error}"
+
+
+class Instance(dict[str, Path]):
+    """The mapping that encode_data gets; remembers the file that was asked for last, to name it when reading fails."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        super().__init__(files)
+        self.asked: str | None = None
+
+    def __getitem__(self, file: str) -> Path:
+        self.asked = file
+        return super().__getitem__(file)
+
+
+@dataclass
+class Tally:
+    """What became of the documents that are no rows."""
+
+    returned_none: dict[str, int] = field(default_factory=dict)  # by label
+    failed: dict[str, int] = field(default_factory=dict)  # by label
+    failures: list[EncodingFailure] = field(default_factory=list)  # the first ones
+
+    def drop(self, label: str) -> None:
+        self.returned_none[label] = self.returned_none.get(label, 0) + 1
+
+    def fail(self, failure: EncodingFailure) -> None:
+        self.failed[failure.label] = self.failed.get(failure.label, 0) + 1
+        if len(self.failures) < MAX_FAILURES_KEPT:
+            self.failures.append(failure)
+
+    def add(self, other: "Tally") -> None:
+        """Count another tally's documents as well."""
+        for mine, theirs in ((self.returned_none, other.returned_none), (self.failed, other.failed)):
+            for label, count in theirs.items():
+                mine[label] = mine.get(label, 0) + count
+        self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Tally":
+        failures = [EncodingFailure(**failure) for failure in content["failures"]]
+        return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
+
+
+def read_batch(batch: Mapping[str, Sequence[Any]], files: Sequence[str], folder: Path) -> list[InputDocument]:
+    """Documents out of a batch of `Documents.to_table`; `folder` is the channel in which their files lie."""
+    documents = []
+    for position, guid, label, paths in zip(
+        *(batch[key] for key in ("position", "artifact_guid", "label", "paths")), strict=True
+    ):
+        found = {file: folder / path for file, path in zip(files, paths, strict=True) if path is not None}
+        missing = tuple(file for file in files if file not in found)
+        documents.append(InputDocument(position, guid, label, found, missing))
+    return documents

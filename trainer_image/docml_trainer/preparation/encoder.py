@@ -22,8 +22,8 @@ from docml_trainer.data.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
 from docml_trainer.errors import UserCodeError
 from docml_trainer.functions import Context, UserFunctions, describe, explain
 from docml_trainer.preparation import near_duplicates
-from docml_trainer.preparation.columns import BadValue, Column, arrow_type, column
-from docml_trainer.preparation.outcomes import Document, Failure, Instance, Tally
+from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_column
+from docml_trainer.preparation.documents import EncodingFailure, InputDocument, Instance, Tally
 
 UNTRUNCATED_LENGTH = "untruncated_length"
 ATTENTION_MASK = "attention_mask"
@@ -97,7 +97,7 @@ class Encoder:
             fields.append((UNTRUNCATED + context.model_name, pa.int64()))
         return pa.schema([*fields, (DIGEST, pa.binary()), (SIGNATURE, pa.binary())])
 
-    def __call__(self, documents: Sequence[Document]) -> pa.Table:
+    def __call__(self, documents: Sequence[InputDocument]) -> pa.Table:
         """The rows of these documents, fewer where some are dropped or fail. UserCodeError for a wrong encoder."""
         encoded = {context.model_name: self._encode(documents, context) for context in self.contexts}
         kept = [index for index, document in enumerate(documents) if self._keep(document, index, encoded)]
@@ -133,8 +133,8 @@ class Encoder:
             raise UserCodeError(f"{self.functions.path.name}: get_dataset_features declares no feature; expected some")
         return datasets.Features(kept)
 
-    def _encode(self, documents: Sequence[Document], context: Context) -> list[Any]:
-        """For each document what the encoder returned (a mapping or None), or its Failure."""
+    def _encode(self, documents: Sequence[InputDocument], context: Context) -> list[Any]:
+        """For each document what the encoder returned (a mapping or None), or its EncodingFailure."""
         results: list[Any] = [
             _failure(document, f"{', '.join(document.missing)}: the artifact has no such file", document.missing[0])
             if document.missing
@@ -150,7 +150,7 @@ class Encoder:
             results[index] = result
         return results
 
-    def _encode_batch(self, documents: Sequence[Document], context: Context) -> list[Any]:
+    def _encode_batch(self, documents: Sequence[InputDocument], context: Context) -> list[Any]:
         encode = self.functions.encode_batch
         assert encode is not None
         self.begin(documents[0].position, documents[-1].position - documents[0].position + 1)
@@ -163,7 +163,7 @@ class Encoder:
             return [self._encode_batch([document], context)[0] for document in documents]  # which one was it?
         return self._rows(returned, documents)
 
-    def _encode_one(self, document: Document, context: Context) -> Any:
+    def _encode_one(self, document: InputDocument, context: Context) -> Any:
         encode = self.functions.encode_data
         assert encode is not None
         self.begin(document.position, 1)
@@ -173,10 +173,10 @@ class Encoder:
         except Exception as error:
             return self._failed(document, instance, error)
 
-    def _failed(self, document: Document, instance: Instance, error: Exception) -> Failure:
+    def _failed(self, document: InputDocument, instance: Instance, error: Exception) -> EncodingFailure:
         return _failure(document, explain(error, self.functions.path), instance.asked)
 
-    def _rows(self, returned: Any, documents: Sequence[Document]) -> list[Any]:
+    def _rows(self, returned: Any, documents: Sequence[InputDocument]) -> list[Any]:
         """What encode_batch returned, document by document: it may return a list, or a mapping of lists as tokenizers do."""
         expected = f"a list of {len(documents)} (one entry a document), or a mapping of such lists"
         of_batch = f"for {len(documents)} documents from artifact {documents[0].guid}"
@@ -189,10 +189,10 @@ class Encoder:
             raise self._wrong(f"{of_batch}: found {describe(returned)}, expected {expected}")
         return list(returned)
 
-    def _keep(self, document: Document, index: int, encoded: Mapping[str, Sequence[Any]]) -> bool:
+    def _keep(self, document: InputDocument, index: int, encoded: Mapping[str, Sequence[Any]]) -> bool:
         results = [of_model[index] for of_model in encoded.values()]
         for result in results:
-            if isinstance(result, Failure):
+            if isinstance(result, EncodingFailure):
                 self.tally.fail(result)
                 return False
         if any(result is None for result in results):
@@ -202,7 +202,7 @@ class Encoder:
             self._check_keys(model, document, result)
         return True
 
-    def _check_keys(self, model: str, document: Document, row: Any) -> None:
+    def _check_keys(self, model: str, document: InputDocument, row: Any) -> None:
         declared = self._shapes[model]
         where = f"for artifact {document.guid} (label {document.label!r})"
         if not isinstance(row, Mapping):
@@ -222,12 +222,12 @@ class Encoder:
             raise self._wrong(f"{where}: {UNTRUNCATED_LENGTH} is {describe(length)}; expected a number of tokens")
 
     def _columns(
-        self, model: str, rows: Sequence[Mapping[str, Any]], documents: Sequence[Document]
+        self, model: str, rows: Sequence[Mapping[str, Any]], documents: Sequence[InputDocument]
     ) -> dict[str, Column]:
         columns = {}
         for name, shape in self._shapes[model].items():
             try:
-                columns[name] = column(shape, [row[name] for row in rows])
+                columns[name] = to_column(shape, [row[name] for row in rows])
             except BadValue as wrong:
                 document = documents[wrong.index]
                 raise self._wrong(
@@ -242,14 +242,14 @@ class Encoder:
         tokens = columns[name]
         offsets = tokens.offsets
         documents = (tokens.flat[start:end] for start, end in pairwise(offsets))
-        return pa.array([row.tobytes() for row in near_duplicates.signatures(documents)], pa.binary())
+        return pa.array([row.tobytes() for row in near_duplicates.compute_signatures(documents)], pa.binary())
 
     def _wrong(self, message: str) -> UserCodeError:
         return UserCodeError(f"{self.functions.path.name}: {self.function_name} returned a wrong encoding {message}")
 
 
-def _failure(document: Document, error: str, file: str | None) -> Failure:
-    return Failure(document.guid, document.label, file or ", ".join(document.files), error)
+def _failure(document: InputDocument, error: str, file: str | None) -> EncodingFailure:
+    return EncodingFailure(document.guid, document.label, file or ", ".join(document.files), error)
 
 
 def _update_digests(digests: Sequence[Any], name: str, values: Column) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,42 +11,43 @@ import numpy as np
 from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, shape_of
-from docml_trainer.preparation.documents import Documents, labels_too_small
+from docml_trainer.preparation.documents import Documents, Tally, labels_too_small
+from docml_trainer.preparation.splits import Assignment
 
 if TYPE_CHECKING:
     import datasets
 
-    from docml_trainer.preparation.outcomes import Tally
     from docml_trainer.preparation.rows import Overview
 
 NOT_REPORTED = "not reported"
 HISTOGRAM_BINS = 30
 
 
-def describe(
-    *,
-    task: PrepareTask,
-    documents: Documents,
-    tally: "Tally",
-    found: "Overview",
-    labels: Sequence[str],
-    near_duplicate_groups: Sequence[str | None],
-    near_duplicate_feature: str | None,
-    assigned: Sequence[str | None],
-    features: "datasets.Features",
-    output: Path,
-    seconds: float,
-    encoders: Sequence[int],
-) -> dict[str, Any]:
-    """The content of split_metadata.json. `labels`, `near_duplicate_groups`, `assigned`: by row of `found`.
+@dataclass(frozen=True)
+class Preparation:
+    """What a preparation took, and what came of it."""
 
-    seconds: of the whole phase, or, for merged shards, of the slowest host's encoding. encoders: processes by host.
+    task: PrepareTask
+    documents: Documents
+    tally: Tally
+    found: "Overview"
+    assignment: Assignment  # by row of `found`
+    near_duplicate_feature: str | None  # by which documents were compared
+    features: "datasets.Features"  # as they are saved
+
+
+def describe_preparation(done: Preparation, output: Path, seconds: float, encoders: Sequence[int]) -> dict[str, Any]:
+    """The content of split_metadata.json.
+
+    output: the folder of the splits. seconds: of the whole phase, or, for merged shards, of the slowest host's encoding.
+    encoders: processes by host.
     """
+    task, documents, tally, assignment = done.task, done.documents, done.tally, done.assignment
     by_split = {split: Counter[str]() for split in SPLITS}
     left_out: Counter[str] = Counter()
-    for label, split in zip(labels, assigned, strict=True):
+    for label, split in zip(assignment.labels, assignment.splits, strict=True):
         (by_split[split] if split else left_out)[label] += 1
-    kept = np.array([split is not None for split in assigned])
+    kept = np.array([split is not None for split in assignment.splits])
     return {
         "documents": {split: counts.total() for split, counts in by_split.items()},
         "labels": {split: dict(sorted(counts.items())) for split, counts in by_split.items()},
@@ -56,13 +58,14 @@ def describe(
             "joins_groups_in_different_splits": dict(sorted(left_out.items())),
         },
         "labels_too_small": labels_too_small(documents, task.split),
-        "near_duplicates": _near_duplicates(task, near_duplicate_groups, near_duplicate_feature, left_out),
+        "near_duplicates": _near_duplicates(done, left_out),
         "models": {
-            model: _lengths(found.tokens[model][kept], found.untruncated[model][kept]) for model in task.model_names
+            model: _lengths(done.found.tokens[model][kept], done.found.untruncated[model][kept])
+            for model in task.model_names
         },
         "features": {
             name: str(shape_of(name, feature))
-            for name, feature in features.items()
+            for name, feature in done.features.items()
             if name not in (LABELS, ARTIFACT_GUID)
         },
         "bytes_on_disk": sum(path.stat().st_size for split in SPLITS for path in (output / split).iterdir()),
@@ -74,7 +77,7 @@ def describe(
     }
 
 
-def summary(content: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(content: Mapping[str, Any]) -> dict[str, Any]:
     """The small part, for logs and asset metadata."""
     return {
         "documents": content["documents"],
@@ -87,13 +90,11 @@ def summary(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _near_duplicates(
-    task: PrepareTask, groups: Sequence[str | None], feature: str | None, left_out: Counter[str]
-) -> dict[str, Any]:
-    sizes = Counter(group for group in groups if group is not None)
+def _near_duplicates(done: Preparation, left_out: Counter[str]) -> dict[str, Any]:
+    sizes = Counter(group for group in done.assignment.near_duplicate_groups if group is not None)
     return {
-        "threshold": task.near_duplicate_threshold,
-        "feature": feature,
+        "threshold": done.task.near_duplicate_threshold,
+        "feature": done.near_duplicate_feature,
         "documents": sizes.total(),
         "groups": len(sizes),
         "largest_group": max(sizes.values(), default=0),

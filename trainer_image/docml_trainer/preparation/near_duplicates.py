@@ -23,7 +23,7 @@ _LSH_WEIGHTS = (0.1, 0.9)
 Array = np.ndarray[Any, Any]
 
 
-def signatures(documents: Iterable[Array]) -> Array:
+def compute_signatures(documents: Iterable[Array]) -> Array:
     """MinHash signatures (uint32[n, 128]) of documents given as arrays of token ids."""
     from datasketch import MinHash
 
@@ -37,7 +37,7 @@ def signatures(documents: Iterable[Array]) -> Array:
     return np.array(found, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 
-def groups(signatures: Array, threshold: float) -> Array:
+def find_groups(signatures: Array, threshold: float) -> Array:
     """The group of every document (int64[n]): the index of its first member. A document without near-duplicates is alone.
 
     Groups are the connected components of the pairs whose estimated similarity is at least `threshold`, so they depend
@@ -55,9 +55,9 @@ def groups(signatures: Array, threshold: float) -> Array:
     return first[component]
 
 
-def named_groups(guids: Sequence[str], signatures: Array, threshold: float) -> list[str | None]:
+def name_groups(guids: Sequence[str], signatures: Array, threshold: float) -> list[str | None]:
     """Groups by the smallest GUID among their members; None for a document that is alone."""
-    firsts = groups(signatures, threshold).tolist()
+    firsts = find_groups(signatures, threshold).tolist()
     members: dict[int, list[str]] = {}
     for guid, first in zip(guids, firsts, strict=True):
         members.setdefault(first, []).append(guid)

@@ -1,6 +1,6 @@
 """Encoding in several processes: watched, and never waited for in vain.
 
-They tell in shared memory what they are at, so a document that takes too long is named, and so is the one at which a process was killed.
+They tell in shared memory what they are doing, so a document that takes too long is named, and so is the one at which a process was killed.
 """
 
 import json
@@ -17,10 +17,21 @@ from typing import Any
 
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
 from docml_trainer.preparation.documents import Documents
-from docml_trainer.preparation.worker import ALONE, FORKED, LOADING, Part, Plan, Seat, Shared, Slot, lead, work
+from docml_trainer.preparation.worker import (
+    ALONE,
+    FORKED,
+    LOADING,
+    Encoding,
+    EncodingPlan,
+    Part,
+    WorkerFiles,
+    WorkerState,
+    run_first_worker,
+    run_worker,
+)
 
 BATCH = 64  # documents
-PART = 1024  # documents that an encoder takes at a time: none idles for long while another is at its last ones
+PART = 1024  # documents that a worker takes at a time: none idles for long while another is at its last ones
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
@@ -31,7 +42,7 @@ _ERRORS = {error.__name__: error for error in (UserCodeError, DataError)}
 def encode(
     documents: Documents,
     positions: range,
-    plan: Plan,
+    plan: EncodingPlan,
     folder: Path,
     *,
     processes: int,
@@ -45,13 +56,13 @@ def encode(
     parts = _parts(positions, processes, folder)
     for part in parts:
         _write_input(documents, part)
-    crew = _Crew(plan, parts, [Seat(index, folder) for index in range(min(processes, len(parts)))])
+    workers = _Workers(plan, parts, [WorkerFiles(index, folder) for index in range(min(processes, len(parts)))])
     try:
-        crew.start()
+        workers.start()
         _load_meanwhile()
-        _watch(crew, documents, stuck_seconds, lambda done: progress(done, len(positions)))
+        _watch(workers, documents, stuck_seconds, lambda done: progress(done, len(positions)))
     finally:
-        crew.end()
+        workers.end()
     return [json.loads(part.file("report").read_bytes()) for part in parts]
 
 
@@ -63,7 +74,7 @@ def _load_meanwhile() -> None:
 
 
 def _parts(positions: range, processes: int, folder: Path) -> list[Part]:
-    """At least one for each process, as far as there are documents."""
+    """At least one part for each process, as far as there are documents."""
     count = max(1, min(processes, len(positions)), -(-len(positions) // PART))
     cuts = [positions.start + len(positions) * index // count for index in range(count + 1)]
     return [Part(index, range(cuts[index], cuts[index + 1]), folder) for index in range(count)]
@@ -77,50 +88,52 @@ def _write_input(documents: Documents, part: Part) -> None:
         writer.write_table(table)
 
 
-class _Crew:
+class _Workers:
     """The processes of one encoding: the first one, perhaps with forks of its own, and those started beside it."""
 
-    def __init__(self, plan: Plan, parts: Sequence[Part], seats: Sequence[Seat]) -> None:
-        self.plan, self.parts, self.seats = plan, parts, seats
+    def __init__(self, plan: EncodingPlan, parts: Sequence[Part], files: Sequence[WorkerFiles]) -> None:
+        self.files = files
         self._context = get_context("spawn")
-        self._gone, self._held = self._context.Pipe(duplex=False)
-        self.shared = Shared(
-            slots=self._context.RawArray(Slot, len(seats)),
+        self._end_of_all, self._open_end = self._context.Pipe(duplex=False)
+        self.encoding = Encoding(
+            plan=plan,
+            parts=parts,
+            states=self._context.RawArray(WorkerState, len(files)),
             taken=self._context.Value("q", 0),
             mode=self._context.RawValue("i", LOADING),
-            held=self._held,
+            open_end=self._open_end,
         )
         self.processes: list[BaseProcess] = []
 
     @property
-    def slots(self) -> Sequence[Any]:
-        """What the encoders are at, by seat."""
-        slots: Sequence[Any] = self.shared.slots
-        return slots
+    def states(self) -> Sequence[Any]:
+        """What every worker is doing."""
+        states: Sequence[Any] = self.encoding.states
+        return states
 
     def start(self) -> None:
         """The first process. It may fork, so it is no daemon in the sense of multiprocessing; it ends with this one all the same."""
-        self._start(lead, self.plan, self.seats, self.parts, self.shared)
+        self._start(run_first_worker, self.encoding, self.files)
 
     def complete(self) -> None:
         """Start the others, once the first one is known to encode alone."""
-        if self.shared.mode.value == ALONE and len(self.processes) == 1:
-            for seat in self.seats[1:]:
-                self._start(work, self.plan, seat, self.parts, self.shared)
+        if self.encoding.mode.value == ALONE and len(self.processes) == 1:
+            for files in self.files[1:]:
+                self._start(run_worker, self.encoding, files)
 
     def end(self) -> None:
         """Return when no process is left: the kernel ends forks with the process that they were forked from."""
         for process in self.processes:
             process.kill()
             process.join()
-        if not self._gone.closed:
-            self._held.close()
-            self._gone.poll(KILL_SECONDS)
-            self._gone.close()
+        if not self._end_of_all.closed:
+            self._open_end.close()
+            self._end_of_all.poll(KILL_SECONDS)
+            self._end_of_all.close()
 
     def _start(self, entry: Callable[..., None], *arguments: Any) -> None:
         process = self._context.Process(target=entry, args=arguments)
-        with _environment(self.plan.parallel_tokenizer):
+        with _environment(self.encoding.plan.parallel_tokenizer):
             process.start()
         self.processes.append(process)
 
@@ -146,40 +159,40 @@ def _environment(parallel: bool) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _watch(crew: _Crew, documents: Documents, stuck_seconds: float, progress: Callable[[int], None]) -> None:
-    """Return when all processes have ended well; raise when one has not, or is stuck."""
+def _watch(workers: _Workers, documents: Documents, stuck_seconds: float, progress: Callable[[int], None]) -> None:
+    """Return when all processes have succeeded; raise when one has failed, or is stuck."""
     told = 0.0
     while True:
-        crew.complete()
-        running = [process for process in crew.processes if process.is_alive()]
-        _raise_end(crew, documents)
-        done = sum(slot.done for slot in crew.slots)
+        workers.complete()
+        running = [process for process in workers.processes if process.is_alive()]
+        _raise_end(workers, documents)
+        done = sum(state.done for state in workers.states)
         if not running:
-            _check_complete(crew)
+            _check_complete(workers)
             progress(done)
             return
-        for seat, slot in zip(crew.seats, crew.slots, strict=True):
-            limit = max(LOADING_SECONDS, stuck_seconds) if slot.loading else stuck_seconds
-            if slot.started and time.monotonic() - slot.started > limit:
-                _raise_stuck(crew, seat, documents, limit)
+        for files, state in zip(workers.files, workers.states, strict=True):
+            limit = max(LOADING_SECONDS, stuck_seconds) if state.loading else stuck_seconds
+            if state.started and time.monotonic() - state.started > limit:
+                _raise_stuck(workers, files, documents, limit)
         if time.monotonic() - told >= PROGRESS_SECONDS:
             told = time.monotonic()
             progress(done)
         wait([process.sentinel for process in running], timeout=POLL_SECONDS)
 
 
-def _raise_end(crew: _Crew, documents: Documents) -> None:
-    """If a process ended badly: with its reason, or without a word (killed)."""
-    for seat, slot in zip(crew.seats, crew.slots, strict=True):
-        if seat.end.exists():
-            report = json.loads(seat.end.read_bytes())
+def _raise_end(workers: _Workers, documents: Documents) -> None:
+    """Raise if a process failed: with its reason, or without one (killed)."""
+    for files, state in zip(workers.files, workers.states, strict=True):
+        if files.end.exists():
+            report = json.loads(files.end.read_bytes())
             if "exit_code" in report:
-                raise _killed(report["exit_code"], f"was at {_at(slot, documents)}")
+                raise _killed(report["exit_code"], f"was at {_at(state, documents)}")
             raise _ERRORS.get(report["error"], TrainerError)(report["message"])
-    for process, slot in zip(crew.processes, crew.slots, strict=False):
+    for process, state in zip(workers.processes, workers.states, strict=False):
         if process.exitcode:
-            forked = crew.shared.mode.value == FORKED
-            raise _killed(process.exitcode, "waited for the others" if forked else f"was at {_at(slot, documents)}")
+            forked = workers.encoding.mode.value == FORKED
+            raise _killed(process.exitcode, "waited for the others" if forked else f"was at {_at(state, documents)}")
 
 
 def _killed(code: int, doing: str) -> DataError:
@@ -188,26 +201,26 @@ def _killed(code: int, doing: str) -> DataError:
     return DataError(f"an encoding process {end}{hint} while it {doing}")
 
 
-def _check_complete(crew: _Crew) -> None:
-    missing = [part for part in crew.parts if not part.file("report").exists()]
+def _check_complete(workers: _Workers) -> None:
+    missing = [part for part in workers.encoding.parts if not part.file("report").exists()]
     if missing:
         raise DataError(
-            f"all encoding processes have ended, and {len(missing)} of {len(crew.parts)} parts of the documents are not encoded; "
-            f"expected all of them (does {crew.plan.functions.name} end the process?)"
+            f"all encoding processes have ended, and {len(missing)} of {len(workers.encoding.parts)} parts of the documents are not encoded; "
+            f"expected all of them (does {workers.encoding.plan.functions.name} end the process?)"
         )
 
 
-def _raise_stuck(crew: _Crew, seat: Seat, documents: Documents, stuck_seconds: float) -> None:
+def _raise_stuck(workers: _Workers, files: WorkerFiles, documents: Documents, stuck_seconds: float) -> None:
     """Name the document that does not come back; in a batch it is found by encoding the documents one by one."""
-    slot = crew.slots[seat.index]
-    first, count = slot.first, 1 if slot.loading else slot.count
-    where = _at(slot, documents)
-    stack = _stack_of(seat, slot.pid)
-    crew.end()
+    state = workers.states[files.index]
+    first, count = state.first, 1 if state.loading else state.count
+    where = _at(state, documents)
+    stack = _stack_of(files, state.pid)
+    workers.end()
     if count > 1:
-        alone = seat.folder / "alone"
+        alone = files.folder / "alone"
         alone.mkdir()
-        single = Plan(**{**vars(crew.plan), "batch": 1})
+        single = EncodingPlan(**{**vars(workers.encoding.plan), "batch": 1})
         encode(
             documents,
             range(first, first + count),
@@ -219,24 +232,24 @@ def _raise_stuck(crew: _Crew, seat: Seat, documents: Documents, stuck_seconds: f
         )
         where += "; one by one they did"
     raise UserCodeError(
-        f"{crew.plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where} "
+        f"{workers.encoding.plan.functions.name} has not returned within {stuck_seconds:g} s while it was at {where} "
         f"(if it takes that long on purpose, set DOCML_ENCODE_TIMEOUT_SECONDS). It was here:\n{stack}"
     )
 
 
-def _at(slot: Any, documents: Documents) -> str:
-    if slot.loading:
+def _at(state: Any, documents: Documents) -> str:
+    if state.loading:
         return "loading the module"
-    if not slot.started:
+    if not state.started:
         return "no document"
-    named = f"artifact {documents.guids[slot.first]} (label {documents.labels[slot.first]!r})"
-    return named if slot.count == 1 else f"a batch of {slot.count} documents from {named}"
+    named = f"artifact {documents.guids[state.first]} (label {documents.labels[state.first]!r})"
+    return named if state.count == 1 else f"a batch of {state.count} documents from {named}"
 
 
-def _stack_of(seat: Seat, pid: int) -> str:
+def _stack_of(files: WorkerFiles, pid: int) -> str:
     """The encoder's Python stack, innermost call first."""
     os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + 2
-    while not seat.stack.read_text() and time.monotonic() < deadline:
+    while not files.stack.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return "\n".join(seat.stack.read_text().splitlines()[:12]) or "(no stack)"
+    return "\n".join(files.stack.read_text().splitlines()[:12]) or "(no stack)"

@@ -44,7 +44,7 @@ class Overview:
 
 def read_batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in order."""
-    pending = _Pending()
+    pending = _RowBuffer()
     for file in files:
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
@@ -55,8 +55,8 @@ def read_batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
         yield pending.take()
 
 
-class _Pending:
-    """Small batches on their way to become a large one."""
+class _RowBuffer:
+    """Collects small batches until they make a large one."""
 
     def __init__(self) -> None:
         self._batches: list[pa.RecordBatch] = []
@@ -77,7 +77,9 @@ class _Pending:
         return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def overview(files: Sequence[Path], features: datasets.Features, models: Sequence[str], *, signed: bool) -> Overview:
+def read_overview(
+    files: Sequence[Path], features: datasets.Features, models: Sequence[str], *, signed: bool
+) -> Overview:
     """One pass over the rows."""
     positions: list[Array] = []
     digests: list[bytes] = []
@@ -170,7 +172,7 @@ class _SplitWriter:
         )
         empty.save_to_disk(str(folder), num_shards=1)
         (data,) = folder.glob("*.arrow")
-        self._pending = _Pending()
+        self._pending = _RowBuffer()
         self._sink = pa.OSFile(str(data), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self.schema)
 

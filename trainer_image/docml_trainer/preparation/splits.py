@@ -8,11 +8,34 @@ different splits is left out. The result depends on the set of documents only, n
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
 
 from docml_contract.names import SPLITS
 from docml_trainer.preparation.documents import order_key
 
 Group = tuple[str, str]  # kind and name
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The encoded documents, row by row: what they belong to, and the split that each goes to (None: left out)."""
+
+    guids: list[str]
+    labels: list[str]
+    groups: list[str | None]  # the SPLIT_BY value
+    near_duplicate_groups: list[str | None]
+    splits: list[str | None]
+
+    def to_table(self) -> pa.Table:
+        """splits.parquet: the documents that have a split, by GUID."""
+        columns = ("artifact_guid", "label", "split", "group", "near_duplicate_group")
+        found = zip(self.guids, self.labels, self.splits, self.groups, self.near_duplicate_groups, strict=True)
+        rows = sorted(row for row in found if row[2])
+        return pa.table(
+            {column: pa.array([row[index] for row in rows], pa.string()) for index, column in enumerate(columns)}
+        )
 
 
 def assign_splits(
@@ -21,13 +44,13 @@ def assign_splits(
     groups: Sequence[str | None],
     near_duplicate_groups: Sequence[str | None],
     *,
-    earlier: Mapping[str, str],
+    previous: Mapping[str, str],
     shares: Sequence[float],
     seed: int,
 ) -> list[str | None]:
-    """A split for every document, or None for those left out. `earlier`: split by GUID, from an earlier run."""
+    """A split for every document, or None for those left out. `previous`: split by GUID, from an earlier run."""
     memberships = [_memberships(*pair) for pair in zip(groups, near_duplicate_groups, strict=True)]
-    splits = [earlier.get(guid) for guid in guids]
+    splits = [previous.get(guid) for guid in guids]
     keys = [order_key(guid, str(seed)) for guid in guids]
     new_units: list[list[int]] = []
     for unit in _units(memberships):

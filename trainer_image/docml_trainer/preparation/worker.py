@@ -1,9 +1,9 @@
 """The processes that encode: each takes one part of the documents after the other, and maps it, in batches, into an Arrow stream.
 
-The first one loads the experimenter's module and all libraries. Where it is safe, it then forks an encoder for every seat, so that what takes
+The first one loads the experimenter's module and all libraries. Where it is safe, it then forks all the workers, so that what takes
 seconds to load is loaded once; otherwise it encodes by itself, and whoever waits starts the others.
 
-Memory does not grow with the number of documents. What an encoder is at stands in shared memory, for the process that waits.
+Memory does not grow with the number of documents. What a worker is doing stands in shared memory, for the process that waits (`pool`).
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -26,7 +26,7 @@ from docml_contract.jobs import PrepareTask
 from docml_contract.manifests import write_atomically
 from docml_trainer.errors import TrainerError
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.preparation.outcomes import Document
+from docml_trainer.preparation.documents import InputDocument, Tally, read_batch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,8 +37,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOADING, FORKED, ALONE = range(3)  # what the first process does
 
 
-class Slot(ctypes.Structure):
-    """In shared memory: what the encoder on a seat is at."""
+class WorkerState(ctypes.Structure):
+    """In shared memory: what a worker is doing."""
 
     _fields_ = (
         ("pid", ctypes.c_int64),
@@ -51,8 +51,8 @@ class Slot(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every encoder is told."""
+class EncodingPlan:
+    """What every worker is told."""
 
     functions: Path
     artifacts: Path
@@ -70,10 +70,14 @@ class Plan:
         names, labels = self.task.model_names, self.label_names
         return tuple(Context.of(name, names, labels, self.task.own_hyperparameters) for name in names)
 
+    def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
+        """Documents out of a batch of `Documents.to_table`."""
+        return read_batch(batch, self.task.model_input_files, self.artifacts)
+
 
 @dataclass(frozen=True)
 class Part:
-    """Contiguous documents that one encoder takes: positions, and the files that it reads and writes."""
+    """Contiguous documents that one worker takes: positions, and the files that it reads and writes."""
 
     index: int
     positions: range
@@ -92,15 +96,15 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Seat:
-    """One encoder's place: its number, and the files in which it leaves its last words."""
+class WorkerFiles:
+    """A worker's number, and the files in which it says how it ended."""
 
     index: int
     folder: Path
 
     @property
     def end(self) -> Path:
-        """Why it ended badly."""
+        """Why it failed."""
         return self.folder / f"end-{self.index:05d}.json"
 
     @property
@@ -110,45 +114,55 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the processes of one encoding have in common, beside files."""
+class Encoding:
+    """What all workers have in common: the plan, the parts to take, and what they share beside files."""
 
-    slots: Any  # Slot[seats]
-    taken: Any  # how many parts have been taken by the encoders so far
+    plan: EncodingPlan
+    parts: Sequence[Part]
+    states: Any  # WorkerState[workers]
+    taken: Any  # how many parts the workers have taken so far
     mode: Any  # of the first process: LOADING, FORKED or ALONE
-    held: Any  # the end of a pipe that closes with the last process
+    open_end: Any  # of a pipe, which closes with the last process
+
+    def take(self) -> Part | None:
+        """The next part that no worker has taken."""
+        with self.taken.get_lock():
+            self.taken.value += 1
+            index = int(self.taken.value) - 1
+        return self.parts[index] if index < len(self.parts) else None
 
 
-def lead(plan: Plan, seats: Sequence[Seat], parts: Sequence[Part], shared: Shared) -> None:
+def run_first_worker(encoding: Encoding, workers: Sequence[WorkerFiles]) -> None:
     """Entry point of the first process."""
-    with _seated(seats[0], shared):
+    first = workers[0]
+    with _as_worker(encoding, first):
         files = _open_files()
-        functions = _load(plan, seats[0], shared)
-        forkable = len(seats) > 1 and _can_fork(files)
+        functions = _load(encoding, first)
+        forkable = len(workers) > 1 and _can_fork(files)
         if forkable:
-            _warm_up(plan, seats[0], parts[0], shared, functions)
+            _warm_up(encoding, first, functions)
             forkable = _can_fork(files)
         if forkable:
-            shared.mode.value = FORKED
-            _fork(plan, seats, parts, shared, functions)
+            encoding.mode.value = FORKED
+            _fork(encoding, workers, functions)
         else:
-            shared.mode.value = ALONE
-            _encode_parts(plan, seats[0], parts, shared, functions)
+            encoding.mode.value = ALONE
+            _encode_parts(encoding, first, functions)
 
 
-def work(plan: Plan, seat: Seat, parts: Sequence[Part], shared: Shared, functions: UserFunctions | None = None) -> None:
-    """Entry point of an encoder. `functions`: of the process that it was forked from; otherwise it loads its own."""
-    with _seated(seat, shared):
-        _encode_parts(plan, seat, parts, shared, functions or _load(plan, seat, shared))
+def run_worker(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions | None = None) -> None:
+    """Entry point of the other workers. `functions`: of the process that it was forked from; otherwise it loads its own."""
+    with _as_worker(encoding, worker):
+        _encode_parts(encoding, worker, functions or _load(encoding, worker))
 
 
 @contextmanager
-def _seated(seat: Seat, shared: Shared) -> Iterator[None]:
-    """Ends with the process that waits; can be asked for its stack; an error becomes its last words and exit code 1."""
+def _as_worker(encoding: Encoding, worker: WorkerFiles) -> Iterator[None]:
+    """End with the process that waits; dump the stack on SIGUSR1; leave an error in the worker's file, and exit with 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _end_with_parent()
-    shared.slots[seat.index].pid = os.getpid()
-    with seat.stack.open("w") as stack:
+    encoding.states[worker.index].pid = os.getpid()
+    with worker.stack.open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
         try:
             yield
@@ -156,14 +170,14 @@ def _seated(seat: Seat, shared: Shared) -> Iterator[None]:
             if not isinstance(error, TrainerError):
                 traceback.print_exc()
             message = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-            write_atomically(seat.end, json.dumps({"error": type(error).__name__, "message": message}).encode())
+            write_atomically(worker.end, json.dumps({"error": type(error).__name__, "message": message}).encode())
             sys.exit(1)
         finally:
             faulthandler.unregister(signal.SIGUSR1)
 
 
 def _end_with_parent() -> None:
-    """Have the kernel send SIGKILL when the parent is gone, however it went. Elsewhere than on Linux, the encoder looks for it."""
+    """Have the kernel send SIGKILL when the parent is gone, however it went. Elsewhere than on Linux, the worker looks for it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _check_parent()
@@ -175,12 +189,12 @@ def _check_parent() -> None:
         os._exit(1)  # nobody waits any more
 
 
-def _load(plan: Plan, seat: Seat, shared: Shared) -> UserFunctions:
+def _load(encoding: Encoding, worker: WorkerFiles) -> UserFunctions:
     """The experimenter's module, and everything else that encoding needs."""
-    slot = shared.slots[seat.index]
-    slot.loading, slot.started = True, time.monotonic()
+    plan, state = encoding.plan, encoding.states[worker.index]
+    state.loading, state.started = True, time.monotonic()
     functions = UserFunctions.load(plan.functions)
-    slot.loading, slot.started = False, 0
+    state.loading, state.started = False, 0
 
     import datasets
 
@@ -193,11 +207,11 @@ def _load(plan: Plan, seat: Seat, shared: Shared) -> UserFunctions:
     return functions
 
 
-def _warm_up(plan: Plan, seat: Seat, part: Part, shared: Shared, functions: UserFunctions) -> None:
-    """Encode a document once for nothing: what the experimenter loads at first use, a tokenizer say, is then there in all forks."""
-    first = part.read_input().slice(0, 1)
-    _encoder(plan, seat, shared, functions)(_documents(first.to_pydict(), plan))
-    shared.slots[seat.index].started = 0
+def _warm_up(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions) -> None:
+    """Encode one document and drop the result: what the experimenter loads at first use, a tokenizer say, is then there in all forks."""
+    first = encoding.parts[0].read_input().slice(0, 1)
+    _encoder(encoding, worker, functions)(encoding.plan.read(first.to_pydict()))
+    encoding.states[worker.index].started = 0
 
 
 def _open_files() -> dict[str, str]:
@@ -220,98 +234,67 @@ def _can_fork(files_before: dict[str, str]) -> bool:
     return len(threads) == 1 and _open_files() == files_before
 
 
-def _fork(plan: Plan, seats: Sequence[Seat], parts: Sequence[Part], shared: Shared, functions: UserFunctions) -> None:
-    """An encoder for every seat. Return when all have ended, or as soon as one has ended badly, with its last words."""
+def _fork(encoding: Encoding, workers: Sequence[WorkerFiles], functions: UserFunctions) -> None:
+    """Fork every worker. Return when all have ended, or as soon as one has failed, with its reason in its file."""
     context = get_context("fork")
     children = [
-        context.Process(target=work, args=(plan, seat, parts, shared, functions), daemon=True) for seat in seats
+        context.Process(target=run_worker, args=(encoding, worker, functions), daemon=True) for worker in workers
     ]
     for child in children:
         child.start()
-    running = list(zip(children, seats, strict=True))
+    running = list(zip(children, workers, strict=True))
     while running:
         wait([child.sentinel for child, _ in running])
-        running = [(child, seat) for child, seat in running if child.exitcode is None]
-        for child, seat in zip(children, seats, strict=True):
+        running = [(child, worker) for child, worker in running if child.exitcode is None]
+        for child, worker in zip(children, workers, strict=True):
             if child.exitcode:
-                if not seat.end.exists():
-                    write_atomically(seat.end, json.dumps({"exit_code": child.exitcode}).encode())
+                if not worker.end.exists():
+                    write_atomically(worker.end, json.dumps({"exit_code": child.exitcode}).encode())
                 return
 
 
-def _encode_parts(plan: Plan, seat: Seat, parts: Sequence[Part], shared: Shared, functions: UserFunctions) -> None:
-    slot = shared.slots[seat.index]
+def _encode_parts(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions) -> None:
+    """Part after part into its files, until none is left."""
+    import datasets
 
-    def finished(count: int) -> None:
-        slot.started = 0
-        slot.done += count
+    plan, state = encoding.plan, encoding.states[worker.index]
+    encoder = _encoder(encoding, worker, functions)
 
-    encoder = _encoder(plan, seat, shared, functions)
-    while (index := _take(shared.taken)) < len(parts):
-        _encode_part(plan, parts[index], encoder, finished)
+    def encode_batch(batch: dict[str, list[Any]]) -> "pa.Table":
+        rows = encoder(plan.read(batch))
+        state.started = 0
+        state.done += len(batch["position"])
+        return rows
+
+    while part := encoding.take():
+        encoder.tally = Tally()
+        datasets.Dataset(part.read_input(), fingerprint="documents").map(
+            encode_batch,
+            batched=True,
+            batch_size=plan.batch,
+            writer_batch_size=plan.batch,
+            features=datasets.Features.from_arrow_schema(encoder.schema),
+            # A fingerprint sees the function and the paths, not what the files hold: nothing is ever taken from a cache.
+            load_from_cache_file=False,
+            cache_file_name=str(part.file("rows")),
+            new_fingerprint="rows",
+        )
+        report = {
+            "features": encoder.features.to_dict(),
+            "near_duplicate_feature": encoder.near_duplicate_feature,
+            "tally": encoder.tally.to_json(),
+        }
+        write_atomically(part.file("report"), json.dumps(report).encode())
 
 
-def _encoder(plan: Plan, seat: Seat, shared: Shared, functions: UserFunctions) -> "Encoder":
-    """One that tells in shared memory what it is at."""
+def _encoder(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions) -> "Encoder":
+    """An encoder that tells in shared memory what it is doing."""
     from docml_trainer.preparation.encoder import Encoder
 
-    slot = shared.slots[seat.index]
+    state = encoding.states[worker.index]
 
     def begin(first: int, count: int) -> None:
         _check_parent()
-        slot.first, slot.count, slot.started = first, count, time.monotonic()
+        state.first, state.count, state.started = first, count, time.monotonic()
 
-    return Encoder(functions, plan.contexts, plan.sign, begin)
-
-
-def _take(taken: Any) -> int:
-    """The next part that no encoder has."""
-    with taken.get_lock():
-        taken.value += 1
-        return int(taken.value) - 1
-
-
-def _encode_part(plan: Plan, part: Part, encoder: "Encoder", finished: Callable[[int], None]) -> None:
-    import datasets
-
-    from docml_trainer.preparation.outcomes import Tally
-
-    encoder.tally = Tally()
-
-    def encode_batch(batch: dict[str, list[Any]]) -> "pa.Table":
-        rows = encoder(_documents(batch, plan))
-        finished(len(batch["position"]))
-        return rows
-
-    documents = datasets.Dataset(part.read_input(), fingerprint="documents")
-    documents.map(
-        encode_batch,
-        batched=True,
-        batch_size=plan.batch,
-        writer_batch_size=plan.batch,
-        features=datasets.Features.from_arrow_schema(encoder.schema),
-        # A fingerprint sees the function and the paths, not what the files hold: nothing is ever taken from a cache.
-        load_from_cache_file=False,
-        cache_file_name=str(part.file("rows")),
-        new_fingerprint="rows",
-    )
-    report = {
-        "features": encoder.features.to_dict(),
-        "near_duplicate_feature": encoder.near_duplicate_feature,
-        "tally": encoder.tally.to_json(),
-    }
-    write_atomically(part.file("report"), json.dumps(report).encode())
-
-
-def _documents(batch: dict[str, list[Any]], plan: Plan) -> list[Document]:
-    documents = []
-    for position, guid, label, paths in zip(
-        *(batch[key] for key in ("position", "artifact_guid", "label", "paths")), strict=True
-    ):
-        found = {
-            file: path and plan.artifacts / path for file, path in zip(plan.task.model_input_files, paths, strict=True)
-        }
-        missing = tuple(file for file, path in found.items() if path is None)
-        files = {file: path for file, path in found.items() if file not in missing}
-        documents.append(Document(position, guid, label, files, missing))
-    return documents
+    return Encoder(functions, encoding.plan.contexts, encoding.plan.sign, begin)
