@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ class JobFolder:
         )
         return Finished(process.returncode, process.stdout, process.stderr)
 
+    def stop_once(self, is_busy: Callable[[int], bool], **environment: str) -> int:
+        """Start the command, send it SIGTERM as soon as `is_busy(pid)`, and return its exit code."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "docml_trainer", self.command], env=self.environment(**environment)
+        ) as process:
+            deadline = time.monotonic() + 120
+            while not is_busy(process.pid):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.terminate()
+            return process.wait(timeout=60)
+
     def environment(self, **additions: str) -> dict[str, str]:
         """For callers that start the process themselves (to send it signals, say)."""
         kept = {key: value for key, value in os.environ.items() if key in KEPT}
@@ -117,3 +131,30 @@ class JobFolder:
         target = self.base / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(content), encoding="utf-8")
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have started."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        direct = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    except OSError:  # it has just ended
+        return set()
+    return direct.union(*map(children_of, direct))
+
+
+def assert_gone(pids: Iterable[int], seconds: float) -> None:
+    """None of these processes runs any more, `seconds` from now at the latest."""
+    assert pids
+    deadline = time.monotonic() + seconds
+    while running := [pid for pid in pids if _is_running(pid)]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    """Neither gone nor waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -13,6 +13,7 @@ from docml_trainer import infer
 from docml_trainer.errors import DataError, TrainerError
 from docml_trainer.inference.prediction import LATENCY_DOCUMENTS, sample_rows
 from tests.docml_trainer.inferences import Positional, bert, inference, one_at_a_time, table, write_model, write_spec
+from tests.docml_trainer.jobfolder import assert_gone, children_of
 from tests.docml_trainer.trainings import LABELS, split
 
 
@@ -55,7 +56,7 @@ def test_output_and_timings(tmp_path: Path) -> None:
 
 def test_comparison_in_several_processes(tmp_path: Path) -> None:
     """Every model sees its own columns; processes give what one process gives, and the same data version."""
-    modules: dict[str, torch.nn.Module] = {"one": Positional(bert(1)), "other": Positional(bert(2), outputs="tuple")}
+    modules: dict[str, torch.nn.Module] = {"one": Positional(bert(1)), "other": Positional(bert(2), outputs="tensor")}
     several = inference(tmp_path / "several", modules, processes=2)
     alone = inference(tmp_path / "alone", modules, processes=1)
     for job in (several, alone):
@@ -233,3 +234,17 @@ def test_data_of_another_model_are_refused(tmp_path: Path) -> None:
 def run_here(job: Any) -> None:
     """In this process, where an exception can be looked at."""
     infer.main(job.folders)
+
+
+def test_a_stopped_inference_ends_with_its_processes(tmp_path: Path) -> None:
+    job = inference(tmp_path, {"tiny": Positional(bert())}, processes=2)
+    seen: set[int] = set()
+
+    def is_busy(pid: int) -> bool:
+        seen.update(children_of(pid))
+        return len(seen) >= 3  # two, and the tracker that Python's pools have
+
+    assert job.stop_once(is_busy) == 143
+    assert_gone(seen, seconds=10)
+    assert not job.failure, "stopped is not failed"
+    assert not (job.output / "OUTPUT.json").exists()

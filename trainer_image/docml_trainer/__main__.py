@@ -1,6 +1,6 @@
 """`python -m docml_trainer prepare|train|infer`: the entry point of every job.
 
-Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage.
+Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage, 143 stopped by SIGTERM.
 """
 
 import importlib
@@ -18,8 +18,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in COMMANDS:
         print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if arguments[0] == "train":
-        StopSignal()  # at once: the first process of a container ignores signals for which it has no handler
+    StopSignal()  # at once: the first process of a container ignores signals for which it has no handler
     folders = Folders.from_environment(arguments[0])
     try:
         run_command(folders)

@@ -1,4 +1,7 @@
-"""SIGTERM: spot loss, a stopped job, a cancelled run. The training ends at the next optimizer step, after a checkpoint."""
+"""SIGTERM: spot loss, a stopped job, a cancelled run. Every command ends with exit code 143, and its workers with it.
+
+A training goes on to its next optimizer step and leaves a checkpoint; a preparation and an inference leave nothing.
+"""
 
 import signal
 import sys

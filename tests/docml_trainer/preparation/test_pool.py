@@ -1,6 +1,5 @@
 """The encoding processes: loaded once where that is safe, watched, named when they hang or die, never left behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docml_trainer.jobfolder import JobFolder
+from tests.docml_trainer.jobfolder import JobFolder, assert_gone
 from tests.docml_trainer.preparations import ENCODER, documents, preparation
 
 DOCS = documents(20)
@@ -142,19 +141,11 @@ def test_a_process_that_ends_without_a_word_has_not_encoded(tmp_path: Path) -> N
     assert "does user_defined_funcs.py end the process?" in job.failure
 
 
-def assert_gone(pids: set[int] | list[int], seconds: float) -> None:
-    """None of these processes runs any more, `seconds` from now at the latest."""
-    assert pids
-    deadline = time.monotonic() + seconds
-    while running := [pid for pid in pids if is_running(pid)]:
-        assert time.monotonic() < deadline, running
-        time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    """Neither gone nor waiting to be reaped."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+@pytest.mark.parametrize("reason", ["", THREAD], ids=["forked", "alone"])
+def test_a_stopped_preparation_ends_with_its_processes(tmp_path: Path, reason: str) -> None:
+    job = job_of(tmp_path, NOTED + HANGS + reason)
+    code = job.stop_once(lambda _: bool(noted(tmp_path, "encoding")), NOTES=str(tmp_path))
+    assert code == 143
+    assert_gone({*noted(tmp_path, "loading"), *noted(tmp_path, "encoding")}, seconds=10)
+    assert not job.failure, "stopped is not failed"
+    assert not (job.output / "OUTPUT.json").exists()

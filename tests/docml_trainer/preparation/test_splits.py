@@ -18,7 +18,7 @@ def assign(
     labels: list[str] | None = None,
     groups: list[str | None] | None = None,
     alike: list[str | None] | None = None,
-    earlier: dict[str, str] | None = None,
+    previous: dict[str, str] | None = None,
     shares: tuple[float, ...] = SHARES,
     seed: int = 13,
 ) -> dict[str, str | None]:
@@ -28,7 +28,7 @@ def assign(
         labels or ["a"] * len(guids),
         groups or nothing,
         alike or nothing,
-        previous=earlier or {},
+        previous=previous or {},
         shares=shares,
         seed=seed,
     )

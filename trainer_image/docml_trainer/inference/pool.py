@@ -109,12 +109,16 @@ class Pool:
 
 @contextmanager
 def open_pool(processes: int, test: Path) -> Iterator[Pool]:
-    """Start processes over the data set in the folder `test`; they end with the block, also when it fails."""
+    """Start processes over the data set in the folder `test`. They end with the block; at once, when it fails or is stopped."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     barrier = context.Barrier(processes)
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(test, barrier))
     try:
         yield Pool(executor, processes)
+    except BaseException:  # SIGTERM as well
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
