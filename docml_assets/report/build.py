@@ -158,14 +158,13 @@ def _model_report(
         for index, label in enumerate(predictions.labels)
     ]
     measured = timings.get("models", {}).get(name, {})
-    confusion = confusion_matrix(predictions.truth, predicted, len(predictions.labels))
     return ModelReport(
         accuracy=scores.total_accuracy,
         f1_macro=scores.f1_macro,
         f1_weighted=scores.f1_weighted,
         f1_macro_ci95=bounds,
         per_label=tuple(sorted(rows, key=lambda row: (-row.f1, row.support == 0, row.label))),
-        confusion_matrix=tuple(map(tuple, confusion.tolist())),
+        confusion_matrix=tuple(map(tuple, scores.confusion.tolist())),
         calibration=Calibration(ece=ece, bins=tuple(Bin(**asdict(entry)) for entry in bins)),
         docs_per_second=measured.get("docs_per_second"),
         latency_ms=measured.get("latency_ms"),

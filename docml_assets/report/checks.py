@@ -63,10 +63,10 @@ def _sums(report: Report, name: str) -> list[str]:
     total = sum(map(sum, model.confusion_matrix))
     if total != report.num_test:
         problems.append(f"the confusion matrix counts {total} documents, expected {report.num_test}")
-    rows = dict(zip(report.labels, model.confusion_matrix, strict=True))
+    rows = dict(zip(report.labels, enumerate(model.confusion_matrix), strict=True))
     for label in model.per_label:
-        row = rows.get(label.label)
-        if row is not None and (sum(row), row[report.labels.index(label.label)]) != (label.support, label.correct):
+        index, row = rows.get(label.label, (0, None))
+        if row is not None and (sum(row), row[index]) != (label.support, label.correct):
             problems.append(f"support or correct of {label.label!r} differ from the confusion matrix")
     if sum(entry.count for entry in model.calibration.bins) != report.num_test:
         problems.append(f"the calibration bins do not count {report.num_test} documents")

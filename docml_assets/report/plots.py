@@ -19,7 +19,7 @@ COLORS = ("#2563a8", "#d9822b", "#3a8f5c", "#a13d73", "#6b5bb0", "#8a6d3b", "#3c
 MISSING = "\N{WHITE SQUARE}"  # in place of what the font lacks
 MAX_BARS = 40  # labels in a chart of counts
 WRITTEN_CELLS = 20  # labels up to which the confusion matrix shows its numbers
-WRITTEN_LABELS = 60  # labels up to which it shows their names
+SHOWN_LABELS = 60  # labels in a chart by label and in the confusion matrix; tables and the page have the others
 Draw = Callable[["Figure", "Axes"], None]
 
 
@@ -29,12 +29,12 @@ def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
     plots = {
         "scores.png": _png((7, 1.4 + 0.45 * models), lambda _, axes: _scores(axes, report)),
         "per_label.png": _png(
-            (8, 1.6 + min(40, 0.14 * labels * (models + 1))), lambda _, axes: _per_label(axes, report)
+            (8, 1.6 + 0.14 * min(labels, SHOWN_LABELS) * (models + 1)), lambda _, axes: _per_label(axes, report)
         ),
         "calibration.png": _png((5.5, 5), lambda _, axes: _calibration(axes, report)),
     }
     for name in report.models:
-        side = min(14.0, 3.5 + 0.28 * labels)
+        side = min(14.0, 3.5 + 0.28 * min(labels, SHOWN_LABELS))
         plots[f"confusion_{name}.png"] = _png(
             (side + 1, side),
             lambda figure, axes, name=name: _confusion(figure, axes, report, name),  # type: ignore[misc]
@@ -138,18 +138,20 @@ def _scores(axes: "Axes", report: "Report") -> None:
 
 
 def _per_label(axes: "Axes", report: "Report") -> None:
-    first = next(iter(report.models.values()))
-    order = [row.label for row in first.per_label]
+    rows = next(iter(report.models.values())).per_label
+    half = SHOWN_LABELS // 2
+    shown = rows if len(rows) <= SHOWN_LABELS else (*rows[:half], *rows[-half:])
     height = 0.8 / len(report.models)
     for index, (name, model) in enumerate(report.models.items()):
         f1 = {row.label: row.f1 for row in model.per_label}
-        places = np.arange(len(order)) - 0.4 + (index + 0.5) * height
-        axes.barh(places, [f1[label] for label in order], height, color=color(index), label=_plain(name))
-    support = {row.label: row.support for row in first.per_label}
-    axes.set_yticks(range(len(order)), [f"{_plain(label)} ({support[label]})" for label in order], fontsize=8)
-    axes.set_ylim(len(order) - 0.4, -0.6)
+        places = np.arange(len(shown)) - 0.4 + (index + 0.5) * height
+        axes.barh(places, [f1[row.label] for row in shown], height, color=color(index), label=_plain(name))
+    axes.set_yticks(range(len(shown)), [f"{_plain(row.label)} ({row.support})" for row in shown], fontsize=8)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("F1 by label (test documents)")
+    if len(shown) < len(rows):
+        axes.set_title(f"the {half} best and the {half} worst of {len(rows)} labels", fontsize=10)
     if len(report.models) > 1:
         axes.legend(frameon=False, fontsize=8)
 
@@ -170,21 +172,23 @@ def _calibration(axes: "Axes", report: "Report") -> None:
 
 
 def _confusion(figure: "Figure", axes: "Axes", report: "Report", name: str) -> None:
-    matrix = np.array(report.models[name].confusion_matrix)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    whole = np.array(report.models[name].confusion_matrix)
+    wrong = whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diag(whole)
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN_LABELS])
+    matrix = whole[np.ix_(shown, shown)]
+    shares = matrix / np.maximum(whole.sum(axis=1)[shown, None], 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = len(report.labels)
-    if size <= WRITTEN_LABELS:
-        texts = [_plain(label, 24) for label in report.labels]
-        axes.set_xticks(range(size), texts, rotation=90, fontsize=8)
-        axes.set_yticks(range(size), texts, fontsize=8)
-    if size <= WRITTEN_CELLS:
+    texts = [_plain(report.labels[index], 24) for index in shown]
+    axes.set_xticks(range(len(shown)), texts, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(shown)), texts, fontsize=8)
+    if len(shown) <= WRITTEN_CELLS:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             dark = shares[row, column] > 0.5
             axes.text(
                 column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color="w" if dark else "k"
             )
-    axes.set(xlabel="predicted", ylabel="truth", title=_plain(name))
+    rest = f": the {len(shown)} of {len(report.labels)} labels with most mistakes" if len(shown) < len(whole) else ""
+    axes.set(xlabel="predicted", ylabel="truth", title=f"{_plain(name)}{rest}")
     figure.colorbar(image, ax=axes, label="share of the label's documents", shrink=0.7)
 
 

@@ -11,6 +11,7 @@ from resources.store.manifests import read_manifest
 from resources.store.store import Store
 
 NO_DIFFERENCE = "no difference shown"
+MANY_LABELS = 100
 
 Number = Annotated[float, AllowInfNan(False)]
 Share = Annotated[float, AllowInfNan(False), Field(ge=0, le=1)]
@@ -120,6 +121,11 @@ class Report(Document):
     past: Past
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")
+
+    def to_bytes(self) -> bytes:
+        """As `Document.to_bytes`, but on one line where labels are many: indented, each count of a confusion matrix takes a line."""
+        indent = 2 if len(self.labels) <= MANY_LABELS else None
+        return (self.model_dump_json(indent=indent) + "\n").encode()
 
 
 def read_report(store: Store, place: RunPlace) -> Report:

@@ -22,8 +22,12 @@ _BLOCK = 4_000_000  # numbers held at once: 32 MB
 
 @dataclass(frozen=True)
 class LabelScores:
-    """By label id: float64[k] and int64[k]. `accuracy` is correct / support, which is recall; all are 0 where undefined."""
+    """By label id: float64[k] and int64[k]. `accuracy` is correct / support, which is recall; all are 0 where undefined.
 
+    confusion: int64[k, k], rows truth, columns prediction.
+    """
+
+    confusion: Ids
     f1: Floats
     precision: Floats
     recall: Floats
@@ -64,6 +68,7 @@ def label_scores(confusion: Ids) -> LabelScores:
     """Scores by label of a confusion matrix int64[k, k]."""
     correct, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return LabelScores(
+        confusion=confusion,
         f1=_ratio(2 * correct, support + predicted),
         precision=_ratio(correct, predicted),
         recall=_ratio(correct, support),
@@ -127,13 +132,13 @@ def resampled_f1(predictions: Predictions) -> dict[str, Floats]:
     """
     cell_of_unit, counts = _units(predictions)
     width, models = len(predictions.labels), len(predictions.models)
-    drawn = np.concatenate([totals @ counts for totals in _draws(cell_of_unit, counts.shape[0])])
-    by_kind = drawn.reshape(len(drawn), 2 * models + 1, width)
-    support = by_kind[:, 0]
-    return {
-        model: macro_f1(by_kind[:, 1 + index], support, by_kind[:, 1 + models + index])
-        for index, model in enumerate(predictions.models)
-    }
+    blocks: dict[str, list[Floats]] = {model: [] for model in predictions.models}
+    for totals in _draws(cell_of_unit, counts.shape[0], counts.shape[1]):
+        by_kind = (totals @ counts).reshape(len(totals), 2 * models + 1, width)
+        for index, model in enumerate(predictions.models):
+            correct, predicted = by_kind[:, 1 + index], by_kind[:, 1 + models + index]
+            blocks[model].append(macro_f1(correct, by_kind[:, 0], predicted))
+    return {model: np.concatenate(parts) for model, parts in blocks.items()}
 
 
 def interval(estimate: float, resampled: Floats) -> tuple[float, float]:
@@ -187,11 +192,11 @@ def _cells(predictions: Predictions) -> tuple[Ids, Ids]:
     return cells, first
 
 
-def _draws(cell_of_unit: Ids, cells: int) -> Iterator[Floats]:
-    """How often each cell is drawn: float64[resamples, cells], in blocks."""
+def _draws(cell_of_unit: Ids, cells: int, columns: int) -> Iterator[Floats]:
+    """How often each cell is drawn: float64[resamples, cells], in blocks; each is multiplied into as many rows of `columns`."""
     rng = np.random.default_rng(SEED)
     units = len(cell_of_unit)
-    block = max(1, _BLOCK // max(units, cells))
+    block = max(1, _BLOCK // max(units, cells, columns))
     for start in range(0, RESAMPLES, block):
         rows = min(block, RESAMPLES - start)
         chosen = cell_of_unit[rng.integers(0, units, size=(rows, units))]

@@ -254,3 +254,13 @@ def _corrected(estimate: float, values: np.ndarray[Any, Any]) -> list[float]:
     """Efron's bias-corrected percentile interval."""
     z0 = norm.ppf((np.mean(values < estimate) + np.mean(values <= estimate)) / 2)
     return [float(np.quantile(values, norm.cdf(2 * z0 + z))) for z in norm.ppf([0.025, 0.975])]
+
+
+def test_many_labels_make_neither_a_large_file_nor_large_pictures() -> None:
+    labels = tuple(f"label {number:03d}" for number in range(300))
+    made = report(predictions_table(900, ("a", "b"), labels), labels)
+    assert Report.from_bytes(made.report_json, "report.json") == made.report
+    assert len(made.report_json) < 3 * 2 * 300**2  # about two characters a count, two models
+    few = report(predictions_table(900, ("a", "b"), labels[:60]), labels[:60])
+    for name in ("per_label.png", "confusion_a.png"):
+        assert len(made.plots[name]) < 2 * len(few.plots[name])
