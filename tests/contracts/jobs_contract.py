@@ -306,6 +306,7 @@ class JobsContract:
     def test_a_grid_covers_its_points(self, bench: JobsBench) -> None:
         search = Tuning(ranges={"learning_rate": Choice(values=(0.1, 0.25, 0.9))}, strategy="Grid", max_parallel_jobs=3)
         result = self.run(bench, tuning(search, {"steps": 1}))
+        assert result.attempt == 1
         table = Trials.from_bytes(bench.store.get(f"{result.output_prefix}/{TRIALS}"), TRIALS)
         assert sorted(trial.values["learning_rate"] for trial in table.trials) == [0.1, 0.25, 0.9]
         assert table.trials[table.best - 1].values == {"learning_rate": 0.25}

@@ -240,12 +240,19 @@ def tune(supervisor: "Supervisor") -> None:
     Search(supervisor).run()
 
 
+class Grid(optuna.samplers.GridSampler):
+    """Every point once. Optuna's own stops `Study.optimize` after the last one, which raises here: `Search` counts its trials itself."""
+
+    def after_trial(self, *arguments: Any) -> None:
+        """Nothing is left to do."""
+
+
 def _sampler(tuning: Tuning, begun: int) -> Any:
     """Proposes values. A resumed search draws on, not the same again."""
     seed = tuning.seed + begun
     if tuning.strategy == "Grid":
         values = {name: list(r.values) for name, r in tuning.ranges.items() if isinstance(r, Choice)}
-        return optuna.samplers.GridSampler(values, seed=tuning.seed)
+        return Grid(values, seed=tuning.seed)
     if tuning.strategy == "Random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(
