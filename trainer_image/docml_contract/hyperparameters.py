@@ -26,7 +26,12 @@ class TrainingHyperparameters(BaseModel):
     epochs: int = Field(3, ge=1, le=10_000, description="passes over the training split")
     learning_rate: float = Field(5e-5, gt=0, le=10, description="peak learning rate of AdamW")
     head_learning_rate: float | None = Field(
-        None, gt=0, le=10, description="learning rate of the classification head; none: learning_rate"
+        None,
+        gt=0,
+        le=10,
+        description="learning rate of the classification head: of a transformers model, what lies outside its pretrained base; of any "
+        "other, the modules named classifier, classification_head, head, heads, lm_head, score, pre_classifier or out_proj; "
+        "none: learning_rate",
     )
     train_batch_size: int = Field(16, ge=1, le=65_536, description="documents a micro-batch and process")
     eval_batch_size: int = Field(32, ge=1, le=65_536, description="documents a validation batch and process")
@@ -41,6 +46,11 @@ class TrainingHyperparameters(BaseModel):
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse label frequency")
     mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU supports it, else fp32"
+    )
+    weights_dtype: Literal["float32", "as_loaded"] = Field(
+        "float32",
+        description="type of the weights that train: float32, whatever a checkpoint was stored in; as_loaded: as load_model returns "
+        "them, though steps smaller than bfloat16 or float16 resolves are lost",
     )
     seed: int = Field(13, ge=0, le=2**32 - 1, description="of initialization, order and dropout")
     early_stopping_patience: int | None = Field(

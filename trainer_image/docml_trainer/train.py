@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
+from docml_trainer.data.classifier import explained_model
 from docml_trainer.data.datasets import Rows, fetch
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
@@ -147,7 +148,7 @@ class Training:
 
     def batches_of(self, steps: list[Rows]) -> Iterator[dict[str, torch.Tensor]]:
         """This process' micro-batches of `steps`, one after the other, collated ahead of use."""
-        mine = [part if len(part) else rows[:1] for rows in steps for part in self.micro_batches(rows)]
+        mine = [part if len(part) else rows[:2] for rows in steps for part in self.micro_batches(rows)]
         return sampling.ahead(lambda part: self.setup.collate(fetch(self.setup.train.data, part)), mine)
 
     def optimizer_step(self, rows: Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
@@ -158,11 +159,9 @@ class Training:
         for number, part in enumerate(parts, start=1):
             batch = self.processes.to_device(next(batches))
             # Gradients are exchanged once a step, with the last micro-batch.
-            with (
-                nullcontext()
-                if number == len(parts)
-                else self.processes.accelerator.no_sync(self.setup.classifier.module)
-            ):
+            last = number == len(parts)
+            local = nullcontext() if last else self.processes.accelerator.no_sync(self.setup.classifier.module)
+            with local, explained_model(self.setup.functions, self.place()):
                 output = self.setup.classifier(batch, with_labels=self.setup.loss.takes_models)
                 loss = self.setup.loss(output, batch[LABELS]) / weight
                 if not len(part):
@@ -251,7 +250,8 @@ class Training:
         found: list[tuple[int, int, int, float]] = []  # row id, prediction, label, loss
         for part in mine:
             if len(part):
-                found += self.score(self.processes.to_device(next(batches)))
+                with explained_model(self.setup.functions, f"the validation of epoch {self.progress.epoch + 1}"):
+                    found += self.score(self.processes.to_device(next(batches)))
             if self.processes.sum(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")

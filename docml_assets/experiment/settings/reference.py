@@ -32,6 +32,11 @@ Constants. These are read by the training loop; any further key is the experimen
 only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `[1, 2]`), and as
 text where they are none. A key that is nearly one of these is refused: a typo would go unnoticed.
 
+Of the further keys one means something to the platform: `max_length`, a whole number, says how long a document may become, in values of
+its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export holds at one shape only
+(Longformer, for one) is exported for documents of that length, without `max_length` for the longest document of training and
+validation; longer ones are refused when they are to be predicted.
+
 | key | meaning | default |
 | --- | --- | --- |"""
 

@@ -72,33 +72,79 @@ def test_minilm_holds_at_every_shape(tmp_path: Path) -> None:
 def test_longformer_holds_at_one_shape_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = transformers.LongformerConfig(**SMALL, attention_window=[4, 4], max_position_embeddings=66)
     result = exported(transformers.LongformerForSequenceClassification(config), tmp_path)
-    assert result.content["fixed_shape"] == {"input_ids": [1, 64]}, "as long as its positions allow"
+    longest = max(len(ids) for seed, count in ((1, 40), (2, 20)) for ids in split(count, seed)["input_ids"])
+    assert result.content["fixed_shape"] == {"input_ids": [1, longest]}, "as long as the longest document"
     assert len(result.content["cases"]) >= 9
     assert "The trace holds only at the shape it was made at (case 'batch 1" in capsys.readouterr().out
 
 
-def test_the_one_shape_is_max_length_where_the_experimenter_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("max_length", "length"), [(48, 48), (20, 20), (29, 29), (4000, 29)])
+def test_the_one_shape_is_max_length_where_the_experimenter_has_it(
+    tmp_path: Path, max_length: int, length: int
+) -> None:
     config = transformers.LongformerConfig(**SMALL, attention_window=[4, 4], max_position_embeddings=66)
-    result = exported(transformers.LongformerForSequenceClassification(config), tmp_path, max_length=48)
-    assert result.content["fixed_shape"] == {"input_ids": [1, 48]}
+    model = transformers.LongformerForSequenceClassification(config)
+    result = exported(model, tmp_path, lengths=(3, min(length, 29) + 1), max_length=max_length)
+    assert result.content["fixed_shape"] == {"input_ids": [1, length]}
 
 
 class Bag(torch.nn.Module):
+    """Means over the tokens that are not padding."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = torch.nn.Embedding(60, 8)
         self.score = torch.nn.Linear(8, 3)
 
     def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        real = (input_ids != 0).unsqueeze(2)
+        return {"logits": self.score((self.embedding(input_ids) * real).sum(dim=1) / real.sum(dim=1))}
+
+
+class Careless(Bag):
+    """Counts padding in its mean: what it says about a document depends on the longest of the batch."""
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"logits": self.score(self.embedding(input_ids).mean(dim=1))}
 
 
-class Branching(Bag):
-    """Decides by the values of its input: the trace knows one of the branches."""
+class Neighbourly(Bag):
+    """Compares a document with the one before it in the batch."""
 
     def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = super().forward(input_ids)["logits"]
-        return {"logits": logits if int(input_ids[0, 0]) % 2 else -logits}
+        return {"logits": logits - (logits.roll(1, dims=0) - logits)}
+
+
+@pytest.mark.parametrize("model", [Careless, Neighbourly])
+def test_answers_that_depend_on_the_batch_are_caught(tmp_path: Path, model: type[Bag]) -> None:
+    with pytest.raises(
+        ExportError,
+        match=r"depends on the others of its batch: case 'alone equals padded in a batch': a logit differs by",
+    ):
+        exported(model(), tmp_path, ("input_ids",))
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_an_answer_that_depends_on_the_order_is_caught(tmp_path: Path) -> None:
+    class First(Bag):
+        """Adds to a document what is longer than the first of its batch."""
+
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = super().forward(input_ids)["logits"]
+            lengths = (input_ids != 0).sum(dim=1, keepdim=True)
+            return {"logits": logits + (lengths[:1] - lengths).clamp(min=0)}
+
+    with pytest.raises(ExportError, match="case 'in any batch order': a logit differs by"):
+        exported(First(), tmp_path, ("input_ids",))
+
+
+class Branching(Bag):
+    """Decides by the values of each document: the trace knows one of the branches."""
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        answers = zip(input_ids, super().forward(input_ids)["logits"], strict=True)
+        return {"logits": torch.stack([logits if int(ids[0]) % 2 else -logits for ids, logits in answers])}
 
 
 def test_a_data_dependent_branch_is_caught(tmp_path: Path) -> None:
@@ -144,7 +190,8 @@ class Chunks(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         chunks = attention_mask.any(dim=2)
-        said = self.score(self.embedding(input_ids[chunks]).mean(dim=1))
+        real = attention_mask[chunks].unsqueeze(2)
+        said = self.score((self.embedding(input_ids[chunks]) * real).sum(dim=1) / real.sum(dim=1))
         document = chunks.nonzero()[:, 0]
         return said.new_zeros(input_ids.shape[0], 3).index_add(0, document, said)
 

@@ -34,6 +34,30 @@ def test_fewer_documents_than_a_batch(documents: int) -> None:
     assert [sorted(batch) for batch in batches] == [list(range(documents))]
 
 
+@pytest.mark.parametrize(
+    ("documents", "size", "expected"), [(33, 16, [16, 9, 8]), (17, 16, [9, 8]), (3, 2, [2, 1]), (24, 16, [16, 8])]
+)
+def test_a_small_remainder_shares_with_a_whole_batch(documents: int, size: int, expected: list[int]) -> None:
+    batches = global_batches(np.arange(documents, dtype=np.int64), size, 13, 1)
+    assert sorted(map(len, batches)) == sorted(expected)
+    assert sorted(np.concatenate(batches)) == list(range(documents))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_no_micro_batch_of_one(size: int, accumulation: int, processes: int) -> None:
+    whole = size * accumulation * processes
+    for documents in range(3 * whole, 4 * whole):
+        for batch in global_batches(np.ones(documents, dtype=np.int64), whole, 13, 1):
+            shares = micro_batches(batch, size, processes)
+            assert len({len(share) for share in shares}) == 1
+            parts = [len(part) for share in shares for part in share]
+            assert sum(parts) == len(batch)
+            assert max(parts) <= size + 1
+            assert 1 not in parts or len(batch) == 1
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 5, 11, 12])
 def test_micro_batches_cut_a_global_batch(count: int, processes: int) -> None:

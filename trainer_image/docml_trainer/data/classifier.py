@@ -1,7 +1,8 @@
 """The experimenter's model as the training loop sees it: features in, logits and a loss out, and what can be wrong with it."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,11 +10,21 @@ import torch
 
 from docml_trainer.data.collate import ATTENTION_MASK, ROW_IDS
 from docml_trainer.data.shapes import LABELS
-from docml_trainer.errors import UserCodeError
+from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.functions import UserFunctions, explain
 from docml_trainer.machine import is_out_of_memory
 
 Batch = Mapping[str, torch.Tensor]
+TOKENS = "input_ids"  # the feature that a model's configuration knows a pad value of
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+INDEPENDENCE_TOLERANCE = 1e-3  # of a logit, relative to the largest one; the export's gate is stricter
+# What models say when something common is wrong, and what to do about it.
+REMEDIES = {
+    "no padding token": "set config.pad_token_id to the value that PADDING has for input_ids, before or after the model is made",
+    "more than 1 value per channel": "batch normalization needs two documents a batch: raise train_batch_size, or use LayerNorm",
+    "index out of range": "an id among the features is beyond the model's embeddings: of its vocabulary, or of its positions",
+    "does not require grad": "forward() cuts the gradient: look for torch.no_grad, .detach() or .item()",
+}
 
 
 def forward_parameters(model: torch.nn.Module) -> tuple[str, ...]:
@@ -74,6 +85,57 @@ class Classifier:
         return logits
 
 
+def train_in_float32(model: torch.nn.Module) -> list[str]:
+    """Turn half-precision weights into float32 where any of them trains. Returns the types found.
+
+    A checkpoint stored in bfloat16 is loaded in bfloat16, where most steps of an optimizer are too small to change a weight.
+    """
+    halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in HALF_PRECISION}
+    if halves:
+        for parameter in model.parameters():
+            if parameter.dtype in HALF_PRECISION:
+                parameter.data = parameter.data.float()
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.dtype in HALF_PRECISION:
+                    setattr(module, name, buffer.float())
+    return sorted(str(dtype).removeprefix("torch.") for dtype in halves)
+
+
+def check_trainable(model: torch.nn.Module, functions: UserFunctions) -> None:
+    """UserCodeError if nothing can be trained, or if the model's own loss is not one of single labels."""
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if problem not in (None, "single_label_classification"):
+        raise UserCodeError(
+            f"{line_of(functions, 'problem_type')}: load_model returned a model with problem_type = {problem!r}; "
+            "expected single_label_classification, as every document has one label (leave problem_type out)"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserCodeError(
+            f"{line_of(functions, 'requires_grad')}: load_model returned a model whose weights are all frozen; expected at least "
+            "one that trains (leave the classification head its gradient: model.classifier.requires_grad_(True))"
+        )
+
+
+def padding_of(model: torch.nn.Module, functions: UserFunctions) -> dict[str, float]:
+    """PADDING, and for input_ids, where it is not among them, the pad id of the model's configuration.
+
+    UserCodeError if the two disagree: documents would be padded with what the model takes for a word.
+    """
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    ids = {i for i in (getattr(config, "pad_token_id", None) for config in configs) if isinstance(i, int) and i >= 0}
+    padding = dict(functions.padding)
+    if len(ids) != 1:  # no configuration, or parts of the model that disagree among themselves
+        return padding
+    (own,) = ids
+    if padding.setdefault(TOKENS, own) != own:
+        raise UserCodeError(
+            f"{line_of(functions, 'PADDING')}: PADDING has {TOKENS} = {padding[TOKENS]}, the configuration of the loaded model has "
+            f"pad_token_id = {own}; expected the same value (leave {TOKENS} out of PADDING, or set config.pad_token_id)"
+        )
+    return padding
+
+
 def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions: UserFunctions) -> None:
     """One forward pass: UserCodeError if it fails, has no logits, or has them for another number of labels."""
     file = functions.path.name
@@ -84,15 +146,8 @@ def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions
             f"{', '.join(missing)}, which encode_data returns (add the parameter, or drop the feature)"
         )
     classifier.module.eval()
-    try:
-        with torch.no_grad():
-            output = classifier(batch, with_labels=False)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserCodeError(
-            f"{file}: forward() of the loaded model failed: {explain(error, functions.path)}"
-        ) from error
+    with torch.no_grad(), explained_model(functions):
+        output = classifier(batch, with_labels=False)
     logits = find_logits(output)
     if logits is None:
         found = f"keys {', '.join(output)}" if isinstance(output, Mapping) else type(output).__name__
@@ -106,6 +161,62 @@ def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions
             f"{file}: load_model returned a model with logits of shape {list(logits.shape)} for {documents} documents; "
             f"expected [{documents}, {num_labels}], as the data have {num_labels} labels (pass num_labels=context.num_labels)"
         )
+
+
+def check_independence(
+    classifier: Classifier,
+    collate: Callable[[Sequence[Mapping[str, Any]]], Batch],
+    rows: Sequence[Mapping[str, Any]],
+    functions: UserFunctions,
+) -> None:
+    """UserCodeError if what the model says about a document depends on the others of its batch."""
+    classifier.module.eval()
+    with explained_model(functions):
+        alone = torch.cat([classifier.logits(collate([row])) for row in rows])
+        together = classifier.logits(collate(rows))
+    scale = max(1e-2, float(alone.abs().max()))
+    difference = float((alone - together).abs().max()) / scale
+    if difference > INDEPENDENCE_TOLERANCE:
+        raise UserCodeError(
+            f"{line_of(functions)}: the loaded model answers differently for a document alone and padded in a batch with a longer "
+            f"one (a logit by {difference:.2g} of the largest); expected equal answers. Usually forward() lets padding count: use "
+            "attention_mask, also in means over tokens, and the pad value that the model was made with (PADDING)"
+        )
+
+
+@contextmanager
+def explained_model(functions: UserFunctions, place: str = "") -> Iterator[None]:
+    """Turn what the model raises (neither running out of memory nor a lost process) into a UserCodeError with the experimenter's own line."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or is_lost_connection(error):
+            raise
+        text = explain(error, functions.path)
+        if functions.path.name not in text:  # nothing of the experimenter's was running: a library's model
+            text += f" ({line_of(functions)})"
+        remedy = next((f"; {remedy}" for said, remedy in REMEDIES.items() if said in text), "")
+        raise UserCodeError(
+            f"{functions.path.name}: forward() of the loaded model failed{place and f' in {place}'}: {text}{remedy}"
+        ) from error
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether another training process went away (NCCL's own error, or Gloo's, which is a RuntimeError)."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+
+
+def line_of(functions: UserFunctions, word: str | None = None) -> str:
+    """`user_defined_funcs.py, line 24: <the line>`: the first line with that word, else the last `return` of load_model."""
+    lines = functions.path.read_text(encoding="utf-8-sig").splitlines()
+    found = next((number for number, line in enumerate(lines, start=1) if word and word in line), None)
+    if found is None:
+        source, first = inspect.getsourcelines(functions.module.load_model)
+        ends = [first + index for index, line in enumerate(source) if line.lstrip().startswith("return")]
+        found = ends[-1] if ends else first
+    return f"{functions.path.name}, line {found}: {lines[found - 1].strip()}"
 
 
 def check_all_parameters_used(classifier: Classifier, batch: Batch, functions: UserFunctions) -> None:

@@ -92,7 +92,7 @@ class Samples:
         self.collator = collator  # called with nothing, or with `fixed_shape`
         self.collate = collator()
         self.train, self.valid = train, valid
-        self.max_length = max_length  # to which documents may be as long, where the experimenter says so
+        self.max_length = max_length  # as long as documents may become, where the experimenter says so
         self.lengths = document_lengths(train, self.collate.prefix)
         self.order = np.argsort(self.lengths, kind="stable")
         self.documents = self._three_documents()
@@ -119,6 +119,16 @@ class Samples:
         accepted = [replace(case, expected=logits) for case, logits in computed if logits is not None]
         return [*accepted, *self._validation_cases()]
 
+    def independence_cases(self, eager: PositionalModel) -> list[Case]:
+        """A short, a middle and a long document in one batch, in two orders; expected is what the model says about each alone."""
+        computed = [(row, _logits(eager, Case("alone", self.collate([row])))) for row in self.documents]
+        rows, alone = zip(*((row, logits) for row, logits in computed if logits is not None), strict=True)
+        expected = torch.cat(alone)
+        return [
+            Case("alone equals padded in a batch", self.collate(rows), expected),
+            Case("in any batch order", self.collate(rows[::-1]), expected.flip(0)),
+        ]
+
     def fixed_cases(self, fixed_shape: Mapping[str, Sequence[int]]) -> list[Case]:
         """Short to long documents, all padded to the one shape; training's and validation's."""
         collate = self._fixed(fixed_shape)
@@ -136,16 +146,12 @@ class Samples:
         return cases
 
     def fixed_shape(self, eager: PositionalModel) -> dict[str, list[int]]:
-        """One document a batch, as long as the model takes: documents to come may be longer than those at hand."""
+        """One document a batch, of max_length where the experimenter has it and the model takes it, else as long as the longest."""
         longest = self._longest()
         main = main_feature(self.collate.shapes)
         own = longest[main][-1] if main else 0
-        config = getattr(eager.model, "config", None)
-        positions = getattr(config, "max_position_embeddings", None) or 0
-        for limit in (self.max_length or 0, positions, positions - 2):  # some models keep two positions for padding
-            if limit <= own:
-                continue
-            shape = {name: [1, *self._stretched(name, sizes, own, limit)] for name, sizes in longest.items()}
+        if self.max_length is not None and self.max_length > own:
+            shape = {name: [1, *self._stretched(name, sizes, own, self.max_length)] for name, sizes in longest.items()}
             if _logits(eager, Case("as long as it takes", self._fixed(shape)([self._filled(shape)]))) is not None:
                 return shape
         return {name: [1, *sizes] for name, sizes in longest.items()}

@@ -41,8 +41,16 @@ def export(
         model = model.float()
     eager = PositionalModel(model, keys).eval()
     check_keys(keys, samples)
+    independence = samples.independence_cases(eager)
+    with torch.no_grad():
+        own = compare(eager, eager, independence, TOLERANCE)
+    if own.failure is not None:
+        raise ExportError(
+            f"the trained model's answer about a document depends on the others of its batch: {own.failure}. Usually padding counts: "
+            "use attention_mask in forward(), also in means over tokens, and the pad value that the model was made with (PADDING)"
+        )
     fixed_shape: dict[str, list[int]] | None = None
-    parity = trace_and_compare(eager, samples.trace_example(), samples.dynamic_cases(eager), path)
+    parity = trace_and_compare(eager, samples.trace_example(), [*samples.dynamic_cases(eager), *independence], path)
     if parity.failure is not None:
         fixed_shape = samples.fixed_shape(eager)
         print(

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from docml_contract.hyperparameters import TrainingHyperparameters
 from docml_trainer.data.classifier import find_logits, find_loss
+from docml_trainer.errors import TrainingError
 
 # Names by which classification heads go, for models that do not declare a pretrained base.
 HEAD_MODULES = frozenset(
@@ -75,8 +76,17 @@ def head_parameters(model: torch.nn.Module) -> set[str]:
 
 
 def parameter_groups(model: torch.nn.Module, settings: TrainingHyperparameters) -> list[dict[str, object]]:
-    """Trainable parameters by learning rate and decay: biases, norms and other vectors do not decay."""
+    """Trainable parameters by learning rate and decay: biases, norms and other vectors do not decay.
+
+    TrainingError if head_learning_rate is given and there is no head for it.
+    """
     head = head_parameters(model)
+    if settings.head_learning_rate and not any(p.requires_grad for name, p in model.named_parameters() if name in head):
+        raise TrainingError(
+            f"head_learning_rate = {settings.head_learning_rate} applies to nothing: the model has neither a trained part outside its "
+            f"base_model_prefix nor one by the name of {', '.join(sorted(HEAD_MODULES))}; expected one of them "
+            "(rename the head's module, or leave head_learning_rate out)"
+        )
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

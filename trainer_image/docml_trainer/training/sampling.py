@@ -22,7 +22,8 @@ GROUPED_BATCHES = (
 def global_batches(lengths: Rows, size: int, seed: int, epoch: int) -> list[Rows]:
     """The optimizer steps of one epoch: every document once, `size` a step, the remainder in the last step.
 
-    A random order is cut into groups of GROUPED_BATCHES batches; within a group documents are sorted by length (ties in random
+    A remainder below half of `size` shares the documents of the last whole batch evenly: batch normalization cannot do with one
+    document, and a step on very few is a noisy one. A random order is cut into groups of GROUPED_BATCHES batches; within a group documents are sorted by length (ties in random
     order), so that the batches cut from it pad little; then the batches are shuffled.
     """
     random = np.random.default_rng([seed, epoch])
@@ -35,18 +36,26 @@ def global_batches(lengths: Rows, size: int, seed: int, epoch: int) -> list[Rows
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
         batches += [rows[first : first + size] for first in range(0, len(rows), size)]
     whole, rest = batches[: len(order) // size], batches[len(order) // size :]
+    if whole and rest and 2 * len(rest[0]) < size:
+        shared = np.concatenate([whole[-1], rest[0]])
+        whole[-1], rest = shared[: -(-len(shared) // 2)], [shared[-(-len(shared) // 2) :]]
     return [whole[index] for index in random.permutation(len(whole))] + rest
 
 
 def micro_batches(batch: Rows, size: int, processes: int) -> list[list[Rows]]:
-    """A global batch as `[process][micro-batch] -> rows`: at most `size` rows each, equally many for every process.
+    """A global batch as `[process][micro-batch] -> rows`: equally many micro-batches for every process, of at most `size` rows.
 
-    Neighbours in length share a micro-batch, and at any time all processes work on similar lengths. A micro-batch is empty where
-    there are fewer rows than processes: that process takes part with weight 0.
+    Neighbours in length share a micro-batch, and at any time all processes work on similar lengths. None has a single row, which
+    batch normalization cannot do with, unless there is no other or `size` is 1: rather one has `size` + 1, or some are empty. The
+    process of an empty one takes part with weight 0.
     """
     count = -(-len(batch) // size)
     count = -(-count // processes) * processes
-    cuts = np.array_split(batch, count)
+    if size > 1 and len(batch) < 2 * count:
+        cuts = np.array_split(batch, max(1, len(batch) // 2))
+        cuts += [batch[:0]] * (-len(cuts) % processes)
+    else:
+        cuts = np.array_split(batch, count)
     return [cuts[process::processes] for process in range(processes)]
 
 

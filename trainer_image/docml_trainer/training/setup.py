@@ -16,11 +16,20 @@ from docml_contract.base import digest
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.names import column_prefix
-from docml_trainer.data.classifier import Classifier, check_all_parameters_used, check_model
+from docml_trainer.data.classifier import (
+    Classifier,
+    check_all_parameters_used,
+    check_independence,
+    check_model,
+    check_trainable,
+    line_of,
+    padding_of,
+    train_in_float32,
+)
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import Rows, document_lengths, fetch, load_split
 from docml_trainer.data.shapes import LABELS
-from docml_trainer.errors import TrainingError
+from docml_trainer.errors import DataError, TrainingError, UserCodeError
 from docml_trainer.folders import Folders
 from docml_trainer.functions import Context, UserFunctions
 from docml_trainer.training.checkpoint import Checkpoints
@@ -52,6 +61,7 @@ class Processes:
     """The processes that train together, and this one's place among them."""
 
     def __init__(self, settings: TrainingHyperparameters) -> None:
+        self.settings = settings
         self.accelerator = build_accelerator(settings)
         self.count: int = self.accelerator.num_processes
         self.index: int = self.accelerator.process_index
@@ -85,8 +95,15 @@ class EncodedSplit:
 
     @classmethod
     def load(cls, folder: Path, prefix: str) -> "EncodedSplit":
-        """DataError if the split is missing or empty."""
+        """DataError if the split is missing or empty, or has labels that do not exist."""
         data = load_split(folder, prefix)
+        known = len(data.features[LABELS].names)
+        wrong = [(row, label) for row, label in enumerate(data[LABELS]) if label is None or not 0 <= label < known]
+        if wrong:
+            raise DataError(
+                f"{folder}: {len(wrong)} of {len(data)} documents have a label that does not exist, row {wrong[0][0]} for example "
+                f"{wrong[0][1]}; expected 0 to {known - 1}, the labels of the data set (prepare the data again)"
+            )
         return cls(data, document_lengths(data, prefix))
 
     def __len__(self) -> int:
@@ -133,20 +150,22 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     processes = Processes(settings)
     prefix = column_prefix(task.model_name, task.model_names)
     train, valid = (EncodedSplit.load(folders.channel(name), prefix) for name in ("train", "valid"))
+    check_several_labels(train)
     functions = UserFunctions.load(folders.user_functions)
     # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.
     context = Context.of(task.model_name, task.model_names, train.data.features[LABELS].names, request.values)
     accelerate.utils.set_seed(settings.seed)  # equal initial weights in every process
-    model = functions.load_model(task.model_name, context).to(processes.device)
+    model = load_model(functions, context, processes)
     bare = Classifier.of(model)
     collator = partial(
-        Collator, train.data.features, functions.padding, prefix=prefix, forward_parameters=bare.parameters
+        Collator,
+        train.data.features,
+        padding_of(model, functions),
+        prefix=prefix,
+        forward_parameters=bare.parameters,
     )
     collate = collator(pad_to_multiple_of=8 if processes.device.type == "cuda" else None)
-    first = processes.to_device(collate(fetch(train.data, np.argsort(train.lengths)[-2:])))
-    check_model(bare, first, context.num_labels, functions)
-    if processes.count > 1:
-        check_all_parameters_used(bare, first, functions)
+    try_model(bare, collate, train, functions, processes)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     global_batch = settings.train_batch_size * settings.gradient_accumulation_steps * processes.count
@@ -174,6 +193,56 @@ def prepare_training(folders: Folders) -> TrainingSetup:
         identity=identity,
         checkpoints=Checkpoints(folders.checkpoints, identity),
     )
+
+
+def check_several_labels(train: EncodedSplit) -> None:
+    """DataError if all training documents have one label: there is nothing to tell apart."""
+    names = train.data.features[LABELS].names
+    found = sorted({names[label] for label in train.data[LABELS]})
+    if len(found) < 2:
+        raise DataError(
+            f"all {len(train)} training documents have the label {found[0]!r}; expected documents of at least two labels "
+            "(look at LABELS_QUERY, IGNORED_LABELS and NUM_LABELS_THRESHOLD)"
+        )
+
+
+def load_model(functions: UserFunctions, context: Context, processes: Processes) -> torch.nn.Module:
+    """The experimenter's model, fit to be trained. UserCodeError if it is not."""
+    model = functions.load_model(context.model_name, context)
+    check_trainable(model, functions)
+    settings = processes.settings
+    if settings.weights_dtype == "float32":
+        stored = train_in_float32(model)
+        if stored:
+            processes.say(
+                f"load_model returned weights in {', '.join(stored)}; they train in float32 "
+                "(weights_dtype = as_loaded keeps them as they are)"
+            )
+    elif settings.mixed_precision == "fp16" and any(
+        parameter.requires_grad and parameter.dtype == torch.float16 for parameter in model.parameters()
+    ):
+        raise UserCodeError(
+            f"{line_of(functions)}: load_model returned float16 weights with mixed_precision = fp16 and weights_dtype = as_loaded; "
+            "expected float32 weights under fp16 (leave weights_dtype out)"
+        )
+    return model.to(processes.device)
+
+
+def try_model(
+    bare: Classifier, collate: Collator, train: EncodedSplit, functions: UserFunctions, processes: Processes
+) -> None:
+    """Ask the model about the two longest documents, and about the shortest beside the longest. UserCodeError if it is not fit."""
+    order = np.argsort(train.lengths, kind="stable")
+    longest = processes.to_device(collate(fetch(train.data, order[-2:])))
+    check_model(bare, longest, len(train.data.features[LABELS].names), functions)
+    check_independence(
+        bare,
+        lambda rows: processes.to_device(collate(rows)),
+        fetch(train.data, order[[0, -1]]),
+        functions,
+    )
+    if processes.count > 1:
+        check_all_parameters_used(bare, longest, functions)
 
 
 def steps_per_epoch(documents: int, global_batch: int) -> int:
