@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._synthetic_s3 import FILE, guids, synthetic_s3
-from resources.store.store import PARALLEL_COPIES, Store
+from resources.store import PARALLEL_COPIES, Store
 from tests.servers.s3 import seaweedfs
 
 REPEATS = 3

@@ -23,7 +23,7 @@ from bench.reconcile import QUERY, RECIPE
 from docml_assets.reconcile.plan import to_copy
 from docml_assets.reconcile.gather import gather, plan_run
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 url, environment = sys.argv[1], json.loads(sys.argv[2])
 started = time.perf_counter()

@@ -12,9 +12,11 @@ import dagster as dg
 from docml_assets.errors import DocmlError
 from docml_assets.tracking import TrackingAccount
 from docml_contract.names import check_experiment_name
+from resources.jobs.costs import read_prices
+from resources.jobs.engine.engine import Engine
 from resources.jobs.interface import Jobs
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -66,12 +68,12 @@ class Deployment:
     def jobs(self) -> Jobs:
         """Runs jobs exactly once; the imports are here because the SageMaker client takes seconds to load."""
         if self.kind == "local":
-            from resources.jobs.local.backend import local_jobs
+            from resources.jobs.local.backend import local_backend
 
-            return local_jobs(self.store, environment=self.environment)
-        from resources.jobs.sagemaker.backend import sagemaker_jobs
+            return Engine(self.store, local_backend(self.store, self.environment))
+        from resources.jobs.sagemaker.backend import sagemaker_backend
 
-        return sagemaker_jobs(self.store, environment=self.environment)
+        return Engine(self.store, sagemaker_backend(self.store, self.environment), read_prices(self.environment))
 
     @property
     def tracking(self) -> TrackingAccount:

@@ -18,11 +18,12 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from docml_assets.errors import DocmlError
 from docml_assets.partitions import register
-from docml_assets.processes import PROCESS_TAG, this_process
+from docml_assets.processes import PROCESS_TAG
 from docml_assets.runs.claims import Claim
 from docml_contract.errors import ContractError
 from docml_contract.names import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
 from resources.errors import ResourceError
+from resources.processes import this_process
 
 JOB = "run_experiment"
 # The assets of a run in the order of their making, with the steps that make them.
@@ -77,7 +78,7 @@ def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str]
         job,
         tags={
             **tags,
-            PROCESS_TAG: this_process(),
+            PROCESS_TAG: str(this_process()),
             "dagster/partition": str(key),
             **get_tags_from_multi_partition_key(key),
         },

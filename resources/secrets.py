@@ -3,24 +3,23 @@
 import json
 from collections.abc import Mapping
 
+from docml_contract.names import SECRET_REFERENCE
 from resources import aws
 from resources.errors import ResourceError, SettingError
-
-PREFIX = "secretsmanager:"
 
 
 def is_reference(value: str) -> bool:
     """Whether `value` names a secret instead of being one."""
-    return value.startswith(PREFIX)
+    return value.startswith(SECRET_REFERENCE)
 
 
 def resolve(value: str, environment: Mapping[str, str]) -> str:
     """`value` itself, or the secret that it refers to. Errors name the reference, never the secret."""
     if not is_reference(value):
         return value
-    name, _, key = value.removeprefix(PREFIX).partition("#")
+    name, _, key = value.removeprefix(SECRET_REFERENCE).partition("#")
     if not name:
-        raise SettingError(f"{value!r}: expected secretsmanager:NAME#key")
+        raise SettingError(f"{value!r}: expected {SECRET_REFERENCE}NAME#key")
     client = aws.client("secretsmanager", environment)
     try:
         text = client.get_secret_value(SecretId=name)["SecretString"]

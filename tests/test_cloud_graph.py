@@ -18,7 +18,7 @@ from docml_assets.deployment import SAMPLE
 from docml_assets.experiment.scaffold import new_experiment
 from docml_contract.names import RunPlace
 from resources.jobs.sagemaker import backend
-from resources.store.store import Store
+from resources.store import Store
 from tests.deploy.test_cloudformation import create, statements
 from tests.resources.jobs.cloud import HURRY, Cloud, cloud
 from tests.servers.iam import all_actions, allowing

@@ -10,13 +10,14 @@ import dagster as dg
 
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import run_place
-from docml_assets.processes import PROCESS_TAG, this_process
+from docml_assets.processes import PROCESS_TAG
 from docml_assets.progress import display
 from docml_assets.steps.snapshot import existing_claim, frozen_settings, operation_tag, read_operation_tag
 from docml_assets.steps.work import Work
-from docml_contract import events
+from docml_contract import log_lines
 from docml_contract.names import STEPS, RunPlace
 from resources.jobs.interface import Listener
+from resources.processes import this_process
 
 # Run tags. Steps: the steps that the run performs, others are reused (absent: whatever is selected). Operation: the settings that do
 # not freeze, as the experiment folder had them. Trigger: what started the run.
@@ -53,7 +54,7 @@ def trigger_of(context: Context) -> dict[str, Any]:
 
 def note_process(context: Context) -> None:
     """Let the run carry the process that executes it: a run whose process is gone can be told from one that works on."""
-    mine = this_process()
+    mine = str(this_process())
     if context.run.tags.get(PROCESS_TAG) != mine:
         context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: mine})
 
@@ -147,12 +148,12 @@ class JobListener:
 
     def event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind == events.EPOCH:
+        if kind == log_lines.EPOCH:
             self._epoch(event)
-        elif kind == events.PROGRESS:
+        elif kind == log_lines.PROGRESS:
             what = f"{self._prefix}{event.get('what', 'progress')}"
             self._reporter.progress(what, int(event.get("done", 0)), event.get("total"))
-        elif kind == events.TRACKING:
+        elif kind == log_lines.TRACKING:
             self._reporter.links[f"tracking{f' ({self._model})' if self._model else ''}"] = str(event["url"])
             self.status(f"tracked at {event['url']}")
 

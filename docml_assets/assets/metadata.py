@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from docml_assets.steps.work import Outcome, Work
 from resources.jobs.interface import JobResult
-from resources.store.store import Store
+from resources.store import Store
 
 Metadata = dict[str, Any]
 # Images travel inside the event log: larger ones are left to the storage path.

@@ -59,9 +59,10 @@ def claim_for(
     deployment: "Deployment", experiment: str, number: int | None, *, take_next: bool
 ) -> "tuple[Claim, Settings]":
     """The claim that the command asks for, made or found, and its settings with the folder's operational ones."""
-    from docml_assets.experiment.folder import ExperimentFolder, validate
+    from docml_assets.experiment.folder import ExperimentFolder
     from docml_assets.experiment.problems import ProblemsError
     from docml_assets.runs.claims import claim_next, claim_or_continue, claim_run, read_claim
+    from docml_assets.runs.preflight import validate
 
     path = deployment.experiment_folder(experiment)
     store = deployment.store

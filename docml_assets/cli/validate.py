@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from docml_assets.experiment.folder import ExperimentFolder, validate
+from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.problems import Problem
+from docml_assets.runs.preflight import validate
 from docml_contract.names import STEPS
 
 

@@ -14,12 +14,9 @@ from docml_assets.experiment.source import (
     Function,
     body_without_docstring,
     function_nodes,
-    functions_digest,
     module_bindings,
     plain_imports,
 )
-
-__all__ = ["check_functions", "defined_functions", "functions_digest"]
 
 # The functions and their parameters, and whether an experiment can do without.
 PARAMETERS = {

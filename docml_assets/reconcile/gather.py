@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from docml_assets.experiment.functions import defined_functions, functions_digest
+from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.settings.settings import Settings
+from docml_assets.experiment.source import functions_digest
 from docml_assets.reconcile.findings import Findings
 from docml_assets.reconcile.label_rows import trusted_rows
 from docml_assets.reconcile.plan import SOURCE, Plan, Recipe, join, make_plan, production_files
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
-from resources.store.store import PARALLEL_FILES, Store
+from resources.store import PARALLEL_FILES, Store
 
 PROCESS_FUNC = "process_func"
 # Key ranges listed at once; more streams gain nothing (bench/listing.py).

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from docml_assets.reconcile.errors import ReconciliationError
 from docml_assets.reconcile.findings import MAX_ROWS, Findings, findings_table, shown
-from resources.store.keys import refusals
+from resources.store.safe_names import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
 MAX_LABEL_BYTES = 256

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from docml_assets.reconcile.findings import MAX_ROWS, Findings, findings_table, shown
 from docml_assets.reconcile.label_rows import drop_duplicates
 from docml_contract.base import short
-from resources.store.keys import refusal
+from resources.store.safe_names import refusal
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
 # Written by the platform after process_func's files, with their number in the name: `.processed-3`.

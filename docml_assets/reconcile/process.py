@@ -16,8 +16,8 @@ from docml_assets.reconcile.plan import MARKER
 from docml_assets.reconcile.scratch import scratch_folder
 from docml_assets.reconcile.workers import TIMEOUT_SECONDS, Outcome, Worker
 from docml_contract.manifests import sha256_file
-from resources.store.keys import refusal
-from resources.store.store import Store
+from resources.store import Store
+from resources.store.safe_names import refusal
 
 ATTEMPTS = 2
 

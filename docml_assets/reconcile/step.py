@@ -38,7 +38,7 @@ from docml_assets.reconcile.process import Failure, Task, cores, process_artifac
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 # Production may change while it is copied: so often everything is planned again.
 ROUNDS = 3

@@ -14,7 +14,7 @@ from docml_assets.report.schema import Past, PastComparison, read_report
 from docml_assets.report.statistics import confusion_matrix, label_scores, resampled_f1
 from docml_assets.tables import read_parquet
 from docml_contract.names import PREDICTIONS, RunPlace
-from resources.store.store import Store
+from resources.store import Store
 
 COMPARED_RUNS = 3  # the latest; each costs a bootstrap of its own
 

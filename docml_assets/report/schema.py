@@ -7,8 +7,8 @@ from pydantic import AllowInfNan, Field
 from docml_assets.errors import ReportError
 from docml_contract.base import Document
 from docml_contract.names import REPORT_JSON, RunPlace
+from resources.store import Store
 from resources.store.manifests import read_manifest
-from resources.store.store import Store
 
 NO_DIFFERENCE = "no difference shown"
 MANY_LABELS = 100

@@ -6,6 +6,7 @@ everything a run needs of its experiment folder; the readable files beside it ar
 
 import ast
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -15,31 +16,17 @@ from pydantic import Field
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.settings.settings import Settings, parse_settings
-from docml_assets.runs.numbers import claimed_runs, next_run
 from docml_contract.base import Document
 from docml_contract.manifests import Manifest, utc_now
-from docml_contract.names import USER_FUNCTIONS, RunPlace
+from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
 from resources.errors import MissingKey, StoreError
+from resources.store import Store
 from resources.store.manifests import publish_bytes
-from resources.store.store import Store
-
-__all__ = [
-    "Claim",
-    "RunChanged",
-    "RunClaimed",
-    "changed_keys",
-    "claim_next",
-    "claim_or_continue",
-    "claim_run",
-    "claimed_runs",
-    "next_run",
-    "read_claim",
-    "write_snapshot",
-]
 
 ASSET = "experiment_snapshot"
 RESOLVED_SETTINGS = "settings.json"
+_RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
 
 
 class RunClaimed(DocmlError):
@@ -73,6 +60,22 @@ class Claim(Document):
     @property
     def place(self) -> RunPlace:
         return RunPlace(self.experiment, self.run)
+
+
+def run_folders(store: Store, experiment: str) -> list[int]:
+    """Numbers of the run folders, ascending."""
+    names = store.list_folders(check_experiment_name(experiment))
+    return sorted(int(match[1]) for name in names if (match := _RUN_FOLDER.fullmatch(name)))
+
+
+def claimed_runs(store: Store, experiment: str) -> list[int]:
+    """Numbers of the claimed runs, ascending."""
+    return [number for number in run_folders(store, experiment) if store.exists(RunPlace(experiment, number).claim)]
+
+
+def next_run(store: Store, experiment: str) -> int:
+    """One more than the highest number in use (gaps stay gaps, so that a later run has a higher number)."""
+    return max(run_folders(store, experiment), default=0) + 1
 
 
 Content = ExperimentFolder | Claim  # where the settings and functions of a new run come from

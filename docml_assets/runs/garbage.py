@@ -11,8 +11,8 @@ from docml_assets.runs.claims import claimed_runs
 from docml_assets.tables import read_parquet
 from docml_contract.manifests import PreparedData
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, ExperimentPlace, RunPlace
+from resources.store import Store
 from resources.store.manifests import read_manifest
-from resources.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from docml_assets.runs.claims import claimed_runs, read_claim
 from docml_contract.manifests import Manifest
 from docml_contract.names import REPORT_JSON, RunPlace
 from resources.jobs.engine.records import JobRecord, job_records
+from resources.store import Store
 from resources.store.manifests import read_manifest
-from resources.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,16 @@ import dagster as dg
 from pydantic import Field, ValidationError
 
 from docml_assets.errors import DocmlError
-from docml_assets.experiment.folder import ExperimentFolder, validate
+from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.problems import ProblemsError
 from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, next_run, read_claim
+from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import Findings, Launch, content_digest, experiment_folders, in_turn
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
 from resources.errors import ResourceError
-from resources.store.store import Store
+from resources.store import Store
 
 NAME = "experiment_sensor"
 

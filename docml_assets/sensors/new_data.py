@@ -19,8 +19,7 @@ from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
-from docml_assets.runs.claims import Claim, claim_next, read_claim
-from docml_assets.runs.numbers import run_folders
+from docml_assets.runs.claims import Claim, claim_next, read_claim, run_folders
 from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
 from docml_assets.steps.production import FILES, LABELS, files_version
 from docml_assets.steps.work import flagged_steps
@@ -29,8 +28,8 @@ from docml_contract.errors import ContractError
 from docml_contract.names import RECONCILIATION, RunPlace
 from resources.errors import ResourceError
 from resources.labels import LabelSource
+from resources.store import Store
 from resources.store.manifests import read_manifest
-from resources.store.store import Store
 
 NAME = "new_data_sensor"
 CHECK = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")

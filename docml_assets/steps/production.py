@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from docml_assets.experiment.settings.settings import Settings
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 LABELS = "production_labels"
 FILES = "production_files"

@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from docml_assets.experiment.folder import ExperimentFolder, validate
-from docml_assets.experiment.settings.settings import Settings, SettingsError
+from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.problems import SettingsError
+from docml_assets.experiment.settings.settings import Settings
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
+from docml_assets.runs.preflight import validate
 from docml_assets.steps.errors import UnclaimedRun
 from docml_assets.steps.work import Outcome
 from docml_contract.names import RunPlace
+from resources.store import Store
 from resources.store.manifests import check_finished, read_manifest
-from resources.store.store import Store
 
 
 def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settings:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
-from docml_assets.experiment import machines
+from docml_assets.experiment.settings.settings import Step
 from docml_assets.steps.work import Work
 from docml_contract.jobs import Channel, Compute, ExportedModel, InferTask, JobSpec, PrepareTask, TrainTask, Tuning
 from docml_contract.names import EXPORT, INFERENCE, TORCHSCRIPT, TRAINING, TUNING
@@ -12,10 +12,10 @@ from docml_contract.names import EXPORT, INFERENCE, TORCHSCRIPT, TRAINING, TUNIN
 Phase = Literal["whole", "shard", "merge"]
 
 
-def compute(work: Work, step: machines.Step, *, hosts: int | None = None) -> Compute:
+def compute(work: Work, step: Step, *, hosts: int | None = None) -> Compute:
     """On what a step's jobs run, in the run's image."""
     image = None if work.kind == "local" else work.settings.docker_image or work.image
-    return machines.compute(work.settings, step, image=image, hosts=hosts)
+    return work.settings.compute(step, image=image, hosts=hosts)
 
 
 def preparation(

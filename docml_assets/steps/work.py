@@ -10,7 +10,7 @@ from docml_contract.manifests import Manifest
 from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
 from resources.jobs.interface import JobResult, Jobs, Listener
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 
 def flagged_steps(settings: Settings) -> frozenset[str]:

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from docml_contract.jobs import Compute, JobSpec
 from resources.errors import SettingError
-from resources.jobs.errors import CostTooHigh
+from resources.jobs.interface import CostTooHigh
 
 SECONDS_AN_HOUR = 3600.0
 _PRICES = TypeAdapter(dict[str, Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]])

@@ -1,12 +1,13 @@
-"""What callers see of jobs."""
+"""What callers see of jobs, and the exceptions; their tree is drawn in `resources/jobs/__init__.py`."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from docml_contract.jobs import JobSpec
 from docml_contract.manifests import JobOutput
+from resources.errors import ResourceError
 
 
 class Listener(Protocol):
@@ -16,7 +17,7 @@ class Listener(Protocol):
         """An ordinary line of a host's (or a trial's) log."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """A parsed line of `docml_contract.events`."""
+        """A parsed line of `docml_contract.log_lines`."""
 
     def status(self, text: str) -> None:
         """A sentence on where the job stands: "Starting", "attached to the running job …"."""
@@ -78,3 +79,38 @@ class Jobs(Protocol):
 
     def stop(self, orphan: Orphan) -> None:
         """Ask an orphan to stop, unless somebody has come to wait for it meanwhile."""
+
+
+class JobError(ResourceError):
+    """A job could not be run, followed or completed."""
+
+
+class JobRefused(JobError):
+    """The job was not started: something that was asked for is wrong, and the message names it."""
+
+
+class CostTooHigh(JobRefused):
+    """The worst case of the job costs more than MAX_COST_USD."""
+
+
+class JobUnreachable(JobError):
+    """The service could not be asked for longer than the budget allows. A job that runs goes on; a new run attaches to it."""
+
+
+class JobFailed(JobError):
+    """The job ended without success. `reason` is the job's own, `last_lines` the end of its log."""
+
+    def __init__(
+        self, name: str, reason: str, *, last_lines: Sequence[str] = (), links: Mapping[str, str] | None = None
+    ):
+        self.name = name
+        self.reason = reason
+        self.last_lines = tuple(last_lines)
+        self.links = dict(links or {})
+        lines = "".join(f"\n  | {line}" for line in self.last_lines)
+        where = "".join(f"\n  {title}: {link}" for title, link in self.links.items())
+        super().__init__(f"job {name}: {reason}{lines}{where}")
+
+
+class JobStopped(JobFailed):
+    """The job was stopped: by someone, or because it ran into MaxRuntime or MaxWait."""

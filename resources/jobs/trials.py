@@ -11,7 +11,7 @@ from docml_contract.hyperparameters import Interval, Scalar
 from docml_contract.jobs import Tuning
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT, TRIALS
-from resources.store.store import Store
+from resources.store import Store
 
 PICTURE = "search.png"
 

@@ -1,1 +1,27 @@
-"""The store: a folder or a bucket, its keys, and folders with a manifest."""
+"""One object store, on a folder or on S3, behind one interface: `from resources.store import Store`.
+
+Beside it: `manifests` (finished folders) and `safe_names` (which names and keys are safe). Everything else is inside.
+"""
+
+from resources.store.objects import (
+    PARALLEL_COPIES,
+    PARALLEL_FILES,
+    TABLE_SCHEMA,
+    MissingSource,
+    StoreBackend,
+    StoredObject,
+    missing_key,
+)
+from resources.store.store import Store, canonical_url
+
+__all__ = [
+    "PARALLEL_COPIES",
+    "PARALLEL_FILES",
+    "TABLE_SCHEMA",
+    "MissingSource",
+    "Store",
+    "StoreBackend",
+    "StoredObject",
+    "canonical_url",
+    "missing_key",
+]

@@ -18,7 +18,15 @@ from typing import Any
 import pyarrow as pa
 
 from resources.errors import StoreError
-from resources.store.store import PARALLEL_FILES, TABLE_SCHEMA, Gone, Names, StoredObject, missing
+from resources.store.objects import (
+    PARALLEL_FILES,
+    TABLE_SCHEMA,
+    Gone,
+    Names,
+    StoredObject,
+    copy_in_threads,
+    missing_key,
+)
 
 # Drafts wait here, on the store's own file system, until they are renamed into place; never listed.
 DRAFTS = ".docml-drafts"
@@ -142,8 +150,6 @@ class FolderBackend:
     def copy_many(
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
     ) -> Gone:
-        from resources.store.bulk import copy_in_threads
-
         return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
 
     def path_of(self, key: str) -> Path:
@@ -181,7 +187,7 @@ class FolderBackend:
                     self._hashes[identity] = digest
                 return self._hashes[identity]
         except FileNotFoundError:
-            raise missing(str(path)) from None
+            raise missing_key(str(path)) from None
 
     @contextmanager
     def _draft(self, key: str) -> Iterator[Path]:
@@ -222,7 +228,7 @@ class FolderBackend:
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise missing(str(self.root / key)) from None
+            raise missing_key(str(self.root / key)) from None
         except OSError as error:
             raise self._error(key, error) from error
 

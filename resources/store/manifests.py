@@ -12,7 +12,8 @@ from docml_contract.errors import IncompleteArtifact
 from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
 from docml_contract.names import MANIFEST
 from resources.errors import MissingKey, StoreError
-from resources.store.store import PARALLEL_FILES, Store
+from resources.store.objects import PARALLEL_FILES
+from resources.store.store import Store
 
 # Up to this size a file is also hashed when a finished folder is checked: it costs no more than asking for its size.
 SMALL_BYTES = 64 << 10

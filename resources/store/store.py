@@ -7,87 +7,23 @@ open again in another process; its client comes into being at first use.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from resources.errors import MissingKey, SettingError, StoreError
-from resources.store.keys import check_key
-
-TABLE_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
-# Files moved at once between a store and local folders: enough to hide latency, few enough for two cores.
-PARALLEL_FILES = 32
-# Requests in flight of a bulk copy; more gains nothing at 30 ms a request (bench/copies.py).
-PARALLEL_COPIES = 256
-
-
-class StoredObject:
-    """An object as a store describes it: key, size in bytes, etag.
-
-    An etag tells change within one store only. A folder's is the content's sha256, read when it is asked for: listing a big folder
-    reads no file.
-    """
-
-    __slots__ = ("_etag", "key", "size")
-
-    def __init__(self, key: str, size: int, etag: str | Callable[[], str]) -> None:
-        self.key = key
-        self.size = size
-        self._etag = etag
-
-    @property
-    def etag(self) -> str:
-        if not isinstance(self._etag, str):
-            self._etag = self._etag()
-        return self._etag
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StoredObject):
-            return NotImplemented
-        return (self.key, self.size) == (other.key, other.size) and self.etag == other.etag
-
-    def __hash__(self) -> int:
-        return hash((self.key, self.size))
-
-    def __repr__(self) -> str:
-        return f"StoredObject({self.key!r}, {self.size} bytes)"
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A copy whose source had gone."""
-
-    source: str
-    target: str
-
-
-# Classes with a method called `list` cannot say list[…] in their signatures.
-Names = list[str]
-Objects = list[StoredObject]
-Gone = list[Missing]
-
-
-class Backend(Protocol):
-    """What a folder and S3 each do in their own way. Keys are checked, prefixes stripped of outer slashes."""
-
-    def get(self, key: str) -> bytes: ...
-    def head(self, key: str) -> StoredObject | None: ...
-    def list_folders(self, prefix: str) -> Names: ...
-    def list(self, prefix: str) -> Iterator[StoredObject]: ...
-    def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table: ...
-    def put(self, key: str, data: bytes) -> StoredObject: ...
-    def put_if_absent(self, key: str, data: bytes) -> bool: ...
-    def put_file(self, key: str, path: Path) -> StoredObject: ...
-    def get_file(self, key: str, path: Path) -> None: ...
-    def delete(self, keys: Sequence[str]) -> None: ...
-    def copies_within(self, other: Any) -> bool: ...
-    def copy_from(self, other: Any, source: str, target: str) -> StoredObject: ...
-    def copy_many(
-        self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
-    ) -> Gone: ...
+from resources.errors import SettingError, StoreError
+from resources.store.objects import (
+    PARALLEL_COPIES,
+    PARALLEL_FILES,
+    Gone,
+    Names,
+    Objects,
+    StoreBackend,
+    StoredObject,
+)
+from resources.store.safe_names import check_key
 
 
 class Store:
@@ -96,7 +32,7 @@ class Store:
     def __init__(self, url: str, environment: Mapping[str, str]) -> None:
         self.url = canonical_url(url)
         self._environment = dict(environment)
-        self._backend: Backend | None = None
+        self._backend: StoreBackend | None = None
 
     @classmethod
     def open(cls, url: str, *, environment: Mapping[str, str]) -> Self:
@@ -110,7 +46,7 @@ class Store:
         return {"url": self.url, "_environment": self._environment, "_backend": None}
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> StoreBackend:
         """The client, made at first use."""
         if self._backend is None:
             self._backend = _open_backend(self.url, self._environment)
@@ -246,17 +182,12 @@ def canonical_url(url: str) -> str:
     return Path(os.path.realpath(Path(path).expanduser())).as_uri()
 
 
-def missing(uri: str) -> MissingKey:
-    """The error for an object that is not there."""
-    return MissingKey(f"{uri} does not exist")
-
-
 def _check_prefix(prefix: str) -> str:
     stripped = prefix.strip("/")
     return check_key(stripped) if stripped else ""
 
 
-def _open_backend(url: str, environment: Mapping[str, str]) -> Backend:
+def _open_backend(url: str, environment: Mapping[str, str]) -> StoreBackend:
     if url.startswith("file:"):
         from resources.store.folder import FolderBackend
 

@@ -13,9 +13,9 @@ from docml_contract.jobs import Channel, Compute, JobSpec, PrepareTask, Tracking
 from docml_contract.names import TRIALS, RunPlace
 from resources.jobs.engine.engine import Engine
 from resources.jobs.engine.records import JobRecord
-from resources.jobs.errors import JobFailed, JobRefused, JobStopped
+from resources.jobs.interface import JobFailed, JobRefused, JobStopped
 from resources.jobs.trials import Trials
-from resources.store.store import Store
+from resources.store import Store
 
 FILES = {"user_defined_funcs.py": b"def load_model(model_name, context): ...\n"}
 PLACE = RunPlace("EXP-1-contract", 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resources.errors import MissingKey, StoreError, UnsafeKey
-from resources.store.store import Store
+from resources.store import Store
 
 ODD_NAMES = [
     "with space",

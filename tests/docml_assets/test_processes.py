@@ -5,27 +5,30 @@ import sys
 
 import dagster as dg
 
-from docml_assets.processes import PROCESS_TAG, is_gone, mark_failed, runs_without_process, this_process
+from docml_assets.processes import PROCESS_TAG, is_gone, mark_failed, runs_without_process
+from resources.processes import this_process
 
 
 def other_process() -> str:
     """The identity of a process that has ended."""
-    code = "from docml_assets.processes import this_process; print(this_process())"
+    code = "from resources.processes import this_process; print(this_process())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_this_process_lives_and_one_that_ended_is_gone() -> None:
-    assert not is_gone(this_process())
+    assert not is_gone(str(this_process()))
     assert is_gone(other_process())
 
 
 def test_a_later_process_with_the_same_id_is_another_one() -> None:
-    host, pid, _ = this_process().split(" ", 2)
-    assert is_gone(f"{host} {pid} 1")
+    me = this_process()
+    assert is_gone(str(me.model_copy(update={"start": "1"})))
+    assert is_gone(f"{me.host} {me.pid} 1")  # as earlier versions wrote it
 
 
 def test_of_another_machines_process_nothing_is_known() -> None:
     assert not is_gone("elsewhere 1 1")
+    assert not is_gone(str(this_process().model_copy(update={"namespace": "1", "start": "1"})))
 
 
 def test_unfinished_runs_of_processes_that_are_gone_can_be_ended() -> None:
@@ -39,7 +42,7 @@ def test_unfinished_runs_of_processes_that_are_gone_can_be_ended() -> None:
         for process, status in (
             (gone, dg.DagsterRunStatus.STARTED),
             (gone, dg.DagsterRunStatus.SUCCESS),
-            (this_process(), dg.DagsterRunStatus.STARTED),
+            (str(this_process()), dg.DagsterRunStatus.STARTED),
         ):
             instance.create_run_for_job(nothing, status=status, tags={PROCESS_TAG: process})
         (dead,) = runs_without_process(instance)

@@ -27,7 +27,7 @@ from docml_contract.jobs import InferTask, JobSpec, PrepareTask, TrainTask
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.versions import model_version
 from resources.jobs.interface import JobResult, Listener, Orphan
-from resources.store.store import Store
+from resources.store import Store
 
 LABELS = ("invoice", "letter")
 SOURCE = """

@@ -13,8 +13,8 @@ from typing import Any
 
 from docml_contract import hyperparameters as encoding
 from docml_contract import names
-from docml_contract.events import parse_event
 from docml_contract.jobs import JobSpec
+from docml_contract.log_lines import parse_event
 from docml_contract.manifests import JobOutput, verify_folder
 from docml_trainer.folders import Folders
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from docml_contract.metrics import METRIC_DEFINITIONS
+from docml_contract.log_lines import METRIC_DEFINITIONS
 from tests.docml_trainer.trainings import BAG, LABELS, records, run_here, training_job, weights
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from docml_assets.experiment.folder import validate
+from docml_assets.runs.preflight import validate
 from docml_assets.sample import PRODUCTION_FILES
 from docml_trainer.data.collate import Collator
 from docml_trainer.functions import Context, UserFunctions

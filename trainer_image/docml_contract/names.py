@@ -31,6 +31,8 @@ TUNING: Final = "tuning"
 INFERENCE: Final = "inference"
 STEPS: Final = (RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE)
 
+# A value that begins so refers to a secret: `secretsmanager:NAME#key`
+SECRET_REFERENCE = "secretsmanager:"
 # Files of a finished folder
 MANIFEST = "MANIFEST.json"
 # Files of a job's output folder

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from docml_contract import names
 from docml_contract.base import digest
-from docml_contract.events import FACTS, PROGRESS, format_event
 from docml_contract.jobs import PrepareTask
+from docml_contract.log_lines import FACTS, PROGRESS, format_event
 from docml_contract.manifests import JobOutput, verify_folder, write_output
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders

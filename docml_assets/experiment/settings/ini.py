@@ -9,8 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from docml_assets.experiment.problems import Problem, nearest, shown
+from resources.secrets import is_reference
 
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
+_SECRET_KEY = re.compile(r"passw(or)?d|secret|api[_-]?key|access[_-]?key|auth[_-]?token", re.IGNORECASE)
+_SECRET_VALUES = (
+    (re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@"), "a URL that holds a password"),
+    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "what looks like an AWS access key"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "what looks like a Hugging Face token"),
+    (re.compile(r"\bgh[opsu]_[A-Za-z0-9]{36,}\b"), "what looks like a GitHub token"),
+    (re.compile(r"\bwandb_v\d_\w{20,}"), "what looks like a wandb key"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), "a private key"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,3 +118,13 @@ def _read_entry(ini: Ini, current: dict[str, Entry] | None, stripped: str, line:
         return None
     current[key] = Entry(key, value.strip(), line)
     return key
+
+
+def looks_secret(key: str, value: str) -> str | None:
+    """Why the value looks like a secret (without repeating it), or None."""
+    for pattern, reason in _SECRET_VALUES:
+        if pattern.search(value):
+            return reason
+    if _SECRET_KEY.search(key) and value.strip() and not is_reference(value):
+        return "what its name calls a secret"
+    return None

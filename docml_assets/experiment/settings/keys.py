@@ -1,6 +1,6 @@
 """The key table: every key of settings.ini's [settings], its type, default, limits and meaning.
 
-`docs/settings.md` is generated from this table (`python -m docml_assets.experiment.settings.reference`).
+`docs/settings.md` is generated from this table (`python docs/make_settings.py`).
 """
 
 from collections.abc import Callable

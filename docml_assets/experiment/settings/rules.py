@@ -4,12 +4,22 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from docml_assets.experiment.settings.keys import Keys
-from docml_assets.experiment.settings.query import query_problems
-from docml_assets.experiment.settings.search_space import combinations
-from docml_contract.hyperparameters import Interval, SearchRange
-from docml_contract.metrics import TRAINER_METRICS
+import sqlglot
+from sqlglot import exp
 
+from docml_assets.experiment.settings.hyperparameters import combinations
+from docml_assets.experiment.settings.keys import Keys
+from docml_contract.hyperparameters import Interval, SearchRange
+from docml_contract.log_lines import TRAINER_METRICS
+from resources.errors import RefusedQuery
+from resources.queries import check_query
+
+COLUMNS = ("artifact_guid", "label", "file_hash")
+# What deployments' databases speak. Settings do not know which, so a query is right if one of them understands it; the label
+# source checks it again in its own dialect.
+_DIALECTS = ("postgres", "sqlite", "mysql", "tsql")
+
+Complaint = tuple[str, str, str]  # found, expected, remedy
 MAX_METRIC_NAME = 255
 MAX_REGEX = 500
 
@@ -212,4 +222,44 @@ def _machines(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
             f"{keys.training_instance_count} training machines with USE_DISTRIBUTED = false",
             "one machine, as all but the first would idle at full price",
             "write USE_DISTRIBUTED = true or TRAINING_INSTANCE_COUNT = 1",
+        )
+
+
+def query_problems(query: str, split_by: str | None) -> Iterator[Complaint]:
+    """What is wrong with the query."""
+    refusals = []
+    for dialect in _DIALECTS:
+        try:
+            checked = check_query(query, dialect)
+        except RefusedQuery as refusal:
+            refusals.append(str(refusal))
+            continue
+        yield from _missing_columns(checked, dialect, split_by)
+        return
+    found, _, expected = refusals[0].partition("; expected ")
+    yield (
+        found,
+        expected or "one SELECT that only reads",
+        "write for example SELECT artifact_guid, label, file_hash FROM documents",
+    )
+
+
+def _missing_columns(query: str, dialect: str, split_by: str | None) -> Iterator[Complaint]:
+    statement = sqlglot.parse_one(query, read=dialect).unnest()
+    assert isinstance(statement, exp.Query)
+    if statement.is_star or any(isinstance(part, exp.Star) for part in statement.selects):
+        return  # the database knows which columns a star stands for
+    columns = {name.lower() for name in statement.named_selects}
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        yield (
+            f"a query without the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            f"{', '.join(COLUMNS)} and any further columns",
+            f"select {missing[0]}, or rename a column: SELECT … AS {missing[0]}",
+        )
+    if split_by and split_by.lower() not in columns:
+        yield (
+            f"a query without the column {split_by} that SPLIT_BY names",
+            "the grouping column among the query's columns",
+            f"select {split_by} too, or correct SPLIT_BY",
         )

@@ -5,22 +5,21 @@ text --ini.py--> entries with lines --keys.py--> values --rules.py--> Settings, 
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from docml_assets.experiment.problems import Problem, SettingsError, nearest, shown
-from docml_assets.experiment.settings.ini import Ini, parse_ini
+from docml_assets.experiment.settings.hyperparameters import read_hyperparameters, read_tunable
+from docml_assets.experiment.settings.ini import Ini, looks_secret, parse_ini
 from docml_assets.experiment.settings.keys import Keys, extra_of, operational_keys
 from docml_assets.experiment.settings.rules import broken_rules
-from docml_assets.experiment.settings.search_space import read_hyperparameters, read_tunable
-from docml_assets.experiment.settings.secrets import looks_secret
 from docml_contract.hyperparameters import SearchRange, own
-
-__all__ = ["OPERATIONAL", "Problem", "Settings", "SettingsError", "parse_settings"]
+from docml_contract.jobs import Compute
 
 SECTIONS = ("settings", "hyperparameters", "tunable")
 OPERATIONAL = operational_keys()
+Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
 _PLACEHOLDERS: dict[str, Any] = {
     "model_names": ("model",),
@@ -49,6 +48,21 @@ class Settings(Keys):
     @property
     def is_comparison(self) -> bool:
         return len(self.model_names) > 1
+
+    def compute(self, step: Step, *, image: str | None = None, hosts: int | None = None) -> Compute:
+        """The machines of a step's jobs; `hosts` overrides the instance count."""
+        training = step == "training"
+        return Compute(
+            instance_type=getattr(self, f"{step}_instance_type"),
+            instance_count=hosts or getattr(self, f"{step}_instance_count"),
+            volume_gb=getattr(self, f"{step}_volume_gb"),
+            max_runtime_seconds=getattr(self, f"{step}_max_runtime_seconds"),
+            use_spot=training and self.training_use_spot,
+            max_wait_seconds=self.training_max_wait_seconds if training else None,
+            keep_alive_seconds=self.training_keep_alive_seconds if training else None,
+            image=image,
+            max_cost_usd=self.max_cost_usd,
+        )
 
     def frozen_content(self) -> dict[str, Any]:
         """What freezes with a run, as JSON values."""

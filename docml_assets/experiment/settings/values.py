@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
 
 from docml_contract.names import MODEL_NAME
-from resources.store.keys import refusal
+from resources.store.safe_names import refusal
 
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from docml_contract.errors import UnreadableDocument
-from docml_contract.events import parse_event
 from docml_contract.jobs import JobSpec
+from docml_contract.log_lines import parse_event
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
@@ -24,8 +24,7 @@ from resources.jobs.backend import Busy, Cursor, Job, JobState, NameTaken, NoCap
 from resources.jobs.engine.lease import Canceled, Holding
 from resources.jobs.engine.records import LAPSE_SECONDS, JobRecord
 from resources.jobs.engine.retries import Budget
-from resources.jobs.errors import JobFailed, JobRefused, JobStopped
-from resources.jobs.interface import JobResult, Listener
+from resources.jobs.interface import JobFailed, JobRefused, JobResult, JobStopped, Listener
 
 if TYPE_CHECKING:
     from resources.jobs.engine.engine import Engine

@@ -15,7 +15,7 @@ from resources.jobs.costs import check_cost, cost
 from resources.jobs.engine.attempts import Waiting
 from resources.jobs.engine.records import ActiveJob, JobRecord, Lease, Records
 from resources.jobs.interface import JobResult, Listener, Orphan
-from resources.store.store import Store
+from resources.store import Store
 
 
 class Engine:

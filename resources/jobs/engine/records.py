@@ -19,7 +19,7 @@ from docml_contract.jobs import JobSpec
 from docml_contract.names import ACTIVE_JOBS, RunPlace
 from resources.errors import MissingKey
 from resources.jobs.backend import Cause, Job, JobState
-from resources.store.store import Store
+from resources.store import Store
 
 # A lease not renewed for this long has lapsed: whoever held it is dead or cut off.
 LAPSE_SECONDS = 120.0

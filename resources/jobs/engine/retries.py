@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 from resources.jobs.backend import JobState
-from resources.jobs.errors import JobUnreachable
+from resources.jobs.interface import JobUnreachable
 
 # How often one Dagster run may start a job for the same work again after a machine or the service failed.
 MAX_ATTEMPTS = 3

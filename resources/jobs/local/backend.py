@@ -17,11 +17,10 @@ from typing import Any
 from docml_contract.jobs import JobSpec
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
-from resources.jobs.engine.engine import Engine
-from resources.jobs.errors import JobRefused
-from resources.jobs.local.processes import kill_group
+from resources.jobs.interface import JobRefused
 from resources.jobs.local.supervision import Assignment, LocalState, log_key, state_key, stop_key
-from resources.store.store import Store
+from resources.processes import kill_group
+from resources.store import Store
 
 START_SECONDS = 60.0
 # A supervisor on another machine that shows no sign of life for this long has died with it.
@@ -29,10 +28,10 @@ SILENCE_SECONDS = 90.0
 OLD_SECONDS = 14 * 24 * 3600.0
 
 
-def local_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
+def local_backend(store: Store, environment: Mapping[str, str]) -> "LocalBackend":
     """Jobs on this machine. The trainer runs under DOCML_WORKER_PYTHON (this interpreter)."""
     python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
-    return Engine(store, LocalBackend(store, environment, [python, "-m", "docml_trainer"]))
+    return LocalBackend(store, environment, [python, "-m", "docml_trainer"])
 
 
 def scratch_folder(environment: Mapping[str, str]) -> Path:
@@ -114,7 +113,7 @@ class LocalBackend:
         if not state.ended and self._is_dead(state):
             state = self._state(job) or state  # it may have ended between the two looks
         if not state.ended and self._is_dead(state):
-            if state.process.here:
+            if state.process.is_visible:
                 for group in state.groups:
                     kill_group(group, state.folder)
             reason = "its supervisor process died (killed, or the machine restarted)"
@@ -130,8 +129,8 @@ class LocalBackend:
         )
 
     def _is_dead(self, state: LocalState) -> bool:
-        if state.process.here:
-            return not state.process.alive()
+        if state.process.is_visible:
+            return not state.process.is_alive
         return time.time() - state.beat > SILENCE_SECONDS
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
@@ -139,7 +138,7 @@ class LocalBackend:
         if state is None:
             return []
         folder = Path(state.folder) / "logs"
-        if not (state.process.here and folder.is_dir()):
+        if not (state.process.is_visible and folder.is_dir()):
             return self._uploaded_log(job, cursor)
         lines = []
         for path in sorted(folder.glob("*.log")):

@@ -18,7 +18,7 @@ from docml_contract.jobs import JobSpec
 from docml_contract.names import OUTPUT
 from resources.jobs.backend import Job
 from resources.jobs.local.environment import trainer_environment
-from resources.store.store import Store
+from resources.store import Store
 
 # Between SIGTERM (training checkpoints) and SIGKILL. SageMaker gives 120 s; at a desk people wait.
 GRACE_SECONDS = 8.0

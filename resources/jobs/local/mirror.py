@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from resources.errors import ResourceError
-from resources.store.store import Store
+from resources.store import Store
 
 SECONDS = 1.5
 

@@ -25,8 +25,8 @@ from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import ENDED, Cause, Job, Status
 from resources.jobs.local.container import Container, host_names, log_name
 from resources.jobs.local.mirror import Mirror
-from resources.jobs.local.processes import Process, this_process
-from resources.store.store import Store
+from resources.processes import Process, this_process
+from resources.store import Store
 
 TICK_SECONDS = 0.1
 LISTEN_SECONDS = 0.5  # between two looks for a Stop

@@ -18,9 +18,7 @@ from docml_contract.jobs import JobSpec, TrainTask
 from resources import aws
 from resources.errors import SettingError
 from resources.jobs.backend import Cursor, Job, JobState, LogLine
-from resources.jobs.costs import read_prices
-from resources.jobs.engine.engine import Engine
-from resources.jobs.errors import JobError, JobRefused
+from resources.jobs.interface import JobError, JobRefused
 from resources.jobs.sagemaker import describe
 from resources.jobs.sagemaker.describe import NOUNS, Pacer
 from resources.jobs.sagemaker.errors import NoSuchJob, translate
@@ -36,7 +34,7 @@ from resources.jobs.sagemaker.requests import (
 from resources.jobs.sagemaker.validation import check_request
 from resources.jobs.trials import Trial, add_trials, best_trial
 from resources.secrets import is_reference
-from resources.store.store import Store
+from resources.store import Store
 
 # Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.
 CALLS_A_SECOND = 1.0
@@ -46,9 +44,9 @@ LOG_SETTLE_SECONDS = 6.0  # CloudWatch shows lines some seconds after they were 
 CONTAINER_VARIABLES = (*TRACKER_VARIABLES, *ENCODING_VARIABLES)
 
 
-def sagemaker_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
+def sagemaker_backend(store: Store, environment: Mapping[str, str]) -> "SageMakerBackend":
     """Jobs on SageMaker, with the deployment's settings."""
-    backend = SageMakerBackend(
+    return SageMakerBackend(
         store,
         environment,
         calls_a_second=CALLS_A_SECOND,
@@ -56,7 +54,6 @@ def sagemaker_jobs(store: Store, *, environment: Mapping[str, str]) -> Engine:
         poll_seconds=POLL_SECONDS,
         log_settle_seconds=LOG_SETTLE_SECONDS,
     )
-    return Engine(store, backend, read_prices(environment))
 
 
 def read_account(store: Store, environment: Mapping[str, str]) -> Account:

@@ -3,7 +3,7 @@
 import re
 
 from resources.jobs.backend import Busy, Cause, NameTaken, NoCapacity
-from resources.jobs.errors import JobRefused, JobUnreachable
+from resources.jobs.interface import JobRefused, JobUnreachable
 
 
 class NoSuchJob(Exception):

@@ -13,9 +13,9 @@ from typing import Any
 from docml_contract import hyperparameters as encoding
 from docml_contract.hyperparameters import Choice
 from docml_contract.jobs import Channel, JobSpec, PrepareTask, TrainTask, Tuning
-from docml_contract.metrics import METRIC_DEFINITIONS
+from docml_contract.log_lines import METRIC_DEFINITIONS
 from resources.jobs.backend import Job
-from resources.jobs.errors import JobRefused
+from resources.jobs.interface import JobRefused
 
 TRAINING_ROOT = "/opt/ml/input/data"
 PROCESSING_INPUT = "/opt/ml/processing/input"

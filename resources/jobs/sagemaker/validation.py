@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from resources.jobs.errors import JobRefused
+from resources.jobs.interface import JobRefused
 
 # Members whose wrong value has a setting behind it: what to change.
 SETTINGS = {

@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from docml_assets.assets.metadata import MAX_IMAGE_BYTES, column_schema, image, location, table
-from resources.store.store import Store
+from resources.store import Store
 
 
 def test_tables_keep_numbers_and_show_the_rest_as_text() -> None:

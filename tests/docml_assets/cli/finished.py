@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from docml_contract.names import PREDICTIONS, REPORT_HTML, REPORT_JSON, RunPlace
+from resources.store import Store
 from resources.store.manifests import publish_bytes
-from resources.store.store import Store
 from tests.docml_assets.report.samples import predictions_table, report
 
 

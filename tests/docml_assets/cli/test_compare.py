@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from docml_assets.cli.compare import command
-from resources.store.store import Store
+from resources.store import Store
 from tests.docml_assets.cli.finished import store_with_two_runs
 
 

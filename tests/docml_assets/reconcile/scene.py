@@ -13,7 +13,7 @@ from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.reconcile import Reconciled, pace, reconcile
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
-from resources.store.store import Store
+from resources.store import Store
 
 EXPERIMENT = "EXP-1"
 BASE = f"{EXPERIMENT}/data/reconciled_artifacts"

@@ -5,7 +5,7 @@ import pytest
 from docml_assets.reconcile.errors import ReconciliationError
 from docml_assets.reconcile.findings import Findings
 from docml_assets.reconcile.label_rows import drop_duplicates, trusted_rows
-from tests.resources.store.test_keys import HOSTILE
+from tests.resources.store.test_safe_names import HOSTILE
 
 
 def trusted(rows: list[tuple[object, object, object]], **more: list[object]) -> tuple[pl.DataFrame, Findings]:

@@ -13,7 +13,7 @@ from docml_assets.reconcile.plan import (
     to_copy,
     to_process,
 )
-from resources.store.store import TABLE_SCHEMA
+from resources.store import TABLE_SCHEMA
 
 FILES = ("a.json", "b.png")
 

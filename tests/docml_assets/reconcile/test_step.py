@@ -11,9 +11,9 @@ import pytest
 from docml_assets.reconcile import NothingLeft, ProcessFuncBroken, TooManyFailures
 from docml_assets.reconcile.step import TABLE_COLUMNS
 from docml_contract.versions import reconciled_version
-from resources.store.store import Store
+from resources.store import Store
 from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids
-from tests.resources.store.test_keys import HOSTILE
+from tests.resources.store.test_safe_names import HOSTILE
 from tests.servers.postgres import PostgresServer
 from tests.servers.s3 import S3Server
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.experiment.settings.settings import SettingsError
+from docml_assets.experiment.problems import SettingsError
 from docml_assets.runs.claims import (
     Claim,
     RunChanged,
@@ -18,14 +18,17 @@ from docml_assets.runs.claims import (
     claim_next,
     claim_or_continue,
     claim_run,
+    claimed_runs,
+    next_run,
     read_claim,
+    run_folders,
     write_snapshot,
 )
-from docml_assets.runs.numbers import claimed_runs, next_run
+from docml_contract.errors import BadName
 from docml_contract.names import RunPlace
 from resources.errors import StoreError
+from resources.store import Store
 from resources.store.manifests import check_finished, read_manifest
-from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -139,7 +142,7 @@ import sys, time
 from pathlib import Path
 from docml_assets.runs.claims import RunClaimed, claim_next, claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store.store import Store
+from resources.store import Store
 store, folder, number, request, start = sys.argv[1:]
 content = ExperimentFolder.load(Path(folder))
 store = Store.open(store, environment={})
@@ -252,7 +255,7 @@ import os, signal, sys
 from pathlib import Path
 from docml_assets.runs.claims import claim_run
 from docml_assets.experiment.folder import ExperimentFolder
-from resources.store.store import Store
+from resources.store import Store
 store, folder = sys.argv[1:]
 claim_run(Store.open(store, environment={}), ExperimentFolder.load(Path(folder)), 1, trigger={}, request_id="killed")
 os.kill(os.getpid(), signal.SIGKILL)
@@ -269,3 +272,26 @@ def test_after_a_kill_the_run_goes_on_from_its_claim(store: Store, tmp_path: Pat
     made = claim_or_continue(store, content, 1, trigger={}, request_id="restarted")
     assert made.request_id == "killed"
     assert write_snapshot(store, made).run == 1
+
+
+def test_runs_are_the_claimed_folders(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), environment={})
+    for key in (
+        "EXP/run_2/experiment/CLAIM.json",
+        "EXP/run_10/experiment/CLAIM.json",
+        "EXP/run_11/other",
+        "EXP/run_x/a",
+        "EXP/data/b",
+    ):
+        store.put(key, b"")
+    assert run_folders(store, "EXP") == [2, 10, 11]
+    assert claimed_runs(store, "EXP") == [2, 10]
+    assert next_run(store, "EXP") == 12  # never a number that is in use
+
+
+def test_an_experiment_without_runs_begins_with_one(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "none"), environment={})
+    assert claimed_runs(store, "EXP") == []
+    assert next_run(store, "EXP") == 1
+    with pytest.raises(BadName):
+        next_run(store, "../EXP")

@@ -14,8 +14,8 @@ from docml_assets.runs.claims import claim_run
 from docml_assets.runs.garbage import collect, find_garbage
 from docml_contract.manifests import PreparedData
 from docml_contract.names import PREPARED, RECONCILED_TABLE, RunPlace
+from resources.store import Store
 from resources.store.manifests import publish_bytes
-from resources.store.store import Store
 
 EXPERIMENT = "EXP-9-gc"
 SCAFFOLD = Path(__file__).parents[3] / "experiments" / "EXP-1-state-of-the-union"

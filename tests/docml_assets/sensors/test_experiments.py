@@ -16,7 +16,7 @@ from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import Claim, claim_run, read_claim
 from docml_assets.sensors import experiments, launching
 from docml_assets.sensors.experiments import Cursor, Seen, arrived, experiment_sensor, look
-from resources.store.store import Store
+from resources.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
 

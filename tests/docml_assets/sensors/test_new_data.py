@@ -16,8 +16,8 @@ from docml_assets.sensors.new_data import Cursor, State, changed, decide, is_in_
 from docml_assets.steps.production import versions
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
+from resources.store import Store
 from resources.store.manifests import publish_bytes
-from resources.store.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
 

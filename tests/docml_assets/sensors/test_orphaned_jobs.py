@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 import pytest
 
-from docml_assets.processes import PROCESS_TAG, is_gone, this_process
+from docml_assets.processes import PROCESS_TAG, is_gone
 from docml_assets.sensors.orphaned_jobs import has_ended, orphaned_jobs_sensor, sweep
 from resources.jobs.interface import Orphan
+from resources.processes import this_process
 
 STARTED, CANCELING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING
 
@@ -51,7 +52,7 @@ def add_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dic
 
 
 def test_a_killed_process_is_told_from_a_living_one() -> None:
-    program = "import docml_assets.processes as p; print(p.this_process(), flush=True); input()"
+    program = "import resources.processes as p; print(p.this_process(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdin is not None
@@ -66,7 +67,7 @@ def test_a_killed_process_is_told_from_a_living_one() -> None:
 
 def test_a_reused_process_id_is_not_the_process() -> None:
     assert is_gone(f"{socket.gethostname()} {os.getpid()} 1")
-    assert not is_gone(this_process())
+    assert not is_gone(str(this_process()))
 
 
 def test_another_hosts_process_is_not_called_gone() -> None:
@@ -76,7 +77,7 @@ def test_another_hosts_process_is_not_called_gone() -> None:
 def test_runs_without_a_process_end(instance: dg.DagsterInstance) -> None:
     gone = {PROCESS_TAG: f"{socket.gethostname()} {os.getpid()} 1"}
     dead, canceled = add_run(instance, STARTED, gone), add_run(instance, CANCELING, gone)
-    alive = add_run(instance, STARTED, {PROCESS_TAG: this_process()})
+    alive = add_run(instance, STARTED, {PROCESS_TAG: str(this_process())})
     unknown = add_run(instance, STARTED)
     swept = sweep(instance, ListedJobs())
     assert set(swept.ended_runs) == {dead, canceled}

@@ -10,8 +10,7 @@ from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import models, training
 from docml_assets.steps.work import Work
 from docml_contract.jobs import JobSpec
-from resources.jobs.errors import JobFailed
-from resources.jobs.interface import Listener
+from resources.jobs.interface import JobFailed, Listener
 from tests.docml_assets.world import FakeJobs, Hook, World
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from docml_contract.metrics import METRIC_DEFINITIONS, TRAINER_METRICS, metric_line, metric_regex
+from docml_contract.log_lines import METRIC_DEFINITIONS, TRAINER_METRICS, metric_line, metric_regex
 from docml_trainer.training.results import EpochLines, is_better, plot_curves
 
 

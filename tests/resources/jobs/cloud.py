@@ -11,7 +11,7 @@ from typing import Any
 
 from resources.jobs.engine.engine import Engine
 from resources.jobs.sagemaker.backend import SageMakerBackend
-from resources.store.store import Store
+from resources.store import Store
 from tests.servers.s3 import S3Server
 from tests.servers.sagemaker.containers import SubprocessRuntime
 from tests.servers.sagemaker.faults import Faults

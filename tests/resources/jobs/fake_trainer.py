@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 
 from docml_contract import hyperparameters as encoding
-from docml_contract.events import EPOCH, format_event
 from docml_contract.jobs import JobSpec, PrepareTask
+from docml_contract.log_lines import EPOCH, format_event, metric_line
 from docml_contract.manifests import write_atomically, write_output
-from docml_contract.metrics import metric_line
 from docml_contract.names import SPEC
 
 command = sys.argv[1]

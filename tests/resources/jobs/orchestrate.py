@@ -12,7 +12,7 @@ from docml_contract.jobs import JobSpec
 from resources.jobs.engine.engine import Engine
 from resources.jobs.local.backend import LocalBackend
 from resources.jobs.sagemaker.backend import SageMakerBackend
-from resources.store.store import Store
+from resources.store import Store
 from tests.contracts.jobs_contract import FILES
 from tests.resources.jobs.cloud import FAKE_TRAINER, HURRY
 

@@ -17,7 +17,7 @@ from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT
 from resources.jobs.engine.engine import Engine
 from resources.jobs.sagemaker.backend import SageMakerBackend
-from resources.store.store import Store, StoredObject, missing
+from resources.store import Store, StoredObject, missing_key
 from tests.resources.jobs.cloud import IMAGE, ROLE
 from tests.servers.sagemaker.faults import Faults
 from tests.servers.sagemaker.jobs import PROCESSING, TRAINING, Job, Kind
@@ -54,7 +54,7 @@ class Memory:
     def get(self, key: str) -> bytes:
         self.step()
         if key not in self.objects:
-            raise missing(key)
+            raise missing_key(key)
         return self.objects[key]
 
     def head(self, key: str) -> StoredObject | None:

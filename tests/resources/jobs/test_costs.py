@@ -6,7 +6,7 @@ from docml_contract.hyperparameters import Interval
 from docml_contract.jobs import Tuning
 from resources.errors import SettingError
 from resources.jobs.costs import check_cost, cost, read_prices, worst_case
-from resources.jobs.errors import CostTooHigh
+from resources.jobs.interface import CostTooHigh
 from tests.contracts.jobs_contract import compute, training, tuning
 
 PRICES = {"ml.m5.xlarge": 0.36}

@@ -9,7 +9,7 @@ from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, TRIALS
 from resources.jobs.sagemaker.backend import read_trial
 from resources.jobs.trials import PICTURE, Trial, add_trials, best_trial
-from resources.store.store import Store
+from resources.store import Store
 
 SEARCH = Tuning(
     ranges={

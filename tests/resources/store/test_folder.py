@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from resources.errors import StoreError
+from resources.store import Store
 from resources.store.folder import DRAFTS
-from resources.store.store import Store
 from tests.contracts.store_contract import StoreContract
 
 
@@ -86,7 +86,7 @@ class TestFolder(StoreContract):
 
     def test_a_killed_writer_leaves_nothing_to_see(self, store: Store) -> None:
         script = (
-            "import sys, os\nfrom resources.store.store import Store\n"
+            "import sys, os\nfrom resources.store import Store\n"
             f"store = Store.open({store.url!r}, environment={{}})\nstore.put('first', b'1')\nprint('ready', flush=True)\n"
             "data = b'x' * 200_000_000\nwhile True: store.put('big', data)\n"
         )

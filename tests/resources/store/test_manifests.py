@@ -6,8 +6,8 @@ import pytest
 
 from docml_contract.errors import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import FileEntry, JobOutput
+from resources.store import Store
 from resources.store.manifests import SMALL_BYTES, check_finished, publish_bytes, publish_staged, read_manifest
-from resources.store.store import Store
 
 FIELDS: dict[str, Any] = {
     "asset": "reconciled_data",

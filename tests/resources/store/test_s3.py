@@ -9,9 +9,7 @@ from urllib.parse import quote, unquote
 import pytest
 
 from resources.errors import MissingKey, SettingError, StoreError
-from resources.store import s3
-from resources.store.s3 import S3Backend
-from resources.store.store import Store
+from resources.store import Store, s3_client
 from tests.contracts.store_contract import StoreContract
 from tests.servers.faults import COPIED, Answer, Request, error, scripted_s3
 from tests.servers.s3 import S3Server
@@ -83,7 +81,7 @@ def scripted(answers: dict[str, list[Answer]], default: Answer) -> tuple[object,
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backoff in milliseconds."""
     monkeypatch.setitem(
-        s3.RETRIES,
+        s3_client.RETRIES,
         "backoff",
         {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2},
     )
@@ -242,22 +240,6 @@ class TestEnvironment:
         assert copy.path == "/bucket/p/b"
         assert copy.headers["x-amz-copy-source"] == "bucket/p/a"
         assert "x-amz-copy-source" in copy.headers["authorization"], "signed"
-
-    @pytest.mark.parametrize(
-        ("bucket", "environment", "address"),
-        [
-            ("b", {"AWS_REGION": "eu-west-1"}, "https://b.s3.eu-west-1.amazonaws.com"),
-            ("b", {"AWS_DEFAULT_REGION": "cn-north-1"}, "https://b.s3.cn-north-1.amazonaws.com.cn"),
-            ("with.dots", {}, "https://s3.us-east-1.amazonaws.com/with.dots"),
-            ("b", {"DOCML_S3_PATH_STYLE": "true"}, "https://s3.us-east-1.amazonaws.com/b"),
-            ("b", {"AWS_ENDPOINT_URL": "https://s3.example.org/"}, "https://b.s3.example.org"),
-            ("b", {"AWS_ENDPOINT_URL": "https://x", "AWS_ENDPOINT_URL_S3": "http://10.0.0.1:9"}, "http://10.0.0.1:9/b"),
-            ("b", {"AWS_ENDPOINT_URL": "http://localhost:1"}, "http://localhost:1/b"),
-        ],
-    )
-    def test_addresses(self, bucket: str, environment: dict[str, str], address: str) -> None:
-        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-        assert S3Backend(f"s3://{bucket}/p", {**keys, **environment})._address() == address
 
     def test_credentials_come_from_the_standard_chain(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "credentials").write_text("[default]\naws_access_key_id = FROMPROFILE\naws_secret_access_key = s\n")

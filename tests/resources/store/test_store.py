@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from resources.errors import SettingError
-from resources.store.store import Store, StoredObject, canonical_url
+from resources.store import Store, StoredObject, canonical_url
 
 
 def test_one_spelling_of_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

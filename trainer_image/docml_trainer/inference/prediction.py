@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 
-from docml_contract.events import ProgressEvents
+from docml_contract.log_lines import ProgressEvents
 from docml_contract.names import TORCHSCRIPT
 from docml_trainer.data.datasets import Rows, document_lengths
 from docml_trainer.data.shapes import main_feature, model_shapes

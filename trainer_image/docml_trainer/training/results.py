@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_model
 
 from docml_contract import names
-from docml_contract.events import EPOCH, ProgressEvents, format_event
 from docml_contract.hyperparameters import own
+from docml_contract.log_lines import EPOCH, KEPT_METRICS, ProgressEvents, format_event, metric_line
 from docml_contract.manifests import sha256_file, utc_now, write_output
-from docml_contract.metrics import KEPT_METRICS, metric_line
 from docml_contract.versions import model_version
 from docml_trainer.export.parity import Samples
 from docml_trainer.export.trace import ExportResult, export

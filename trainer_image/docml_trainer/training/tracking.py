@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from docml_contract.events import TRACKING, format_event
 from docml_contract.jobs import Tracking
+from docml_contract.log_lines import TRACKING, format_event
+from docml_contract.names import SECRET_REFERENCE
 
-SECRET = "secretsmanager:"
 SECONDS_TO_FINISH = 20  # to send what is left after the training
 SECONDS_TO_START = 60
 
@@ -121,11 +121,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def resolve_key(value: str) -> str:
     """A key, or what the reference `secretsmanager:NAME#key` stands for, read with the job's own role."""
-    if not value.startswith(SECRET):
+    if not value.startswith(SECRET_REFERENCE):
         return value
     import boto3
 
-    name, _, field = value.removeprefix(SECRET).partition("#")
+    name, _, field = value.removeprefix(SECRET_REFERENCE).partition("#")
     text: str = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
     return str(json.loads(text)[field]) if field else text
 

@@ -1,4 +1,6 @@
-from docml_assets.experiment.settings.ini import parse_ini
+import pytest
+
+from docml_assets.experiment.settings.ini import looks_secret, parse_ini
 
 SECTIONS = ("settings", "tunable")
 
@@ -50,3 +52,33 @@ def test_mistakes_of_form_are_all_reported() -> None:
     found = complaints("A = 1\n[setings]\nB = 1\n[tunable\n[settings]\nnonsense\n= 3\n")
     assert [line.split(":")[1] for line in found] == ["1", "2", "4", "6", "7"]
     assert "did you mean [settings]?" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("url", "postgresql://me:word@host/db"),
+        ("x", "before AKIA" + "A" * 16),
+        ("x", "hf_" + "a" * 34),
+        ("x", "-----BEGIN RSA PRIVATE KEY-----"),
+        ("WANDB_API_KEY", "something"),
+        ("db_password", "something"),
+    ],
+)
+def test_secrets(key: str, value: str) -> None:
+    assert looks_secret(key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("url", "s3://bucket/prefix"),
+        ("url", "https://host:8080/path@2"),
+        ("max_tokens", "512"),
+        ("pad_token", "<pad>"),
+        ("revision", "0123456789abcdef0123456789abcdef01234567"),
+        ("api_key", "secretsmanager:name#key"),
+    ],
+)
+def test_no_secrets(key: str, value: str) -> None:
+    assert looks_secret(key, value) is None

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from docml_assets.experiment.settings.settings import OPERATIONAL, Settings, SettingsError, parse_settings
+from docml_assets.experiment.problems import SettingsError
+from docml_assets.experiment.settings.settings import OPERATIONAL, Settings, parse_settings
 from docml_contract.hyperparameters import Choice, Interval
 from tests.docml_assets.experiment.experiments import SETTINGS, settings_text
 
@@ -121,3 +122,23 @@ def test_operational_settings_come_from_elsewhere() -> None:
 def test_operational_settings_are_checked(other: dict[str, object], complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         parse_settings(SETTINGS, "settings.ini").with_operational(other)
+
+
+MACHINES = """
+PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
+PREPARATION_INSTANCE_COUNT = 3
+PREPARATION_MAX_RUNTIME_SECONDS = 1800
+TRAINING_INSTANCE_TYPE = ml.g5.xlarge
+TRAINING_MAX_RUNTIME_SECONDS = 3600
+TRAINING_KEEP_ALIVE_SECONDS = 1800
+INFERENCE_INSTANCE_TYPE = ml.unheard.of
+"""
+
+
+def test_compute_follows_the_steps_keys() -> None:
+    settings = parse_settings(settings_text(MACHINES), "f")
+    training = settings.compute("training", image="image:1")
+    assert (training.instance_type, training.keep_alive_seconds, training.image) == ("ml.g5.xlarge", 1800, "image:1")
+    assert settings.compute("preparation").instance_count == 3
+    assert settings.compute("preparation", hosts=1).instance_count == 1
+    assert settings.compute("preparation").keep_alive_seconds is None

@@ -8,7 +8,7 @@ import pytest
 
 from docml_contract.hyperparameters import Interval
 from docml_contract.jobs import JobSpec, Tuning
-from resources.jobs.errors import JobError, JobFailed
+from resources.jobs.interface import JobError, JobFailed
 from tests.contracts.jobs_contract import FILES, Hearing, compute, preparation, training, tuning
 from tests.resources.jobs.simulation import Actor, Interrupt, Killed, Rules, World
 

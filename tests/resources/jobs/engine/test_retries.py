@@ -6,7 +6,7 @@ import pytest
 
 from resources.jobs.backend import JobState
 from resources.jobs.engine.retries import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
-from resources.jobs.errors import JobUnreachable
+from resources.jobs.interface import JobUnreachable
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pytest
 
 from resources.jobs.engine.engine import Engine
 from resources.jobs.local.backend import LocalBackend
-from resources.store.store import Store
+from resources.store import Store
 from tests.contracts import jobs_contract
 from tests.contracts.jobs_contract import JobsContract
 

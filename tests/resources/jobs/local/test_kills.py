@@ -14,11 +14,11 @@ import pytest
 from docml_contract.jobs import JobSpec
 from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
-from resources.jobs.errors import JobFailed
-from resources.jobs.local.processes import Process, start_of
+from resources.jobs.interface import JobFailed
 from resources.jobs.local.supervision import LocalState, state_key
 from resources.jobs.trials import Trials
-from resources.store.store import Store
+from resources.processes import Process, start_of
+from resources.store import Store
 from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, records, training, tuning
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.resources.jobs.local.test_backend import LocalBench
@@ -96,7 +96,7 @@ def killing(
 def test_a_killed_orchestrator_leaves_its_job_running_and_the_next_attaches(bench: LocalBench, tmp_path: Path) -> None:
     spec = training({"steps": 60})
     orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
-    assert state_of(bench, spec).process.alive()
+    assert state_of(bench, spec).process.is_alive
     hearing = Hearing()
     result = bench.engine().run(spec, FILES, holder="run-b", listener=hearing)
     assert (result.attempt, result.launched) == (1, False)

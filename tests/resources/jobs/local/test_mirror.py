@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resources.jobs.local.mirror import Mirror
-from resources.store.store import Store
+from resources.store import Store
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from resources.jobs.backend import Job
 from resources.jobs.local.supervision import Assignment, Supervisor, state_key
-from resources.store.store import Store
+from resources.store import Store
 from tests.contracts.jobs_contract import FILES, fill, training
 from tests.resources.jobs.cloud import FAKE_TRAINER
 

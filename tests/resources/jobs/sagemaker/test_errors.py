@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from resources.jobs.backend import Job
-from resources.jobs.errors import JobError, JobFailed, JobRefused, JobUnreachable
+from resources.jobs.interface import JobError, JobFailed, JobRefused, JobUnreachable
 from tests.contracts.jobs_contract import FILES, Hearing, training
 from tests.resources.jobs.simulation import Actor, World
 

@@ -9,7 +9,7 @@ import pytest
 from docml_contract.hyperparameters import Choice, Interval
 from docml_contract.jobs import JobSpec, Tuning
 from resources.jobs.backend import Job
-from resources.jobs.errors import JobRefused
+from resources.jobs.interface import JobRefused
 from resources.jobs.sagemaker.describe import NOUNS
 from resources.jobs.sagemaker.requests import Account, build_request, manifests
 from resources.jobs.sagemaker.validation import check_request

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from docml_assets.experiment.preflight import deployment_problems, finished_in, step_problems
 from docml_assets.experiment.settings.settings import parse_settings
+from docml_assets.runs.preflight import deployment_problems, finished_in, step_problems, validate, worst_cases
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import StoreError
-from resources.store.store import Store
-from tests.docml_assets.experiment.experiments import settings_text
+from resources.store import Store
+from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 
 AWS = {
     "DOCML_ENV": "aws",
@@ -128,3 +128,75 @@ def test_an_experiments_own_image_is_enough() -> None:
     assert complaints({**AWS, "DOCML_IMAGE": ""}, "DOCKER_IMAGE = repository/image:tag") == []
     assert complaints({**AWS, "WANDB_API_KEY": "secretsmanager:wandb#key"}, "WANDB_MODE = online") == []
     assert complaints({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online") == []
+
+
+MACHINE_PRICES = {"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}
+MACHINES = """
+PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
+PREPARATION_INSTANCE_COUNT = 3
+PREPARATION_MAX_RUNTIME_SECONDS = 1800
+TRAINING_INSTANCE_TYPE = ml.g5.xlarge
+TRAINING_MAX_RUNTIME_SECONDS = 3600
+TRAINING_KEEP_ALIVE_SECONDS = 1800
+INFERENCE_INSTANCE_TYPE = ml.unheard.of
+"""
+
+
+def test_worst_cases_are_known_where_prices_are() -> None:
+    worst = worst_cases(parse_settings(settings_text(MACHINES), "f"), MACHINE_PRICES)
+    assert worst == pytest.approx({"preparation": 0.3, "merging of shards": 0.1, "training": 2.25})
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    return {"DOCML_STORE": str(tmp_path / "store"), **more}
+
+
+def test_a_right_folder_has_no_problems_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "experiments")
+    assert validate(folder, environment(tmp_path)) == []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "EXP-1",
+        "experiments",
+        "settings.ini",
+        "user_defined_funcs.py",
+    ]
+
+
+def test_mistakes_of_both_files_and_of_the_environment_come_together(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path,
+        settings=settings_text("SPLIT = 1, 2\nRUN_NUM = x"),
+        functions=FUNCTIONS.replace("return model_name", "pass"),
+    )
+    files = [problem.place for problem in validate(folder, environment(tmp_path))]
+    assert files == [f"{folder}/settings.ini:6", f"{folder}/settings.ini:7", f"{folder}/user_defined_funcs.py:14"]
+    right = write_experiment(tmp_path)
+    assert [problem.place for problem in validate(right, environment(tmp_path, DOCML_ENV="cloud"))] == [
+        "the environment"
+    ]
+
+
+def test_a_missing_file_does_not_hide_the_mistakes_of_the_other(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, settings=settings_text("SPLIT = 1, 2"), functions=None)
+    places = [problem.place for problem in validate(folder, environment(tmp_path))]
+    assert places == [f"{folder}/settings.ini:6", f"{folder}/user_defined_funcs.py"]
+    folder = write_experiment(tmp_path, "EXP-2", functions="def (")
+    (folder / "settings.ini").unlink()
+    places = [problem.place for problem in validate(folder, environment(tmp_path))]
+    assert places == [f"{folder}/settings.ini", f"{folder}/user_defined_funcs.py:1"]
+
+
+def test_no_folder_and_a_bad_name(tmp_path: Path) -> None:
+    (problem,) = validate(tmp_path / "EXP-9", environment(tmp_path))
+    assert problem.remedy == "create it with: docml new EXP-9"
+    (problem,) = validate(write_experiment(tmp_path, "EXP 9"), environment(tmp_path))
+    assert problem.remedy == "rename the folder"
+
+
+def test_files_that_nothing_makes(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, settings=settings_text("FILES_ON_RESEARCH = raw_text.json, words.json"))
+    (problem,) = validate(folder, environment(tmp_path))
+    assert problem.found == "no process_func, though FILES_ON_RESEARCH names words.json"
+    made = f"{FUNCTIONS}\n\ndef process_func(artifact, directory):\n    (directory / 'words.json').touch()\n"
+    write_experiment(tmp_path, settings=settings_text("FILES_ON_RESEARCH = raw_text.json, words.json"), functions=made)
+    assert validate(folder, environment(tmp_path)) == []

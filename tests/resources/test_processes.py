@@ -6,18 +6,28 @@ import sys
 import time
 from pathlib import Path
 
-from resources.jobs.local.processes import Process, kill_group, start_of, this_process
+from resources.processes import Process, kill_group, start_of, this_process
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def test_this_process_is_alive_here() -> None:
     me = this_process()
-    assert me.here
-    assert me.alive()
-    assert not me.model_copy(update={"start": "0"}).alive()  # the number went to another process
-    assert not me.model_copy(update={"boot": "another"}).alive()
-    assert not Process(host="elsewhere", boot=me.boot, pid=me.pid, start=me.start).here
+    assert me.is_visible
+    assert me.is_alive
+    assert not me.model_copy(update={"start": "0"}).is_alive  # the number went to another process
+    assert not me.model_copy(update={"boot": "another"}).is_alive
+    assert not Process(host="elsewhere", boot=me.boot, pid=me.pid, start=me.start).is_visible
+
+
+def test_a_process_in_another_pid_namespace_is_not_visible() -> None:
+    assert not this_process().model_copy(update={"namespace": "1"}).is_visible
+
+
+def test_a_process_is_read_back_from_its_text() -> None:
+    me = this_process()
+    assert Process.parse(str(me)) == me
+    assert Process.parse(f"{me.host} {me.pid} {me.start}").is_alive
 
 
 def test_the_remains_of_a_process_are_not_alive() -> None:

@@ -1,24 +1,95 @@
-"""What can be known before a job starts: whether skipped steps leave anything to work on, and whether the deployment can do it."""
+"""Everything that can be known of an experiment before a job starts: mistakes in its folder, skipped steps that leave nothing to work
+on, and what the deployment lacks."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from docml_assets.experiment.machines import worst_cases
-from docml_assets.experiment.problems import Problem
+from docml_assets.errors import ExperimentError
+from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, read_text
+from docml_assets.experiment.functions import check_functions, defined_functions
+from docml_assets.experiment.problems import Problem, SettingsError
 from docml_assets.experiment.settings.ini import parse_ini
-from docml_assets.experiment.settings.settings import SECTIONS, Settings
-from docml_assets.runs.numbers import run_folders
-from docml_contract.names import MANIFEST, RunPlace
+from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
+from docml_assets.runs.claims import run_folders
+from docml_contract.errors import BadName
+from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
 from resources.errors import ResourceError, SettingError
-from resources.jobs.costs import read_prices
-from resources.store.store import Store
+from resources.jobs.costs import most, read_prices
+from resources.secrets import is_reference
+from resources.store import Store
 
 ENVIRONMENT = "the environment"
 _STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_REFERENCE = "secretsmanager:"
 
 Complaint = tuple[str, str, str]  # found, expected, remedy
 Finished = Callable[[str], bool]  # whether an earlier run has finished the step of a RUN_ key
+
+
+def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
+    """Everything that can be known before a job starts; an empty list means that nothing is wrong. Writes nothing.
+
+    environment: the deployment's (DOCML_* variables).
+    """
+    try:
+        folder = ExperimentFolder.load(path)
+    except BadName as error:
+        return [Problem(str(path), 0, f"the folder name {path.name!r}", str(error), "rename the folder")]
+    except ExperimentError:
+        return _missing_files(path)
+    problems = check_functions(
+        folder.functions_source, str(path / USER_FUNCTIONS), environment.get("DOCML_WORKER_PYTHON") or None
+    )
+    try:
+        settings = folder.settings
+    except SettingsError as error:
+        problems += error.problems
+    else:
+        problems += _unmade_files(settings, folder)
+        store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
+        finished = finished_in(store, folder.name, settings)
+        problems += step_problems(settings, str(path / SETTINGS), folder.settings_text, finished)
+        problems += deployment_problems(settings, environment)
+    return sorted(problems, key=lambda problem: (problem.file, problem.line))
+
+
+def _missing_files(path: Path) -> list[Problem]:
+    """One problem a file that cannot be read; mistakes in the other one are found too."""
+    problems = []
+    if not path.is_dir():
+        remedy = f"create it with: docml new {path.name}"
+        return [Problem(str(path), 0, "no such folder", "an experiment folder", remedy)]
+    for name in (SETTINGS, USER_FUNCTIONS):
+        try:
+            text = read_text(path / name)
+        except ExperimentError as error:
+            found, _, remedy = str(error).removeprefix(f"{path / name}: ").partition("; ")
+            problems.append(Problem(str(path / name), 0, found, f"{SETTINGS} and {USER_FUNCTIONS}", remedy))
+            continue
+        if name == USER_FUNCTIONS:
+            problems += check_functions(text, str(path / name))
+        else:
+            try:
+                parse_settings(text, path / name)
+            except SettingsError as error:
+                problems += error.problems
+    return problems
+
+
+def _unmade_files(settings: Settings, folder: ExperimentFolder) -> list[Problem]:
+    """Files that every artifact must have in the end, though nothing makes them."""
+    made = [name for name in settings.files_on_research if name not in settings.files_from_prod]
+    if not made or "process_func" in defined_functions(folder.functions_source):
+        return []
+    return [
+        Problem(
+            str(folder.path / USER_FUNCTIONS),
+            0,
+            f"no process_func, though FILES_ON_RESEARCH names {', '.join(made)}",
+            "a process_func(artifact, directory) that creates them, or files of production only",
+            "write it, or name the files in FILES_FROM_PROD, or remove them from FILES_ON_RESEARCH",
+        )
+    ]
 
 
 def step_problems(settings: Settings, path: str, text: str, finished: Finished) -> list[Problem]:
@@ -111,6 +182,23 @@ def _costs(settings: Settings, environment: Mapping[str, str], kind: str) -> Ite
     )
 
 
+def worst_cases(settings: Settings, prices: Mapping[str, float]) -> dict[str, float]:
+    """Step -> USD if each of its jobs, in one attempt, runs into its time limit; of the steps that the RUN_* flags turn on, where the
+    price is known."""
+    models = len(settings.model_names)
+    jobs: dict[Step, int] = {
+        "preparation": int(settings.run_preparation),
+        "training": models * (settings.max_jobs if settings.run_tuning else int(settings.run_training)),
+        "inference": int(settings.run_inference),
+    }
+    found: dict[str, float | None] = {
+        step: most(settings.compute(step), prices, count) for step, count in jobs.items() if count
+    }
+    if settings.run_preparation and settings.preparation_instance_count > 1:
+        found["merging of shards"] = most(settings.compute("preparation", hosts=1), prices)
+    return {step: worst for step, worst in found.items() if worst is not None}
+
+
 def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:
     key = environment.get("WANDB_API_KEY")
     if settings.wandb_mode != "online":
@@ -121,10 +209,10 @@ def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> 
             "the key of the tracking account",
             "set it, or WANDB_MODE = offline",
         )
-    elif kind == "aws" and not key.startswith(_REFERENCE):
+    elif kind == "aws" and not is_reference(key):
         yield (
             "WANDB_API_KEY as plain text on aws",
-            f"a reference {_REFERENCE}NAME#key, which containers resolve with the job's role",
+            f"a reference {SECRET_REFERENCE}NAME#key, which containers resolve with the job's role",
             "put the key into Secrets Manager and refer to it",
         )
 

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from resources.errors import UnsafeKey
@@ -52,27 +51,12 @@ def refusal(name: object) -> str | None:
     return None
 
 
-def safe_guid(guid: object) -> str | None:
-    """`guid` if it can name a folder, else None."""
-    return guid if isinstance(guid, str) and refusal(guid) is None else None
-
-
-def safe_file_name(name: object) -> str | None:
-    """`name` if it can name a file, else None."""
-    return name if isinstance(name, str) and refusal(name) is None else None
-
-
 def refusals(names: Any) -> dict[str | None, str]:
     """The refused ones among many names (an Arrow column of text): name -> reason."""
     plain = pc.fill_null(pc.match_substring_regex(names, _PLAIN), False)
     suspects = pc.unique(pc.filter(names, pc.invert(plain)))
     reasons = ((name, refusal(name)) for name in suspects.to_pylist())
     return {name: reason for name, reason in reasons if reason is not None}
-
-
-def refused_mask(names: Any, reasons: dict[str | None, str]) -> Any:
-    """For each name of an Arrow column, whether it is in `reasons` (see `refusals`)."""
-    return pc.is_in(names, value_set=pa.array(list(reasons), type=pa.string()))
 
 
 def check_key(key: str) -> str:

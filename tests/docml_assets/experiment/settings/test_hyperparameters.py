@@ -1,12 +1,12 @@
 import pytest
 
-from docml_assets.experiment.settings.ini import parse_ini
-from docml_assets.experiment.settings.search_space import (
+from docml_assets.experiment.settings.hyperparameters import (
     combinations,
     parse_constant,
     read_hyperparameters,
     read_tunable,
 )
+from docml_assets.experiment.settings.ini import parse_ini
 from docml_contract.hyperparameters import KNOWN, Choice, Interval, SearchRange, TrainingHyperparameters
 
 SECTIONS = ("hyperparameters", "tunable")

@@ -1,4 +1,4 @@
-"""docs/settings.md, made from the key table: `python -m docml_assets.experiment.settings.reference > docs/settings.md`."""
+"""docs/settings.md, made from the key table: `python docs/make_settings.py > docs/settings.md`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from docml_contract.hyperparameters import TrainingHyperparameters
 
 INTRODUCTION = """# settings.ini
 
-Made from the code by `python -m docml_assets.experiment.settings.reference > docs/settings.md`; a test keeps it true.
+Made from the code by `python docs/make_settings.py > docs/settings.md`; a test keeps it true.
 
 `settings.ini` has three sections. `docml validate` reports every mistake in it at once.
 
