@@ -10,7 +10,7 @@ from typing import Any
 
 from bench._synthetic_s3 import FILE, guids, synthetic_s3
 from bench.copies import _client
-from docml_assets.reconcile.gather import SHARDS
+from docml_assets.reconcile.copies import SHARDS
 from resources.store import Store
 from tests.servers.s3 import seaweedfs
 

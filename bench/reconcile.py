@@ -20,8 +20,8 @@ _MEASURE = """
 import json, resource, sys, time
 from bench._synthetic_s3 import BASE
 from bench.reconcile import QUERY, RECIPE
+from docml_assets.reconcile.copies import Sources
 from docml_assets.reconcile.plan import to_copy
-from docml_assets.reconcile.gather import gather, plan_run
 from resources.labels import LabelSource
 from resources.store import Store
 
@@ -29,9 +29,11 @@ url, environment = sys.argv[1], json.loads(sys.argv[2])
 started = time.perf_counter()
 production = Store.open("s3://production", environment=environment)
 store = Store.open("s3://research", environment=environment)
-gathered = gather(LabelSource(url, {}), QUERY, None, production, RECIPE.files_from_prod, store, BASE)
-plan, _ = plan_run(gathered, production, RECIPE)
-missing = to_copy(plan, gathered.existing)
+sources = Sources(LabelSource(url, {}), QUERY, None, production, store, BASE, RECIPE)
+listings = sources.ask()
+existing = sources.list_existing()
+plan, _ = sources.plan(listings)
+missing = to_copy(plan, existing)
 seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps([plan.files.height, missing.height, seconds, peak]))

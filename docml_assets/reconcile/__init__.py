@@ -1,12 +1,22 @@
 """Reconciliation: a production database and a production bucket, joined into versioned artifacts of an experiment.
 
-    labels ── label_rows ──┐
-    production ── plan ────┴── join ── copy ── process (workers) ── verify, repair
+    labels ──┐
+             ├── plan ── copies ── process (worker, worker_script) ── reconciliation: from end to end
+    files  ──┘
 
-Pure functions over tables (`label_rows`, `plan`), the store's bulk copy, and worker processes for process_func.
+`labels` and `plan` are pure functions over tables; `copies` asks both sides and uses the store's bulk copy; `process` hands
+artifacts to worker processes that run process_func; `findings` is what was left out, and why.
 """
 
-from docml_assets.reconcile.errors import NothingLeft, ProcessFuncBroken, ReconciliationError, TooManyFailures
-from docml_assets.reconcile.step import Reconciled, reconcile
+from docml_assets.reconcile.findings import NothingLeft, ProcessFuncBroken, ReconciliationError, TooManyFailures
+from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs, reconcile
 
-__all__ = ["NothingLeft", "ProcessFuncBroken", "Reconciled", "ReconciliationError", "TooManyFailures", "reconcile"]
+__all__ = [
+    "NothingLeft",
+    "ProcessFuncBroken",
+    "ReconciledArtifacts",
+    "ReconciliationError",
+    "ReconciliationInputs",
+    "TooManyFailures",
+    "reconcile",
+]

@@ -1,10 +1,18 @@
-"""What reconciliation leaves out, and why: counted in the funnel, shown in tables."""
+"""What reconciliation leaves out, and why: counted in the funnel, shown in tables; and what it cannot go on from.
+
+ReconciliationError      labels and files do not come together
+├── NothingLeft          no artifact passed all stages
+├── TooManyFailures      more artifacts failed than MAX_FAILED_SHARE allows
+└── ProcessFuncBroken    the worker's Python cannot load user_defined_funcs.py
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+
+from docml_assets.errors import DocmlError
 
 # Rows kept of a table that people look at; the funnel counts them all.
 MAX_ROWS = 10_000
@@ -19,6 +27,22 @@ _SCHEMAS = {
 }
 
 
+class ReconciliationError(DocmlError):
+    """Labels and files do not come together."""
+
+
+class NothingLeft(ReconciliationError):
+    """No artifact passed all stages."""
+
+
+class TooManyFailures(ReconciliationError):
+    """More artifacts failed than MAX_FAILED_SHARE allows."""
+
+
+class ProcessFuncBroken(ReconciliationError):
+    """The worker's Python cannot load user_defined_funcs.py."""
+
+
 def findings_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """The table called `name` from its first MAX_ROWS rows; all columns are text."""
     schema = pa.schema([(column, pa.string()) for column in _SCHEMAS[name]])
@@ -26,14 +50,14 @@ def findings_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=schema)
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """An untrusted name as printable text of bounded length."""
     text = ascii(name) if isinstance(name, str) else str(name)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 @dataclass
-class Findings:
+class ReconciliationFindings:
     """The funnel (stage -> count) and the tables of what was left out."""
 
     funnel: dict[str, int] = field(default_factory=dict)
@@ -44,7 +68,7 @@ class Findings:
     files_without_labels: pa.Table = field(default_factory=lambda: findings_table("files_without_labels", []))
     failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
 
-    def together(self, other: "Findings") -> "Findings":
+    def together(self, other: "ReconciliationFindings") -> "ReconciliationFindings":
         """What two stages found that ran side by side: labels, and files."""
         refused = pa.concat_tables([self.refused, other.refused])
         return replace(self, funnel=self.funnel | other.funnel, refused=refused)

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.reconcile.findings import MAX_ROWS, Findings, findings_table, shown
-from docml_assets.reconcile.label_rows import drop_duplicates
+from docml_assets.reconcile.findings import MAX_ROWS, ReconciliationFindings, findings_table, printable
+from docml_assets.reconcile.labels import drop_duplicates
 from docml_contract.base import short
 from resources.store.safe_names import refusal
 
@@ -46,7 +46,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReconciliationPlan:
     """artifacts: the label rows of the kept artifacts, with `version`. files: their files from production, one row each:
     artifact_guid, file, size, source_etag, version; sorted by artifact_guid and file. incomplete: artifact_guid, file of
     artifacts that lack a file in production. Keys are made when they are needed: a million of them are 100 MB."""
@@ -56,7 +56,7 @@ class Plan:
     incomplete: pl.DataFrame
 
 
-def production_files(listing: pa.Table, names: Sequence[str], findings: Findings) -> pl.DataFrame:
+def production_files(listing: pa.Table, names: Sequence[str], findings: ReconciliationFindings) -> pl.DataFrame:
     """The wanted files of the production listing: artifact_guid, file, size, source_etag; sorted. Unsafe keys are counted."""
     findings.funnel |= {
         "production files": listing.num_rows,
@@ -82,7 +82,7 @@ def production_files(listing: pa.Table, names: Sequence[str], findings: Findings
     return files if len(names) == 1 and files["artifact_guid"].is_sorted() else files.sort("artifact_guid", "file")
 
 
-def _judged(keys: list[str], findings: Findings) -> pa.Array:
+def _judged(keys: list[str], findings: ReconciliationFindings) -> pa.Array:
     """Which of the unusual keys are safe and `<guid>/<file>`; the others are counted."""
     accepted, refused = [], []
     for key in keys:
@@ -90,7 +90,7 @@ def _judged(keys: list[str], findings: Findings) -> pa.Array:
         reasons = [reason for segment in segments if (reason := refusal(segment)) is not None]
         accepted.append(not reasons and len(segments) == 2)
         if reasons:
-            refused.append({"source": "files", "name": shown(key), "reason": reasons[0]})
+            refused.append({"source": "files", "name": printable(key), "reason": reasons[0]})
     findings.funnel["production files refused"] = len(refused)
     findings.funnel["production files elsewhere"] = len(keys) - sum(accepted) - len(refused)
     findings.refused = pa.concat_tables([findings.refused, findings_table("refused", refused)])
@@ -117,7 +117,7 @@ def _matches(rows: pl.DataFrame, files: pl.DataFrame) -> tuple[pl.Series, pl.Ser
 
 
 def join(
-    rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe, findings: Findings
+    rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe, findings: ReconciliationFindings
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Artifacts that have a label and files, duplicates dropped; and their files. Both sorted, before and after."""
     if recipe.files_from_prod:
@@ -138,7 +138,7 @@ def join(
     return rows, files.filter(_matches(rows, files)[1])
 
 
-def make_plan(rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe) -> Plan:
+def make_plan(rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe) -> ReconciliationPlan:
     """Versions for joined artifacts; `files` with their source etags."""
     expected = pl.DataFrame({"file": recipe.files_from_prod}, schema={"file": pl.String})
     artifacts, planned, incomplete = [], [], []
@@ -159,7 +159,7 @@ def make_plan(rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe) -> Plan:
         of_files = some_files.select("artifact_guid").join(versions, on="artifact_guid", maintain_order="left")
         planned.append(some_files.with_columns(of_files["version"]))
     nothing = pl.DataFrame(schema={"artifact_guid": pl.String, "file": pl.String})
-    return Plan(
+    return ReconciliationPlan(
         pl.concat(artifacts, rechunk=False),
         pl.concat(planned, rechunk=False),
         pl.concat([nothing, *incomplete], rechunk=False),
@@ -177,7 +177,7 @@ def _versions(rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe) -> pl.Ser
     return pl.Series("version", hashes, dtype=pl.String)
 
 
-def to_copy(plan: Plan, existing: pa.Table) -> pl.DataFrame:
+def to_copy(plan: ReconciliationPlan, existing: pa.Table) -> pl.DataFrame:
     """The planned files that are not among the existing ones (`<guid>/<version>/<file>`, sorted) with their size."""
     missing = [plan.files.clear()]
     keys = existing["key"]
@@ -191,7 +191,7 @@ def to_copy(plan: Plan, existing: pa.Table) -> pl.DataFrame:
     return pl.concat(missing, rechunk=False)
 
 
-def artifact_files(plan: Plan, existing: pa.Table) -> pl.DataFrame:
+def artifact_files(plan: ReconciliationPlan, existing: pa.Table) -> pl.DataFrame:
     """What lies in the store for the planned versions: artifact_guid, version, file, size, etag."""
     there = pl.DataFrame(pl.from_arrow(existing))
     parts = pl.col("key").str.splitn("/", 3).struct
@@ -207,7 +207,7 @@ def artifact_files(plan: Plan, existing: pa.Table) -> pl.DataFrame:
     ).sort("artifact_guid", "file")
 
 
-def to_process(plan: Plan, files: pl.DataFrame, recipe: Recipe) -> pl.DataFrame:
+def to_process(plan: ReconciliationPlan, files: pl.DataFrame, recipe: Recipe) -> pl.DataFrame:
     """Label rows (with `version`) of artifacts that process_func has to see: never finished, or with a file gone since."""
     if recipe.process_digest is None:
         return plan.artifacts.clear()

@@ -1,5 +1,6 @@
 """process_func over many artifacts: fetch their files, let a worker process them, keep what it wrote."""
 
+import fcntl
 import os
 import queue
 import shutil
@@ -7,24 +8,25 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from docml_assets.reconcile.plan import MARKER
-from docml_assets.reconcile.scratch import scratch_folder
-from docml_assets.reconcile.workers import TIMEOUT_SECONDS, Outcome, Worker
+from docml_assets.reconcile.worker import TIMEOUT_SECONDS, TaskOutcome, Worker
 from docml_contract.manifests import sha256_file
 from resources.store import Store
 from resources.store.safe_names import refusal
 
 ATTEMPTS = 2
+SCRATCH_PREFIX = "docml-reconcile-"
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Task:
-    """An artifact: its label row, the folder of its version in the store, its files from production there, and what an
+class ArtifactTask:
+    """An artifact to process: its label row, the folder of its version in the store, its files from production there, and what an
     earlier attempt already made."""
 
     row: Mapping[str, Any]
@@ -34,7 +36,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Failure:
+class ArtifactFailure:
     """An artifact that could not be processed."""
 
     artifact_guid: str
@@ -48,7 +50,7 @@ def cores() -> int:
 
 
 def process_artifacts(
-    tasks: Iterable[Task],
+    tasks: Iterable[ArtifactTask],
     *,
     store: Store,
     functions_source: str,
@@ -56,16 +58,16 @@ def process_artifacts(
     processes: int,
     processed: Callable[[], None],
     timeout: float = TIMEOUT_SECONDS,
-) -> list[Failure]:
+) -> list[ArtifactFailure]:
     """Run process_func for every task in `processes` worker processes. Raises ProcessFuncBroken.
 
-    A failing artifact is tried a second time, then it is a Failure and the rest goes on. An artifact's outputs are stored one by
+    A failing artifact is tried a second time, then it is a ArtifactFailure and the rest goes on. An artifact's outputs are stored one by
     one, and last an empty object with their number in its name: without it, the artifact is processed again.
     """
     pending = iter(tasks)
     lock, stop = threading.Lock(), threading.Event()
     idle: queue.Queue[Worker] = queue.Queue()
-    failures: list[Failure] = []
+    failures: list[ArtifactFailure] = []
 
     def work(scratch: Path) -> None:
         while not stop.is_set():
@@ -73,14 +75,14 @@ def process_artifacts(
                 task = next(pending, None)
             if task is None:
                 return
-            outcome = Outcome(None)
+            outcome = TaskOutcome(None)
             for _ in range(ATTEMPTS):
                 outcome = _process(task, store, idle, scratch)
                 if outcome.error is None or stop.is_set():
                     break
             with lock:
                 if outcome.error is not None:
-                    failures.append(Failure(task.row["artifact_guid"], outcome.error, outcome.traceback))
+                    failures.append(ArtifactFailure(task.row["artifact_guid"], outcome.error, outcome.traceback))
                 processed()
 
     with scratch_folder() as scratch, ExitStack() as closing:
@@ -105,7 +107,7 @@ def process_artifacts(
     return sorted(failures, key=lambda failure: failure.artifact_guid)
 
 
-def _process(task: Task, store: Store, idle: "queue.Queue[Worker]", scratch: Path) -> Outcome:
+def _process(task: ArtifactTask, store: Store, idle: "queue.Queue[Worker]", scratch: Path) -> TaskOutcome:
     directory = Path(tempfile.mkdtemp(prefix="artifact-", dir=scratch))
     try:
         for name in task.files:
@@ -119,7 +121,7 @@ def _process(task: Task, store: Store, idle: "queue.Queue[Worker]", scratch: Pat
         if outcome.error is None:
             complaint = "; ".join(_complaints(directory, before))
             if complaint:
-                return Outcome(complaint)
+                return TaskOutcome(complaint)
             _keep(directory, task, store)
         return outcome
     finally:
@@ -143,9 +145,43 @@ def _complaints(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
             yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"
 
 
-def _keep(directory: Path, task: Task, store: Store) -> None:
+def _keep(directory: Path, task: ArtifactTask, store: Store) -> None:
     """Store what was made. What is there already stays: a finished run's manifest may name it."""
     made = {path.name for path in directory.iterdir() if path.name not in task.files}
     for name in sorted(made - task.made):
         store.put_file(f"{task.folder}/{name}", directory / name)
     store.put(f"{task.folder}/{MARKER}{len(made | task.made)}", b"")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder of one's own, removed at the end; those whose owner was killed are removed first.
+
+    The owner holds a lock on a file in it, which the system lets go when the process ends, however it ends.
+    """
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    new = folder / "new"
+    lock = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new.rename(folder / _LOCK)  # not seen by others before it is locked
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned() -> None:
+    for path in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*/{_LOCK}"):
+        try:
+            lock = os.open(path, os.O_RDWR)
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
+            os.close(lock)

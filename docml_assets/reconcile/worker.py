@@ -1,72 +1,189 @@
-"""Runs process_func in a process of its own, under any Python: standard library only.
+"""Worker processes that run process_func; user code is never imported here.
 
-    python worker.py MODULE REPLIES-FD        tasks come on stdin, one JSON object a line
-
-Replies go to a pipe of their own, so that what user code prints cannot be mistaken for one.
+A worker gets an allow-listed environment without credentials, a home of its own, and a process group, so that it goes with
+everything it started. One that dies or hangs costs its artifact, and is replaced.
 """
 
-import importlib.util
 import json
 import os
-import pathlib
+import select
+import shutil
+import signal
+import subprocess
 import sys
-import threading
 import time
-import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from docml_assets.reconcile.findings import ProcessFuncBroken
+from docml_contract.names import USER_FUNCTIONS
 
-def main() -> None:
-    module_path, replies = sys.argv[1], os.fdopen(int(sys.argv[2]), "w", encoding="utf-8")
-    # A hung process_func would outlive a killed orchestrator.
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+# Of the environment, only these reach user code: what a Python needs to start, and nothing that opens a door.
+ALLOWED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+# An artifact that takes longer than this hangs.
+TIMEOUT_SECONDS = 600.0
+# Loading user_defined_funcs.py may import large libraries.
+STARTUP_SECONDS = 300.0
+_SCRIPT = Path(__file__).with_name("worker_script.py")
 
-    def reply(**fields: Any) -> None:
-        replies.write(json.dumps(fields) + "\n")
-        replies.flush()
 
-    try:
-        process_func = _load(module_path)
-    except BaseException as error:
-        reply(broken=f"{type(error).__name__}: {error}", traceback=_user_traceback(error))
-        return
-    reply(ready=True)
-    tasks = sys.stdin.buffer
-    for line in iter(tasks.readline, b""):
-        task = json.loads(line)
+@dataclass(frozen=True)
+class TaskOutcome:
+    """error: None, or one line; traceback: the user's, or the worker's last words."""
+
+    error: str | None
+    traceback: str = ""
+
+
+class Worker:
+    """One process at a time that runs process_func; started at first use, started again after it died."""
+
+    def __init__(
+        self, home: Path, functions_source: str, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS
+    ) -> None:
+        """`home`: a folder that does not exist yet; gone again after `close()`."""
+        self.timeout = timeout
+        self._home = home
+        self._home.mkdir(mode=0o700)
+        self._module = self._home / USER_FUNCTIONS
+        self._module.write_text(functions_source, encoding="utf-8")
+        self._python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
+        self._environment = worker_environment(environment, self._home)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies = -1
+        self._pending = b""
+        self._ended = False
+
+    def run(self, artifact: Mapping[str, Any], directory: Path) -> TaskOutcome:
+        """process_func(artifact, directory). Raises ProcessFuncBroken if the module cannot be loaded."""
+        if self._process is None:
+            self._start()
+        if self._ended:
+            return TaskOutcome("the step was stopped")
+        assert self._process is not None
+        assert self._process.stdin is not None
+        task = json.dumps({"artifact": artifact, "directory": str(directory)}, default=str).encode() + b"\n"
         try:
-            process_func(task["artifact"], pathlib.Path(task["directory"]))
-        except BaseException as error:  # a SystemExit of user code costs its artifact, not the worker
-            reply(error=f"{type(error).__name__}: {error}"[:2000], traceback=_user_traceback(error))
-        else:
-            reply(ok=True)
+            self._process.stdin.write(task)
+            self._process.stdin.flush()
+            reply = self._reply(self.timeout)
+        except BrokenPipeError:
+            reply = None
+        except TimeoutError:
+            last_words = self._last_words()
+            self.stop()
+            return TaskOutcome(f"process_func was stopped after {self.timeout:g} seconds without an end", last_words)
+        if reply is None:
+            return self._died()
+        return TaskOutcome(reply.get("error"), reply.get("traceback", ""))
+
+    def end(self) -> None:
+        """Kill the process, whatever another thread waits for it for, and run nothing from now on."""
+        self._ended = True
+        if (process := self._process) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Kill the process and everything in its group."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        os.close(self._replies)
+        self._process, self._pending = None, b""
+
+    def close(self) -> None:
+        """Stop, and remove the worker's home."""
+        self.stop()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _start(self) -> None:
+        self._replies, theirs = os.pipe()
+        with (self._home / "output").open("wb") as output:
+            try:
+                self._process = subprocess.Popen(
+                    [self._python, "-u", str(_SCRIPT), str(self._module), str(theirs)],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    cwd=self._home,
+                    env=self._environment,
+                    pass_fds=[theirs],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                os.close(self._replies)
+                raise ProcessFuncBroken(
+                    f"DOCML_WORKER_PYTHON: {self._python!r} cannot be started ({error.strerror}); expected a Python interpreter"
+                ) from error
+            finally:
+                os.close(theirs)
+        try:
+            reply = self._reply(STARTUP_SECONDS)
+        except TimeoutError:
+            reply = None
+        if self._ended:
+            return
+        if reply is None or not reply.get("ready"):
+            broken, traceback = (
+                (reply or {}).get("broken", "the worker died"),
+                (reply or {}).get("traceback", self._last_words()),
+            )
+            self.stop()
+            raise ProcessFuncBroken(
+                f"user_defined_funcs.py cannot be loaded by DOCML_WORKER_PYTHON ({self._python}): {broken}\n{traceback}\n"
+                "Install what it imports there, or move the import into the function that needs it"
+            )
+
+    def _reply(self, seconds: float) -> dict[str, Any] | None:
+        """The next reply; None if the worker has gone. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._pending:
+            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            block = os.read(self._replies, 1 << 16)
+            if not block:
+                return None
+            self._pending += block
+        line, _, self._pending = self._pending.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _died(self) -> TaskOutcome:
+        assert self._process is not None
+        try:
+            code = self._process.wait(5)
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            how = "its reply pipe closed"
+        last_words = self._last_words()
+        self.stop()
+        return TaskOutcome(f"the worker process died ({how}) in process_func", last_words)
+
+    def _last_words(self) -> str:
+        try:
+            return (self._home / "output").read_bytes()[-2000:].decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
 
-def _load(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location("user_defined_funcs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["user_defined_funcs"] = module
-    spec.loader.exec_module(module)
-    return module.process_func
-
-
-def _user_traceback(error: BaseException) -> str:
-    """The traceback from user_defined_funcs.py on, its last 8,000 characters."""
-    frames = traceback.extract_tb(error.__traceback__)
-    start = next(
-        (i for i, frame in enumerate(frames) if frame.filename != __file__ and "importlib" not in frame.filename), 0
-    )
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames[start:])]
-    return "".join([*lines, *traceback.format_exception_only(error)])[-8000:]
-
-
-def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
+def worker_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The allow-listed variables, and doors shut that a Python library would try by itself."""
+    allowed = {name: environment[name] for name in ALLOWED_VARIABLES if name in environment}
+    return {
+        **allowed,
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }

@@ -16,14 +16,14 @@ from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.store.manifests import publish_bytes
 
 if TYPE_CHECKING:
-    from docml_assets.reconcile import Reconciled
+    from docml_assets.reconcile import ReconciledArtifacts
 
 ASSET = "reconciled_data"
 FINDINGS = "findings.json"
 SAMPLE_ROWS = 50
 
 
-class Findings(Document):
+class FindingsDocument(Document):
     """reconciliation/findings.json: what reconciliation met on its way, for people."""
 
     funnel: dict[str, int] = Field(description="stage -> count")
@@ -63,11 +63,11 @@ def reconciliation_key(work: Work) -> str:
 
 
 def _work(work: Work, key: str) -> Outcome:
-    from docml_assets.reconcile import reconcile  # polars loads where it is used
+    from docml_assets.reconcile import ReconciliationInputs, reconcile  # polars loads where it is used
 
     # The versions are read before the data: what changes meanwhile shows as stale, never as up to date.
-    inputs = production.versions(work.settings, work.labels, work.production)
-    result = reconcile(
+    versions = production.versions(work.settings, work.labels, work.production)
+    inputs = ReconciliationInputs(
         place=work.place,
         settings=work.settings,
         functions_source=work.functions_source,
@@ -78,6 +78,7 @@ def _work(work: Work, key: str) -> Outcome:
         log=work.reporter.say,
         progress=work.reporter.progress,
     )
+    result = reconcile(inputs)
     folder = work.place.reconciliation
     manifest = publish_bytes(
         work.store,
@@ -92,7 +93,7 @@ def _work(work: Work, key: str) -> Outcome:
         run=work.place.number,
         cache_key=key,
         data_version=result.data_version,
-        inputs=inputs,
+        inputs=versions,
         code_version=CODE_VERSIONS[ASSET],
     )
     return Outcome(
@@ -106,12 +107,12 @@ def _work(work: Work, key: str) -> Outcome:
     )
 
 
-def _findings(result: "Reconciled") -> Findings:
+def _findings(result: "ReconciledArtifacts") -> FindingsDocument:
     samples = {name: table.slice(0, SAMPLE_ROWS).to_pylist() for name, table in result.problems.items()}
-    return Findings(funnel=dict(result.funnel), samples=samples)
+    return FindingsDocument(funnel=dict(result.funnel), samples=samples)
 
 
-def read_findings(work: Work) -> Findings:
+def read_findings(work: Work) -> FindingsDocument:
     """The findings of a finished step."""
     key = f"{work.place.reconciliation}/{FINDINGS}"
-    return Findings.from_bytes(work.store.get(key), key)
+    return FindingsDocument.from_bytes(work.store.get(key), key)

@@ -4,7 +4,6 @@ A *cache key* hashes a step's inputs and decides reuse. A *data version* hashes 
 paths, job names or containers, so that equal results are equal wherever they were made.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from docml_contract import names
@@ -30,11 +29,6 @@ def cache_key(asset: str, **inputs: Any) -> str:
 def snapshot_version(settings: dict[str, Any], functions_sha256: str) -> str:
     """Data version of a snapshot: its frozen settings and the text of its functions."""
     return digest(["snapshot", settings, functions_sha256])
-
-
-def reconciled_version(rows: Iterable[tuple[str, str, str, str]]) -> str:
-    """Data version of reconciled data: sorted (artifact_guid, label, file, source version)."""
-    return digest(["reconciled", sorted(rows)])
 
 
 def label_counts_version(counts: dict[str, int]) -> str:

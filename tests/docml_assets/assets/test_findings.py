@@ -17,7 +17,7 @@ from docml_assets.assets.reconciliation import (
 from docml_assets.assets.training import not_diverged, traced_equals_eager
 from docml_assets.steps.label_counts import label_counts
 from docml_assets.steps.preparation import preparation, prepared
-from docml_assets.steps.reconciliation import FINDINGS, Findings, reconciliation
+from docml_assets.steps.reconciliation import FINDINGS, FindingsDocument, reconciliation
 from docml_assets.steps.training import training
 from docml_assets.steps.work import Work
 from docml_assets.tables import parquet_bytes, read_parquet
@@ -53,7 +53,7 @@ def test_a_missing_file_is_an_error_that_names_it(work: Work) -> None:
 
 def test_many_duplicates_or_refusals_are_a_warning(work: Work) -> None:
     funnel = {"labels": 100, "duplicates": 31, "refused": 2}
-    work.store.put(f"{work.place.reconciliation}/{FINDINGS}", Findings(funnel=funnel, samples={}).to_bytes())
+    work.store.put(f"{work.place.reconciliation}/{FINDINGS}", FindingsDocument(funnel=funnel, samples={}).to_bytes())
     assert not duplicates_share(work).passed
     assert "2 of 100 label rows (2.0%) were refused" in refused_share(work).text
     assert not refused_share(work).error

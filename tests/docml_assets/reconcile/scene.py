@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_assets.experiment.settings.settings import Settings, parse_settings
-from docml_assets.reconcile import Reconciled, pace, reconcile
+from docml_assets.reconcile import ReconciledArtifacts, ReconciliationInputs, copies, reconcile
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
 from resources.store import Store
@@ -55,17 +55,19 @@ class Scene:
             "[settings]\n" + "\n".join([*lines, "MODEL_INPUT_FILES = raw_text.json"]) + "\n", "settings.ini"
         )
 
-    def run(self, number: int = 1, functions: str = "", **keys: Any) -> Reconciled:
+    def run(self, number: int = 1, functions: str = "", **keys: Any) -> ReconciledArtifacts:
         return reconcile(
-            place=RunPlace(EXPERIMENT, number),
-            settings=self.settings(**keys),
-            functions_source=functions + OTHERS,
-            store=self.store,
-            production=self.production,
-            labels=self.labels,
-            environment={"PATH": os.environ["PATH"], **self.environment},
-            log=self.said.append,
-            progress=lambda *event: self.progress.append(event),
+            ReconciliationInputs(
+                place=RunPlace(EXPERIMENT, number),
+                settings=self.settings(**keys),
+                functions_source=functions + OTHERS,
+                store=self.store,
+                production=self.production,
+                labels=self.labels,
+                environment={"PATH": os.environ["PATH"], **self.environment},
+                log=self.said.append,
+                progress=lambda *event: self.progress.append(event),
+            )
         )
 
     def artifact(self, guid: str, **files: bytes) -> None:
@@ -119,7 +121,7 @@ def build(
 
 def main() -> None:
     """Reconcile in a process of its own that a test can kill: arguments as JSON, progress on stdout."""
-    pace.BAR_SECONDS = 0.0  # every unit is heard of
+    copies.BAR_SECONDS = 0.0  # every unit is heard of
     said = json.loads(sys.argv[1])
     scene = Scene(
         Path(said["folder"]),

@@ -1,11 +1,11 @@
 import polars as pl
 import pyarrow as pa
 
-from docml_assets.reconcile.findings import Findings
+from docml_assets.reconcile.findings import ReconciliationFindings
 from docml_assets.reconcile.plan import (
     KEY,
-    Plan,
     Recipe,
+    ReconciliationPlan,
     artifact_files,
     join,
     make_plan,
@@ -26,16 +26,18 @@ def rows(*guids: str) -> pl.DataFrame:
     return pl.DataFrame({"artifact_guid": guids, "label": ["x"] * len(guids), "file_hash": list(guids)})
 
 
-def plan(keys: tuple[str, ...], recipe: Recipe, etag: str = "e", guids: tuple[str, ...] = ("g1", "g2")) -> Plan:
-    files = production_files(listing(*keys, etag=etag), recipe.files_from_prod, Findings())
-    return make_plan(*join(rows(*sorted(guids)), files, recipe, Findings()), recipe)
+def plan(
+    keys: tuple[str, ...], recipe: Recipe, etag: str = "e", guids: tuple[str, ...] = ("g1", "g2")
+) -> ReconciliationPlan:
+    files = production_files(listing(*keys, etag=etag), recipe.files_from_prod, ReconciliationFindings())
+    return make_plan(*join(rows(*sorted(guids)), files, recipe, ReconciliationFindings()), recipe)
 
 
 KEYS = ("g1/a.json", "g1/b.png", "g2/a.json", "g2/b.png")
 RECIPE = Recipe(FILES, FILES, None, None)
 
 
-def versions(of: Plan) -> dict[str, str]:
+def versions(of: ReconciliationPlan) -> dict[str, str]:
     return dict(of.artifacts.select("artifact_guid", "version").iter_rows())
 
 
@@ -51,7 +53,7 @@ def test_wanted_files_are_found_and_unsafe_keys_counted() -> None:
         "ü g/a.json",
         "g2/xa.json",
     ]
-    findings = Findings()
+    findings = ReconciliationFindings()
     files = production_files(listing(*keys), FILES, findings)
     assert list(files.select("artifact_guid", "file").iter_rows()) == [("g1", "a.json"), ("ü g", "a.json")]
     assert findings.funnel == {"production files": 9, "production files refused": 3, "production files elsewhere": 2}
@@ -59,8 +61,8 @@ def test_wanted_files_are_found_and_unsafe_keys_counted() -> None:
 
 
 def test_join() -> None:
-    files = production_files(listing("g1/a.json", "g3/a.json", "g3/b.png"), FILES, Findings())
-    findings = Findings()
+    files = production_files(listing("g1/a.json", "g3/a.json", "g3/b.png"), FILES, ReconciliationFindings())
+    findings = ReconciliationFindings()
     joined, kept = join(rows("g1", "g2"), files, RECIPE, findings)
     assert joined["artifact_guid"].to_list() == ["g1"]
     assert list(kept.select("artifact_guid", "file").iter_rows()) == [("g1", "a.json")]
@@ -78,8 +80,8 @@ def test_join() -> None:
 def test_duplicates_are_dropped_after_the_join() -> None:
     """The one with files stays, even if another GUID is smaller."""
     labelled = pl.DataFrame({"artifact_guid": ["a", "b"], "label": ["x", "x"], "file_hash": ["same", "same"]})
-    files = production_files(listing("b/a.json"), FILES, Findings())
-    joined, _ = join(labelled, files, RECIPE, Findings())
+    files = production_files(listing("b/a.json"), FILES, ReconciliationFindings())
+    joined, _ = join(labelled, files, RECIPE, ReconciliationFindings())
     assert joined["artifact_guid"].to_list() == ["b"]
 
 
@@ -118,7 +120,7 @@ def test_artifacts_that_lack_a_file_are_set_apart() -> None:
     assert set(made.files["artifact_guid"]) == {"g1"}
 
 
-def existing(made: Plan, *more: str, size: int = 1) -> pa.Table:
+def existing(made: ReconciliationPlan, *more: str, size: int = 1) -> pa.Table:
     keys = sorted([*made.files.select(KEY).to_series(), *more])
     return pa.table([keys, [size] * len(keys), [None] * len(keys)], schema=TABLE_SCHEMA)
 

@@ -3,59 +3,91 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
+from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.settings.settings import Settings
-from docml_assets.reconcile.errors import NothingLeft, ReconciliationError, TooManyFailures
-from docml_assets.reconcile.findings import Findings, findings_table
-from docml_assets.reconcile.gather import (
-    Gathered,
-    gather,
-    list_existing,
-    list_production,
-    plan_run,
-    recipe_of,
+from docml_assets.experiment.source import functions_digest
+from docml_assets.reconcile.copies import (
+    Copies,
+    Log,
+    Progress,
+    ProgressMeter,
+    Sources,
+    copy_until_settled,
     with_etags,
 )
-from docml_assets.reconcile.pace import Pace
+from docml_assets.reconcile.findings import (
+    NothingLeft,
+    ReconciliationFindings,
+    TooManyFailures,
+    findings_table,
+)
 from docml_assets.reconcile.plan import (
-    CHUNK,
     MARKER,
-    SOURCE,
-    Plan,
     Recipe,
+    ReconciliationPlan,
     artifact_files,
     key_below,
-    to_copy,
     to_process,
 )
-from docml_assets.reconcile.process import Failure, Task, cores, process_artifacts
+from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
 from resources.store import Store
 
-# Production may change while it is copied: so often everything is planned again.
-ROUNDS = 3
 FAILURES = "failures.jsonl"
 TABLE_COLUMNS = ["artifact_guid", "label", "file_hash", "file", "key", "size", "etag", "source_etag", "origin"]
-
-Log = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
+PROCESS_FUNC = "process_func"
 
 
 @dataclass(frozen=True)
-class Reconciled:
+class ReconciliationInputs:
+    """What a reconciliation works with: a run and its frozen content, the outside world, and whom to tell."""
+
+    place: RunPlace
+    settings: Settings
+    functions_source: str
+    store: Store
+    production: Store
+    labels: LabelSource
+    environment: Mapping[str, str]
+    log: Log
+    progress: Progress
+
+    def sources(self) -> Sources:
+        """Both sides, and what decides versions besides the source files."""
+        settings, source = self.settings, self.functions_source
+        with_process = PROCESS_FUNC in defined_functions(source)
+        return Sources(
+            labels=self.labels,
+            query=settings.labels_query,
+            max_rows=settings.max_label_rows,
+            production=self.production,
+            store=self.store,
+            base=self.place.shared.reconciled_artifacts,
+            recipe=Recipe(
+                files_from_prod=tuple(sorted(set(settings.files_from_prod))),
+                files_on_research=tuple(sorted(set(settings.files_on_research))),
+                process_digest=functions_digest(source, [PROCESS_FUNC]) if with_process else None,
+                overwrite_run=self.place.number if settings.overwrite else None,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class ReconciledArtifacts:
     """table: one row a file, TABLE_COLUMNS. label_rows: the kept rows with all columns of the query. seconds: wall clock."""
 
     table: pa.Table
     label_rows: pa.Table
-    findings: Findings
+    findings: ReconciliationFindings
     data_version: str
     bytes_copied: int
     seconds: float
@@ -73,103 +105,42 @@ class Reconciled:
 
 @dataclass
 class _Step:
-    """What all stages need, and what they count."""
+    """One reconciliation on its way: what it works with, and what process_func did so far."""
 
-    place: RunPlace
-    settings: Settings
-    functions_source: str
-    store: Store
-    production: Store
-    environment: Mapping[str, str]
-    recipe: Recipe
-    log: Log
-    progress: Progress
-    copied: int = 0
-    bytes_copied: int = 0
-    repaired: int = 0
+    inputs: ReconciliationInputs
+    sources: Sources
     processed: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    processed_again: int = 0
+    failures: list[ArtifactFailure] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.sources.recipe
 
     @property
     def base(self) -> str:
-        return self.place.shared.reconciled_artifacts
+        return self.sources.base
 
 
-def reconcile(
-    *,
-    place: RunPlace,
-    settings: Settings,
-    functions_source: str,
-    store: Store,
-    production: Store,
-    labels: LabelSource,
-    environment: Mapping[str, str],
-    log: Log,
-    progress: Progress,
-) -> Reconciled:
+def reconcile(inputs: ReconciliationInputs) -> ReconciledArtifacts:
     """Bring labels and production files together below `<experiment>/data/reconciled_artifacts`.
 
     Writes versioned artifact files only, each of them once, so that it can be killed at any moment and started again; files of
     another version are never touched. Raises ReconciliationError and its kin, LabelError, StoreError.
     """
     started = time.monotonic()
-    recipe = recipe_of(place, settings, functions_source)
-    step = _Step(place, settings, functions_source, store, production, environment, recipe, log, progress)
-    progress("labels and files listed", 0, 1)
-    names = settings.files_from_prod
-    gathered = gather(labels, settings.labels_query, settings.max_label_rows, production, names, store, step.base)
-    progress("labels and files listed", 1, 1)
-    plan, existing_table, findings = _copy_until_settled(step, gathered)
-    existing_table = _process(step, plan, existing_table)
-    return _result(step, plan, existing_table, findings, started)
+    step = _Step(inputs, inputs.sources())
+    inputs.progress("labels and files listed", 0, 1)
+    listings = step.sources.ask()
+    inputs.progress("labels and files listed", 1, 1)
+    copies = copy_until_settled(step.sources, listings, inputs.log, inputs.progress)
+    copies.existing = _process(step, copies.plan, copies.existing)
+    return _result(step, copies, started)
 
 
-def _copy_until_settled(step: _Step, gathered: Gathered) -> tuple[Plan, pa.Table, Findings]:
-    """Plan and copy; then list both sides again, and again copy what is missing or has changed meanwhile.
-
-    Returns the plan, what lies in the store by then, and what the last look at production left out.
-    """
-    copied = pl.DataFrame(schema={"artifact_guid": pl.String, "version": pl.String, "file": pl.String})
-    same = copied.columns
-    for round_number in range(ROUNDS + 1):
-        plan, findings = plan_run(gathered, step.production, step.recipe)
-        stale = copied.join(plan.files, on=same, how="anti")
-        if stale.height:
-            # Copied under the version of what production held before: their content is not what the version says.
-            step.log(f"{stale.height} files changed in production while they were copied; taking the new ones")
-            step.store.delete(stale.select(key_below(step.base)).to_series())
-        missing = to_copy(plan, gathered.existing)
-        if missing.is_empty():
-            return plan, gathered.existing, findings
-        if round_number == ROUNDS:
-            break
-        _copy(step, plan, missing, repair=round_number > 0)
-        copied = pl.concat([copied, missing.select(same)])
-        gathered.existing = list_existing(step.store, step.base)
-        gathered.files, gathered.of_files = list_production(step.production, step.recipe.files_from_prod)
-    names = ", ".join(missing.head(20).select(SOURCE).to_series())
-    raise ReconciliationError(
-        f"{missing.height} production files could not be copied in {ROUNDS} rounds; they keep changing or vanishing: {names}"
-    )
-
-
-def _copy(step: _Step, plan: Plan, missing: pl.DataFrame, *, repair: bool) -> None:
-    total = missing.height
-    reused = plan.files.height - total
-    step.log(f"copying {total:,} files ({float(missing['size'].sum()) / 1e6:,.1f} MB); {reused:,} are there already")
-    pace = Pace("files copied", total, step.log, step.progress)
-    keys = [SOURCE.alias("source"), key_below(step.base).alias("key")]
-    pairs = (pair for some in missing.iter_slices(CHUNK) for pair in some.select(keys).iter_rows())
-    gone = step.store.copy_many(step.production, pairs, copied=pace.tick)
-    step.copied += pace.done
-    step.repaired += pace.done if repair else 0
-    lost = pl.Series([lost.source for lost in gone], dtype=pl.String)
-    step.bytes_copied += int(missing.filter(~SOURCE.is_in(lost.implode()))["size"].sum())
-    step.log(f"copied {pace.done:,} files, {pace.rate:,.0f} a second")
-
-
-def _process(step: _Step, plan: Plan, existing: pa.Table) -> pa.Table:
+def _process(step: _Step, plan: ReconciliationPlan, existing: pa.Table) -> pa.Table:
     """Let process_func make what is not there; once more for what is still missing then. Returns the store's listing after it."""
+    inputs = step.inputs
     for attempt in range(2):
         files = artifact_files(plan, existing)
         pending = to_process(plan, files, step.recipe)
@@ -178,23 +149,23 @@ def _process(step: _Step, plan: Plan, existing: pa.Table) -> pa.Table:
         if pending.is_empty():
             break
         if attempt:
-            step.repaired += pending.height
-        step.log(f"process_func: {pending.height:,} artifacts")
-        pace = Pace("artifacts processed", pending.height, step.log, step.progress)
+            step.processed_again += pending.height
+        inputs.log(f"process_func: {pending.height:,} artifacts")
+        meter = ProgressMeter("artifacts processed", pending.height, inputs.log, inputs.progress)
         step.failures += process_artifacts(
             _tasks(step, pending, files),
-            store=step.store,
-            functions_source=step.functions_source,
-            environment=step.environment,
-            processes=min(step.settings.reconciliation_processes or cores(), pending.height),
-            processed=pace.tick,
+            store=inputs.store,
+            functions_source=inputs.functions_source,
+            environment=inputs.environment,
+            processes=min(inputs.settings.reconciliation_processes or cores(), pending.height),
+            processed=meter.tick,
         )
-        step.processed += pace.done
-        existing = list_existing(step.store, step.base)
+        step.processed += meter.done
+        existing = step.sources.list_existing()
     return existing
 
 
-def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[Task]:
+def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[ArtifactTask]:
     made = files.filter(
         ~pl.col("file").is_in(list(step.recipe.files_from_prod)) & ~pl.col("file").str.starts_with(MARKER)
     ).join(pending.select("artifact_guid"), on="artifact_guid", how="semi")
@@ -203,12 +174,12 @@ def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[
         version = row.pop("version")
         guid = row["artifact_guid"]
         folder = f"{step.base}/{guid}/{version}"
-        yield Task(row, folder, step.recipe.files_from_prod, frozenset(already.get(guid, ())))
+        yield ArtifactTask(row, folder, step.recipe.files_from_prod, frozenset(already.get(guid, ())))
 
 
-def _result(step: _Step, plan: Plan, existing: pa.Table, findings: Findings, started: float) -> Reconciled:
-    recipe = step.recipe
-    files = artifact_files(plan, existing).filter(~pl.col("file").str.starts_with(MARKER))
+def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
+    recipe, plan, findings = step.recipe, copies.plan, copies.findings
+    files = artifact_files(plan, copies.existing).filter(~pl.col("file").str.starts_with(MARKER))
     failed = [
         *(
             {"artifact_guid": f.artifact_guid, "file": None, "reason": f.reason, "traceback": f.traceback}
@@ -229,24 +200,26 @@ def _result(step: _Step, plan: Plan, existing: pa.Table, findings: Findings, sta
     table = _table(step, artifacts, files, plan)
     findings.funnel |= {
         "failed": len(out),
-        "copied": step.copied,
-        "reused": max(0, plan.files.height - step.copied),
-        "repaired": step.repaired,
+        "copied": copies.files,
+        "reused": max(0, plan.files.height - copies.files),
+        "repaired": copies.repaired + step.processed_again,
         "processed": step.processed,
         "artifacts": artifacts.height,
         "files": table.num_rows,
     }
-    return Reconciled(
+    return ReconciledArtifacts(
         table=table,
         label_rows=_arrow(artifacts.drop("version")),
         findings=findings,
         data_version=data_version(table),
-        bytes_copied=step.bytes_copied,
+        bytes_copied=copies.bytes,
         seconds=time.monotonic() - started,
     )
 
 
-def _lacking(plan: Plan, files: pl.DataFrame, recipe: Recipe, already: set[str]) -> Iterable[dict[str, Any]]:
+def _lacking(
+    plan: ReconciliationPlan, files: pl.DataFrame, recipe: Recipe, already: set[str]
+) -> Iterable[dict[str, Any]]:
     """Files of FILES_ON_RESEARCH that production lacks, or that process_func did not make."""
     for guid, file in plan.incomplete.iter_rows():
         yield {"artifact_guid": guid, "file": file, "reason": "not in production", "traceback": ""}
@@ -263,11 +236,11 @@ def _lacking(plan: Plan, files: pl.DataFrame, recipe: Recipe, already: set[str])
 def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candidates: int) -> None:
     if not failed:
         return
-    key = f"{step.place.reconciliation}/{FAILURES}"
-    step.store.put(key, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in failed))
-    allowed = step.settings.max_failed_share
+    key = f"{step.inputs.place.reconciliation}/{FAILURES}"
+    step.inputs.store.put(key, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in failed))
+    allowed = step.inputs.settings.max_failed_share
     if len(out) <= allowed * candidates:
-        step.log(f"{len(out)} of {candidates} artifacts are left out: {step.store.uri(key)}")
+        step.inputs.log(f"{len(out)} of {candidates} artifacts are left out: {step.inputs.store.uri(key)}")
         return
     listed = "\n".join(
         f"  {row['artifact_guid']}" + (f" {row['file']}" if row["file"] else "") + f": {row['reason']}"
@@ -277,11 +250,11 @@ def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candi
     raise TooManyFailures(
         f"{len(out)} of {candidates} artifacts failed or lack files, more than MAX_FAILED_SHARE = {allowed:g} allows:\n{listed}"
         + (f"\n  … and {len(failed) - 20} more" if len(failed) > 20 else "")
-        + f"\nAll of them: {step.store.uri(key)}{traceback}"
+        + f"\nAll of them: {step.inputs.store.uri(key)}{traceback}"
     )
 
 
-def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: Plan) -> pa.Table:
+def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: ReconciliationPlan) -> pa.Table:
     """reconciled_manifest: one row a file, sorted by artifact_guid and file."""
     from_prod = pl.col("file").is_in(list(step.recipe.files_from_prod))
     rows = (
@@ -296,7 +269,7 @@ def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: Plan
         )
         .sort("artifact_guid", "file")
     )
-    return _arrow(with_etags(rows, pl.col("key"), "etag", step.store).select(TABLE_COLUMNS))
+    return _arrow(with_etags(rows, pl.col("key"), "etag", step.inputs.store).select(TABLE_COLUMNS))
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
@@ -307,7 +280,8 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def data_version(table: pa.Table) -> str:
-    """`docml_contract.versions.reconciled_version` of a manifest table sorted by artifact_guid and file, in little memory."""
+    """sha256 of the canonical JSON of ["reconciled", rows of guid, label, file, source version], for a table sorted by artifact_guid
+    and file, in little memory."""
     columns = table.select(["artifact_guid", "label", "file", "source_etag"])
     digest = hashlib.sha256(b'["reconciled",[')
     first = True

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from docml_assets.reconcile.scratch import scratch_folder
+from docml_assets.reconcile.process import scratch_folder
 
 OWNER = """
 import time
-from docml_assets.reconcile.scratch import scratch_folder
+from docml_assets.reconcile.process import scratch_folder
 with scratch_folder() as folder:
     (folder / "document.txt").write_text("confidential")
     print(folder, flush=True)

@@ -5,8 +5,13 @@ from collections.abc import Mapping
 import polars as pl
 import pyarrow as pa
 
-from docml_assets.reconcile.errors import ReconciliationError
-from docml_assets.reconcile.findings import MAX_ROWS, Findings, findings_table, shown
+from docml_assets.reconcile.findings import (
+    MAX_ROWS,
+    ReconciliationError,
+    ReconciliationFindings,
+    findings_table,
+    printable,
+)
 from resources.store.safe_names import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
@@ -16,7 +21,7 @@ CHUNK = 100_000
 REQUIRED = ("artifact_guid", "label", "file_hash")
 
 
-def trusted_rows(table: pa.Table, findings: Findings) -> pl.DataFrame:
+def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFrame:
     """One row an artifact, all columns of the query, sorted by artifact_guid.
 
     Left out and counted: rows with an unsafe GUID or an unusable label; GUIDs, and file hashes, that carry several labels
@@ -56,7 +61,7 @@ def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
     return rows.select(reason.alias("__reason"))["__reason"]
 
 
-def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+def _without_refused(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
     reasons = [pl.Series("__reason", [], dtype=pl.String)]
     unsafe: dict[str | None, str] = {}
     for some in rows.iter_slices(CHUNK):
@@ -72,7 +77,7 @@ def _without_refused(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     findings.refused = findings_table(
         "refused",
         (
-            {"source": "labels", "name": shown(guid), "reason": f"{why}: {unsafe[guid]}" if guid in unsafe else why}
+            {"source": "labels", "name": printable(guid), "reason": f"{why}: {unsafe[guid]}" if guid in unsafe else why}
             for guid, _, why in shown_rows
         ),
     )
@@ -87,7 +92,7 @@ def _repeated(rows: pl.DataFrame, column: str) -> pl.DataFrame:
     return rows.filter(rows[column].is_not_null() & rows[column].hash().is_duplicated())
 
 
-def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+def _without_conflicts(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
     conflicting = []
     for column in ("artifact_guid", "file_hash"):
         several = (
@@ -114,7 +119,7 @@ def _without_conflicts(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     return rows.filter(~out) if left_out.height else rows
 
 
-def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+def _one_row_each(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
     rows = rows.sort("artifact_guid")
     before = rows.height
     if (rows["artifact_guid"] == rows["artifact_guid"].shift()).any():
@@ -127,7 +132,7 @@ def _one_row_each(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     return rows
 
 
-def drop_duplicates(rows: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+def drop_duplicates(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
     """Of artifacts with one file hash, the one with the smallest GUID (in byte order). A NULL hash equals no other."""
     known = _repeated(rows, "file_hash").select("artifact_guid", "file_hash")
     kept = known.group_by("file_hash").agg(pl.col("artifact_guid").min().alias("kept"))

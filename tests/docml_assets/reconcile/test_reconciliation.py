@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from docml_assets.reconcile import NothingLeft, ProcessFuncBroken, TooManyFailures
-from docml_assets.reconcile.step import TABLE_COLUMNS
-from docml_contract.versions import reconciled_version
+from docml_assets.reconcile.reconciliation import TABLE_COLUMNS
+from docml_contract.base import digest
 from resources.store import Store
 from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids
 from tests.resources.store.test_safe_names import HOSTILE
@@ -44,7 +44,7 @@ def test_labels_and_files_come_together(scene: Scene) -> None:
     assert result.funnel["copied"] == result.funnel["artifacts"] == 6
     assert result.bytes_copied == sum(result.table["size"].to_pylist())
     columns = (result.table[name].to_pylist() for name in ("artifact_guid", "label", "file", "source_etag"))
-    assert result.data_version == reconciled_version(zip(*columns, strict=True))
+    assert result.data_version == digest(["reconciled", sorted(map(list, zip(*columns, strict=True)))])
     assert ("files copied", 6, 6) in scene.progress
 
 

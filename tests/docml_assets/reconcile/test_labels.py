@@ -2,21 +2,22 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from docml_assets.reconcile.errors import ReconciliationError
-from docml_assets.reconcile.findings import Findings
-from docml_assets.reconcile.label_rows import drop_duplicates, trusted_rows
+from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
+from docml_assets.reconcile.labels import drop_duplicates, trusted_rows
 from tests.resources.store.test_safe_names import HOSTILE
 
 
-def trusted(rows: list[tuple[object, object, object]], **more: list[object]) -> tuple[pl.DataFrame, Findings]:
+def trusted(
+    rows: list[tuple[object, object, object]], **more: list[object]
+) -> tuple[pl.DataFrame, ReconciliationFindings]:
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("artifact_guid", "label", "file_hash"))}
-    findings = Findings()
+    findings = ReconciliationFindings()
     return trusted_rows(pa.table({**columns, **more}), findings), findings
 
 
 def test_columns_that_are_needed() -> None:
     with pytest.raises(ReconciliationError, match="guid, label; expected artifact_guid, label, file_hash too"):
-        trusted_rows(pa.table({"guid": ["a"], "label": ["b"]}), Findings())
+        trusted_rows(pa.table({"guid": ["a"], "label": ["b"]}), ReconciliationFindings())
 
 
 def test_all_is_well() -> None:
@@ -96,7 +97,7 @@ def test_of_duplicates_the_smallest_guid_stays(order: int) -> None:
     frame = pl.DataFrame(
         {"artifact_guid": ["b", "a", "B", "c", "d"], "label": ["x"] * 5, "file_hash": ["1", "1", "1", None, None]}
     )[::order]
-    findings = Findings()
+    findings = ReconciliationFindings()
     kept = drop_duplicates(frame, findings)
     assert sorted(kept["artifact_guid"]) == ["B", "c", "d"], "in byte order"
     assert findings.funnel["duplicates"] == 2
