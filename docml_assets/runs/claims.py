@@ -174,7 +174,8 @@ def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
 def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
     """What the folder says otherwise than the claim, of all that freezes. Comments and formatting do not count."""
     frozen, now = claim.settings.frozen_content(), folder.settings.frozen_content()
-    changed = [key.upper() for key in frozen if key not in _SECTIONS and frozen[key] != now[key]]
+    keys = [key for key in {**frozen, **now} if key not in _SECTIONS]
+    changed = [key.upper() for key in keys if frozen.get(key) != now.get(key)]
     for section in _SECTIONS:
         old, new = frozen[section], now[section]
         changed += [f"[{section}] {key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

@@ -14,6 +14,7 @@ from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, 
 from docml_assets.runs.claims import run_folders
 from docml_contract.errors import BadName
 from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
+from docml_contract.patterns import is_optional
 from resources.errors import ResourceError, SettingError
 from resources.jobs.costs import most, read_prices
 from resources.secrets import is_reference
@@ -78,7 +79,11 @@ def _missing_files(path: Path) -> list[Problem]:
 
 def _unmade_files(settings: Settings, folder: ExperimentFolder) -> list[Problem]:
     """Files that every artifact must have in the end, though nothing makes them."""
-    made = [name for name in settings.files_on_research if name not in settings.files_from_prod]
+    made = [
+        name
+        for name in settings.files_on_research
+        if name not in settings.files_from_prod and not is_optional(name, settings.files_optional)
+    ]
     if not made or "process_func" in defined_functions(folder.functions_source):
         return []
     return [

@@ -35,6 +35,7 @@ from docml_contract.names import (
     TUNING,
     USER_FUNCTIONS,
 )
+from docml_contract.patterns import matches
 from docml_contract.versions import CODE_VERSIONS, cache_key
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, publish_bytes, publish_staged, read_manifest
@@ -95,6 +96,7 @@ def preparation_key(work: Work, reconciled: Manifest, rows: pa.Table) -> str:
         model_names=list(settings.model_names),
         hyperparameters=settings.own_hyperparameters,
         model_input_files=sorted(settings.model_input_files),
+        **({"optional_files": optional} if (optional := sorted(settings.optional_input_files)) else {}),
         ignored_labels=sorted(settings.ignored_labels),
         num_labels_threshold=settings.num_labels_threshold,
         max_artifacts=settings.max_artifacts,
@@ -225,7 +227,9 @@ def _use(work: Work, manifest: Manifest, folder: str, *, how: str, jobs: tuple[J
 def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
     """artifacts.parquet: one row a file that encode_data gets (artifact_guid, label, group, file, path, etag), in a fixed order."""
     table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
-    table = table.filter(pc.is_in(table["file"], value_set=pa.array(list(work.settings.model_input_files))))
+    present = table["file"].unique().to_pylist()
+    wanted = [file for file in present if any(matches(file, entry) for entry in work.settings.model_input_files)]
+    table = table.filter(pc.is_in(table["file"], value_set=pa.array(wanted, pa.string())))
     table = table.sort_by([("artifact_guid", "ascending"), ("file", "ascending")])
     group_of = dict(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True))
     prefix = len(work.place.shared.reconciled_artifacts) + 1

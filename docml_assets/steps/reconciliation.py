@@ -58,6 +58,7 @@ def reconciliation_key(work: Work) -> str:
         labels_query=settings.labels_query,
         files_from_prod=sorted(settings.files_from_prod),
         files_on_research=sorted(settings.files_on_research),
+        **({"files_optional": sorted(settings.files_optional)} if settings.files_optional else {}),
         process_func=functions_digest(work.functions_source, ["process_func"]) if with_process else None,
     )
 

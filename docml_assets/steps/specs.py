@@ -33,6 +33,7 @@ def preparation(
             model_names=settings.model_names,
             own_hyperparameters=settings.own_hyperparameters,
             model_input_files=settings.model_input_files,
+            optional_files=settings.optional_input_files,
             ignored_labels=settings.ignored_labels,
             num_labels_threshold=settings.num_labels_threshold,
             max_artifacts=settings.max_artifacts,

@@ -16,6 +16,14 @@ def is_pattern(entry: str) -> bool:
     return any(character in entry for character in WILDCARDS)
 
 
+def pattern_refusal(entry: str) -> str | None:
+    """Why a pattern cannot be meant, or None: a bracket that is not closed would stand for itself."""
+    rest = re.sub(r"\[!?[^\]]+\]", "", entry)
+    if "[" in rest or "]" in rest:
+        return "a '[' without its ']'"
+    return None
+
+
 def matches(file: str, entry: str) -> bool:
     """Whether an entry, a name or a pattern, means this file."""
     return file == entry or (is_pattern(entry) and fnmatchcase(file, entry))

@@ -104,16 +104,22 @@ class Keys(BaseModel):
     )
     max_label_rows: Annotated[int | None, OrNone] = key(None, "refuse more label rows than this", COUNT, ge=1)
     files_from_prod: FileNames = required(
-        "files copied per artifact from the production store",
-        ("file names", "raw_text.json, page_01.png"),
+        "files copied per artifact from the production store; a pattern stands for one or more, in natural order",
+        ("file names and patterns", "raw_text.json, page_*.png"),
         min_length=1,
     )
     files_on_research: FileNames = key(
         None,
         "files every artifact must have in the end: FILES_FROM_PROD plus what process_func creates",
-        ("file names", "raw_text.json, words.json"),
+        ("file names and patterns", "raw_text.json, words.json"),
         shown="FILES_FROM_PROD",
         factory=lambda earlier: earlier.get("files_from_prod", ()),
+    )
+    files_optional: FileNames = key(
+        (),
+        "files out of FILES_FROM_PROD or FILES_ON_RESEARCH that an artifact may lack",
+        ("file names and patterns out of these two", "page_*.png"),
+        shown="none",
     )
     overwrite: Flag = key(False, "copy and process again what is already there, as new versions", FLAG)
     max_failed_share: float = key(
@@ -143,7 +149,9 @@ class Keys(BaseModel):
         None, "at most so many documents, stratified by label, for partial data sets", COUNT, ge=1
     )
     model_input_files: FileNames = required(
-        "file names handed to encode_data", ("file names out of FILES_ON_RESEARCH", "raw_text.json"), min_length=1
+        "files handed to encode_data: for a name its path (None where it is optional and missing), for a pattern a list of paths",
+        ("file names and patterns out of FILES_ON_RESEARCH", "raw_text.json"),
+        min_length=1,
     )
     ignored_labels: Labels = key((), "labels left out", ("labels", "unknown, other"), shown="none")
     num_labels_threshold: int = key(

@@ -11,6 +11,7 @@ from docml_assets.experiment.settings.hyperparameters import combinations
 from docml_assets.experiment.settings.keys import Keys
 from docml_contract.hyperparameters import Interval, SearchRange
 from docml_contract.log_lines import TRAINER_METRICS
+from docml_contract.patterns import matches
 from resources.errors import RefusedQuery
 from resources.queries import check_query
 
@@ -69,7 +70,7 @@ def _one_of_training_and_tuning(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
 
 @rule("files_from_prod", "files_on_research")
 def _research_holds_prod(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
-    missing = [name for name in keys.files_from_prod if name not in keys.files_on_research]
+    missing = _without(keys.files_from_prod, keys.files_on_research)
     if missing:
         yield Broken(
             "FILES_ON_RESEARCH",
@@ -81,7 +82,11 @@ def _research_holds_prod(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
 
 @rule("files_on_research", "model_input_files", "files_from_prod")
 def _inputs_exist(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
-    missing = [name for name in keys.model_input_files if name not in keys.files_on_research]
+    missing = [
+        entry
+        for entry in _without(keys.model_input_files, keys.files_on_research)
+        if not any(matches(name, entry) for name in keys.files_on_research)
+    ]
     if missing:
         yield Broken(
             "MODEL_INPUT_FILES",
@@ -89,6 +94,24 @@ def _inputs_exist(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
             f"files out of FILES_ON_RESEARCH ({', '.join(keys.files_on_research)})",
             "add them to FILES_ON_RESEARCH (and to FILES_FROM_PROD, unless process_func creates them), or remove them here",
         )
+
+
+@rule("files_optional", "files_on_research", "files_from_prod")
+def _optional_files_are_wanted(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    wanted = (*keys.files_from_prod, *keys.files_on_research)
+    unwanted = [entry for entry in keys.files_optional if not any(matches(other, entry) for other in wanted)]
+    if unwanted:
+        yield Broken(
+            "FILES_OPTIONAL",
+            f"{', '.join(unwanted)}, which is neither in FILES_FROM_PROD nor in FILES_ON_RESEARCH",
+            f"names and patterns as they stand there ({', '.join(dict.fromkeys(wanted))})",
+            "write them as there, or remove them here: files that nobody names need not be optional",
+        )
+
+
+def _without(entries: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those of the entries that no name or pattern among `names` covers."""
+    return [entry for entry in entries if not any(matches(entry, name) for name in names)]
 
 
 @rule("split")

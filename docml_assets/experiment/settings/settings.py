@@ -16,9 +16,12 @@ from docml_assets.experiment.settings.keys import Keys, extra_of, operational_ke
 from docml_assets.experiment.settings.rules import broken_rules
 from docml_contract.hyperparameters import SearchRange, own
 from docml_contract.jobs import Compute
+from docml_contract.patterns import is_optional
 
 SECTIONS = ("settings", "hyperparameters", "tunable")
 OPERATIONAL = operational_keys()
+# Keys that came when there were runs already: where they are not used, versions and hashes are those of before.
+LATER = frozenset({"files_optional"})
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
 _PLACEHOLDERS: dict[str, Any] = {
@@ -46,6 +49,11 @@ class Settings(Keys):
         return {key: value for key, value in self.hyperparameters.items() if key not in self.tunable}
 
     @property
+    def optional_input_files(self) -> tuple[str, ...]:
+        """Those of MODEL_INPUT_FILES that an artifact may lack."""
+        return tuple(entry for entry in self.model_input_files if is_optional(entry, self.files_optional))
+
+    @property
     def is_comparison(self) -> bool:
         return len(self.model_names) > 1
 
@@ -65,8 +73,9 @@ class Settings(Keys):
         )
 
     def frozen_content(self) -> dict[str, Any]:
-        """What freezes with a run, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(OPERATIONAL))
+        """What freezes with a run, as JSON values; later keys only where they are used."""
+        unused = {name for name in LATER if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
 
     def operational(self) -> dict[str, Any]:
         """What does not freeze, as JSON values: flags, machines, processes, cost, tracking."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
 
 from docml_contract.names import MODEL_NAME
+from docml_contract.patterns import is_pattern, pattern_refusal
 from resources.store.safe_names import refusal
 
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -50,7 +51,10 @@ def _distinct(value: Any) -> Any:
 
 
 def _file_name(value: str) -> str:
+    """A name of one file, or a pattern."""
     reason = refusal(value)
+    if not reason and is_pattern(value):
+        reason = pattern_refusal(value)
     if reason:
         raise ValueError(reason)
     return value

@@ -295,3 +295,10 @@ def test_an_experiment_without_runs_begins_with_one(tmp_path: Path) -> None:
     assert next_run(store, "EXP") == 1
     with pytest.raises(BadName):
         next_run(store, "../EXP")
+
+
+def test_a_later_key_that_comes_or_goes_is_a_change(store: Store, tmp_path: Path) -> None:
+    plain = folder(tmp_path)
+    optional = folder(tmp_path, settings_text("FILES_OPTIONAL = raw_text.json"))
+    assert changed_keys(claim(store, plain, 1), optional) == ["FILES_OPTIONAL"]
+    assert changed_keys(claim(store, optional, 2), plain) == ["FILES_OPTIONAL"]

@@ -116,3 +116,34 @@ def test_split_by_is_one_of_the_columns() -> None:
     assert [*query_problems(query, "Customer")] == []
     ((found, _, _),) = query_problems(query, "owner")
     assert "owner that SPLIT_BY names" in found
+
+
+PAGES = "FILES_FROM_PROD = raw_text.json, page_*.png\n"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PAGES + "MODEL_INPUT_FILES = page_*.png, raw_text.json\nFILES_OPTIONAL = page_*.png",
+        PAGES + "MODEL_INPUT_FILES = page_1.png",
+        PAGES + "FILES_ON_RESEARCH = raw_text.json, *.png\nFILES_OPTIONAL = *.png",
+        "FILES_FROM_PROD = raw_text.json, page_1.png, page_2.png\nMODEL_INPUT_FILES = page_[12].png\nFILES_OPTIONAL = page_2.png",
+        PAGES + "FILES_OPTIONAL = none",
+    ],
+)
+def test_patterns_stand_for_files(settings: str) -> None:
+    parse_settings(settings_text(settings), "f")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (PAGES + "FILES_ON_RESEARCH = raw_text.json", "FILES_ON_RESEARCH without page_*.png"),
+        ("MODEL_INPUT_FILES = page_*.png", "page_*.png, which no artifact needs to have"),
+        ("FILES_OPTIONAL = page_*.png", "page_*.png, which is neither in FILES_FROM_PROD nor in FILES_ON_RESEARCH"),
+        (PAGES + "FILES_OPTIONAL = page_1.png", "page_1.png, which is neither"),
+        ("FILES_FROM_PROD = raw_text.json, page_[1.png", "a '[' without its ']'"),
+    ],
+)
+def test_wrong_patterns(settings: str, expected: str) -> None:
+    assert expected in complaint(settings)

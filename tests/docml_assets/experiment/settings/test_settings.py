@@ -3,7 +3,7 @@ import json
 import pytest
 
 from docml_assets.experiment.problems import SettingsError
-from docml_assets.experiment.settings.settings import OPERATIONAL, Settings, parse_settings
+from docml_assets.experiment.settings.settings import LATER, OPERATIONAL, Settings, parse_settings
 from docml_contract.hyperparameters import Choice, Interval
 from tests.docml_assets.experiment.experiments import SETTINGS, settings_text
 
@@ -94,7 +94,7 @@ def test_a_reference_to_a_secret_is_none() -> None:
 def test_frozen_and_operational_halves_make_the_whole() -> None:
     settings = parse_settings(settings_text("RUN_NUM = 4\nSPLIT_SEED = 5"), "settings.ini")
     frozen, operational = settings.frozen_content(), settings.operational()
-    assert frozen.keys() | operational.keys() == Settings.model_fields.keys()
+    assert frozen.keys() | operational.keys() == Settings.model_fields.keys() - LATER
     assert not frozen.keys() & operational.keys()
     assert operational.keys() == OPERATIONAL
     json.dumps([frozen, operational], allow_nan=False)
@@ -142,3 +142,9 @@ def test_compute_follows_the_steps_keys() -> None:
     assert settings.compute("preparation").instance_count == 3
     assert settings.compute("preparation", hosts=1).instance_count == 1
     assert settings.compute("preparation").keep_alive_seconds is None
+
+
+def test_later_keys_freeze_where_they_are_used() -> None:
+    plain = parse_settings(SETTINGS, "f").frozen_content()
+    used = parse_settings(settings_text("FILES_OPTIONAL = raw_text.json"), "f").frozen_content()
+    assert used == {**plain, "files_optional": ["raw_text.json"]}
