@@ -1,10 +1,10 @@
-"""Jobs that run exactly once: one engine over two backends, SageMaker and its local twin.
+"""Jobs that run exactly once: one engine over two backends, SageMaker and this machine.
 
     interface   what callers see: Jobs, Listener, JobResult, Orphan
-    engine      exactly once: records, leases, attempts (waiting, holding); the same for both backends
+    engine      exactly once: records, attempts, the watch over a job with its lease, retries; the same for both backends
     backend     what the engine asks of a backend
     local       jobs as subprocesses of a detached supervisor on this machine
-    sagemaker   jobs in the cloud; requests (pure), following (logs), retries
+    sagemaker   jobs in the cloud: requests (pure), Create, what Describe and the logs tell, errors
 
 Errors:
 

@@ -1,16 +1,19 @@
-"""The trials of a search: trials.json and a picture, added to the best trial's files."""
+"""The trials of a search: how many, by which metric, which is best; trials.json and a picture, added to the best trial's files."""
 
 import hashlib
 import io
+import math
 from typing import Literal
 
 from pydantic import Field
 
 from docml_contract.base import Document
-from docml_contract.hyperparameters import Interval, Scalar
-from docml_contract.jobs import Tuning
+from docml_contract.hyperparameters import Choice, Interval, Scalar
+from docml_contract.jobs import JobSpec, Tuning
+from docml_contract.log_lines import METRIC_DEFINITIONS
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT, TRIALS
+from resources.jobs.interface import JobRefused
 from resources.store import Store
 
 PICTURE = "search.png"
@@ -36,6 +39,23 @@ class Trials(Document):
     objective_type: Literal["Maximize", "Minimize"]
     best: int = Field(description="number of the trial whose model was kept")
     trials: tuple[Trial, ...]
+
+
+def number_of_trials(tuning: Tuning) -> int:
+    """MAX_JOBS; for a grid the number of its points, which MAX_JOBS must allow. JobRefused."""
+    if tuning.strategy != "Grid":
+        return tuning.max_jobs
+    points = math.prod(len(choice.values) for choice in tuning.ranges.values() if isinstance(choice, Choice))
+    if points > tuning.max_jobs:
+        raise JobRefused(
+            f"the grid has {points} points and MAX_JOBS is {tuning.max_jobs}: raise MAX_JOBS, or search fewer values"
+        )
+    return points
+
+
+def metric_definitions(spec: JobSpec) -> dict[str, str]:
+    """Name -> regex: what the trainer prints, and the experiment's own."""
+    return {**dict(METRIC_DEFINITIONS), **dict(spec.metric_definitions)}
 
 
 def best_trial(trials: list[Trial], tuning: Tuning) -> Trial | None:

@@ -6,65 +6,41 @@ attempt n    no record          write the intent, create the job, follow it
              Failed, Stopped    attempt n + 1, within the budget where the failure is this Dagster run's own
 """
 
-import contextlib
 import hashlib
-import threading
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from docml_contract.errors import UnreadableDocument
 from docml_contract.jobs import JobSpec
-from docml_contract.log_lines import parse_event
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
-from resources.jobs.backend import Busy, Cursor, Job, JobState, NameTaken, NoCapacity
-from resources.jobs.engine.lease import Canceled, Holding
-from resources.jobs.engine.records import LAPSE_SECONDS, JobRecord
-from resources.jobs.engine.retries import Budget
-from resources.jobs.interface import JobFailed, JobRefused, JobResult, JobStopped, Listener
-
-if TYPE_CHECKING:
-    from resources.jobs.engine.engine import Engine
-
-LAST_LINES = 20
-# How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.
-INVISIBLE_SECONDS = 60.0
+from resources.jobs.backend import Job, JobState, NameTaken, NoCapacity
+from resources.jobs.engine.records import JobContext, JobRecord
+from resources.jobs.engine.watch import Canceled, JobWatch
+from resources.jobs.interface import JobFailed, JobRefused, JobResult, JobStopped
 
 
 @dataclass(frozen=True)
-class Ended:
+class AttemptEnd:
     """An attempt without a result."""
 
     state: JobState
     mine: bool  # started by this Dagster run, or watched to its end by it
 
 
-class Waiting:
-    """The state of one call of `Jobs.run`."""
+class Attempts:
+    """The state of one call of `Jobs.run`: the work, and the caller's watch over the job of the attempt at hand."""
 
-    def __init__(
-        self,
-        engine: "Engine",
-        spec: JobSpec,
-        files: Mapping[str, bytes],
-        holder: str,
-        listener: Listener,
-        cancel: threading.Event,
-    ) -> None:
-        self.engine = engine
-        self.backend = engine.backend
-        self.records = engine.records
+    def __init__(self, context: JobContext, spec: JobSpec, files: Mapping[str, bytes], watch: JobWatch) -> None:
+        self.context = context
+        self.backend = context.backend
+        self.records = context.records
         self.spec = spec
         self.files = files
-        self.holder = holder
-        self.listener = listener
-        self.budget = Budget(engine.clock, engine.jitter)
-        self.hold = Holding(engine, self.budget, holder, listener, cancel)
-        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._created = False  # the job may exist: Create was begun, or the job was seen
+        self.watch = watch
+        self.holder = watch.holder
+        self.listener = watch.listener
 
     # -- the walk
 
@@ -73,7 +49,7 @@ class Waiting:
         self._check_files()
         attempt = 1
         while True:
-            job = Job.plan(self.spec, attempt, self.engine.store.url)
+            job = Job.plan(self.spec, attempt, self.context.store.url)
             try:
                 outcome = self._attempt(job)
             except Canceled:
@@ -90,69 +66,69 @@ class Waiting:
             raise JobRefused(f"the files of {self.spec.step} are not those that its spec names: {sorted(found)}")
 
     def _wait_for_next(self, job: Job, state: JobState) -> None:
-        seconds = self.budget.after(state)
+        seconds = self.watch.budget.after(state)
         if seconds is None:
             kind = JobStopped if state.status == "Stopped" else JobFailed
-            raise kind(job.name, state.reason, last_lines=[*self.last_lines], links=self.backend.links(job))
+            raise kind(job.name, state.reason, last_lines=[*self.watch.last_lines], links=self.backend.links(job))
         self.listener.status(f"{job.name}: {state.reason}; next attempt in {seconds:.0f} s")
         try:
-            self.hold.pause(seconds)
+            self.watch.pause(seconds)
         except Canceled:
             raise JobStopped(job.name, f"canceled while waiting for the next attempt ({state.reason})") from None
 
-    def _attempt(self, job: Job) -> JobResult | Ended:
+    def _attempt(self, job: Job) -> JobResult | AttemptEnd:
         record = self.records.read(job.place, job.name)
         if record is not None and record.spec_hash != self.spec.spec_hash:
             return self._foreign(job, record)
         if record is not None and record.ended:
             return self._past(job, record)
         try:
-            self.hold.take(job)
+            self.watch.take(job)
             record, fresh = (record, False) if record else self._intend(job)
-            state = None if fresh else self.hold.ask(job, self.backend.observe)
-            self._created = state is not None
+            state = None if fresh else self.watch.ask(job, self.backend.observe)
+            self.watch.may_exist = state is not None
             launched = state is None and self._launch(job, record)
             if not launched:
                 self.listener.status(f"attached to the job {job.name}")
             if launched or record.holder == self.holder:
-                self.budget.attempts += 1
-            return self._conclude(job, record, self._follow(job), launched)
+                self.watch.budget.attempts += 1
+            return self._conclude(job, record, self.watch.follow(job), launched)
         except ResourceError:
             raise
         except BaseException:
-            self._abandon(job)
+            self.watch.abandon(job)
             raise
         finally:
-            self.hold.drop()
+            self.watch.drop()
 
-    def _past(self, job: Job, record: JobRecord) -> JobResult | Ended:
+    def _past(self, job: Job, record: JobRecord) -> JobResult | AttemptEnd:
         """An attempt whose end is on record."""
         mine = record.holder == self.holder
-        self.budget.attempts += mine
+        self.watch.budget.attempts += mine
         if record.status == "Completed":
             result = self._result(job, record, launched=False)
             if result is not None:
                 self.listener.status(f"took the result of the completed job {job.name}")
                 return result
             state = JobState("Failed", reason="its output is no longer complete", cause="lost")
-            return Ended(state, mine=False)
+            return AttemptEnd(state, mine=False)
         cause = record.cause or "work"
         state = JobState("Stopped" if record.status == "Stopped" else "Failed", reason=record.reason, cause=cause)
-        return Ended(state, mine)
+        return AttemptEnd(state, mine)
 
-    def _foreign(self, job: Job, record: JobRecord) -> Ended:
+    def _foreign(self, job: Job, record: JobRecord) -> AttemptEnd:
         """An attempt at other work under the same name: passed over if it has ended, refused while it runs."""
         if not record.ended:
-            state = self.hold.ask(job, self.backend.observe)
+            state = self.watch.ask(job, self.backend.observe)
             lease = self.records.lease(job.place, job.name)
-            alive = lease is not None and not lease.lapsed(self.engine.clock())
+            alive = lease is not None and not lease.lapsed(self.context.clock())
             if (state is None and alive) or (state is not None and not state.ended):
                 raise JobRefused(
                     f"job {job.name} does other work under the same name (spec {record.spec_hash[:12]}…, wanted "
                     f"{self.spec.spec_hash[:12]}…): wait until it has ended, or stop it, then run again"
                 )
-            self.engine.end(record, state or JobState("Failed", reason="it was never created", cause="lost"))
-        return Ended(JobState("Failed", reason="did other work", cause="lost"), mine=False)
+            self.context.end(record, state or JobState("Failed", reason="it was never created", cause="lost"))
+        return AttemptEnd(JobState("Failed", reason="did other work", cause="lost"), mine=False)
 
     # -- starting
 
@@ -166,7 +142,7 @@ class Waiting:
             spec=self.spec,
             request=self.backend.request(job),
             holder=self.holder,
-            created_at=self.engine.clock(),
+            created_at=self.context.clock(),
         )
         if self.records.intend(intent):
             return intent, True
@@ -181,21 +157,21 @@ class Waiting:
             update = {"status": "Asked", "reason": "", "request": request, "spec": self.spec, "holder": self.holder}
             self.records.write(record.model_copy(update=update))
         self.listener.status(f"starting the job {job.name} (attempt {job.attempt})")
-        self._created = True
+        self.watch.may_exist = True
         while True:
             try:
-                self.hold.ask(job, self.backend.create)
+                self.watch.ask(job, self.backend.create)
                 return True
             except NameTaken:
                 self._recognize(job)
                 return False
             except NoCapacity as error:
-                seconds = self.budget.capacity()
+                seconds = self.watch.budget.capacity()
                 if seconds is None:
                     self._refuse(job, f"no machine was to be had: {error}")
                     raise JobRefused(f"job {job.name}: no machine was to be had: {error}") from error
                 self.listener.status(f"no capacity ({error}); asking again in {seconds:.0f} s")
-                self.hold.pause(seconds)
+                self.watch.pause(seconds)
             except JobRefused as error:
                 self._refuse(job, str(error))
                 raise
@@ -203,7 +179,7 @@ class Waiting:
     def _stage(self, job: Job) -> None:
         contents = {SPEC: self.spec.to_bytes(), **self.files}
         for name, content in contents.items():
-            self.engine.store.put(f"{job.spec_prefix}/{name}", content)
+            self.context.store.put(f"{job.spec_prefix}/{name}", content)
         self.backend.stage(job)
 
     def _refuse(self, job: Job, reason: str) -> None:
@@ -216,77 +192,39 @@ class Waiting:
 
     def _recognize(self, job: Job) -> None:
         """Refuse a job that has our name and does other work: a store at the same place may have existed before."""
-        self._visible(job)
-        found = self.hold.ask(job, self.backend.spec_hash)
+        self.watch.see(job)
+        found = self.watch.ask(job, self.backend.spec_hash)
         if found != self.spec.spec_hash:
             self._refuse(job, "its name is taken by a job with another spec")
             raise JobRefused(
                 f"job {job.name} exists already and does other work (spec {found or 'unknown'}): was the store "
-                f"{self.engine.store.url} deleted and made anew? Take the next run number"
+                f"{self.context.store.url} deleted and made anew? Take the next run number"
             )
 
-    # -- following
+    # -- concluding
 
-    def _visible(self, job: Job) -> JobState:
-        """The state of a job that must exist, with patience."""
-        deadline = self.engine.clock() + INVISIBLE_SECONDS
-        while True:
-            state = self.hold.ask(job, self.backend.observe)
-            if state is not None:
-                return state
-            if self.engine.clock() > deadline:
-                return JobState("Failed", reason="the job has disappeared", cause="lost")
-            self.hold.pause(self.backend.poll_seconds)
-
-    def _follow(self, job: Job) -> JobState:
-        cursor: Cursor = {}
-        told = 0
-        while True:
-            state = self._visible(job)
-            for phase in state.phases[told:]:
-                self.listener.status(phase)
-            told = max(told, len(state.phases))
-            self._relay(job, cursor)
-            if state.ended:
-                break
-            self.hold.pause(self.backend.poll_seconds)
-        deadline = self.engine.clock() + self.backend.log_settle_seconds
-        while self.engine.clock() < deadline:
-            self.hold.pause(min(1.0, self.backend.log_settle_seconds))
-            self._relay(job, cursor)
-        return state
-
-    def _relay(self, job: Job, cursor: Cursor) -> None:
-        for line in self.hold.ask(job, lambda job: self.backend.logs(job, cursor)):
-            event = parse_event(line.text)
-            if event is None:
-                self.last_lines.append(line.text)
-                self.listener.line(line.host, line.text)
-            else:
-                self.listener.event({**event, "host": line.host})
-
-    def _conclude(self, job: Job, record: JobRecord, state: JobState, launched: bool) -> JobResult | Ended:
+    def _conclude(self, job: Job, record: JobRecord, state: JobState, launched: bool) -> JobResult | AttemptEnd:
         current = self.records.read(job.place, job.name) or record  # the sweep may have marked it meanwhile
         result = None
         if state.status == "Completed":
-            prefix = self.hold.ask(job, self.backend.collect)
+            prefix = self.watch.ask(job, self.backend.collect)
             current = current.model_copy(update={"output_prefix": prefix})
-            result = self._result(job, self.engine.with_end(current, state), launched)
+            result = self._result(job, self.context.with_end(current, state), launched)
             if result is None:
                 state = JobState("Failed", reason="it completed without a complete output", cause="lost")
-        ended = self.engine.end(current, state)
+        ended = self.context.end(current, state)
         self.records.release(job.place, job.name, self.holder)
-        return result or Ended(replace(state, cause=ended.cause or "work"), mine=True)
+        return result or AttemptEnd(replace(state, cause=ended.cause or "work"), mine=True)
 
     def _result(self, job: Job, record: JobRecord, launched: bool) -> JobResult | None:
         """The result of a completed job; none if its output is missing or not complete."""
         prefix = record.output_prefix
         key = f"{prefix}/{OUTPUT}"
         try:
-            output = JobOutput.from_bytes(self.engine.store.get(key), self.engine.store.uri(key))
+            output = JobOutput.from_bytes(self.context.store.get(key), self.context.store.uri(key))
         except (MissingKey, UnreadableDocument):
             return None
-        sizes = {stored.key: stored.size for stored in self.engine.store.list(prefix)}
+        sizes = {stored.key: stored.size for stored in self.context.store.list(prefix)}
         if any(sizes.get(f"{prefix}/{entry.path}") != entry.size for entry in output.files):
             return None
         return JobResult(
@@ -302,35 +240,3 @@ class Waiting:
             cost_usd=record.cost_usd,
             links=self.backend.links(job),
         )
-
-    # -- stopping
-
-    def _abandon(self, job: Job) -> None:
-        """After an interrupt: stop the job, unless another Dagster run waits for it too, and wait until it has stopped.
-
-        Nothing that goes wrong here may hide the interrupt: the lease lapses, and the sweep looks after what is left.
-        """
-        with contextlib.suppress(Exception):
-            lease = self.records.lease(job.place, job.name)
-            if lease is not None and lease.holder != self.holder and not lease.lapsed(self.engine.clock()):
-                return
-            state = self._stop(job)
-            record = self.records.read(job.place, job.name)
-            if record is not None and not record.ended and state is not None and state.ended:
-                if state.status != "Completed":
-                    self.engine.end(record, state)
-                self.records.release(job.place, job.name, self.holder)
-            else:  # still active: its entry stays, and its lease is given up
-                self.records.hold(job.place, job.name, self.holder, self.engine.clock() - LAPSE_SECONDS - 1)
-
-    def _stop(self, job: Job) -> JobState | None:
-        """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""
-        deadline = self.engine.clock() + (self.backend.stop_seconds if self._created else 0.0)
-        while True:
-            state = None
-            with contextlib.suppress(Busy):
-                self.backend.stop(job)
-                state = self.backend.observe(job)
-            if (state is not None and state.ended) or self.engine.clock() >= deadline:
-                return state
-            self.engine.pause(min(self.backend.poll_seconds, 2.0))

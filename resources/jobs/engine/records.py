@@ -1,5 +1,7 @@
 """What the store knows of jobs: the record (intent, then end), the lease of whoever waits, the list of active jobs.
 
+`JobContext` is what all parts of the engine share: store, backend, records, prices and time.
+
     <run>/jobs/<name>.json         written before the job is created, put-if-absent; completed when its end is seen
     <run>/jobs/<name>.lease.json   renewed by whoever waits for the job; lapses when nobody does
     _active_jobs/<name>.json       points to the record while the job's end has not been seen
@@ -8,8 +10,12 @@ Times are compared between machines: their clocks must agree within a minute or 
 """
 
 import contextlib
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
@@ -18,7 +24,8 @@ from docml_contract.base import Document
 from docml_contract.jobs import JobSpec
 from docml_contract.names import ACTIVE_JOBS, RunPlace
 from resources.errors import MissingKey
-from resources.jobs.backend import Cause, Job, JobState
+from resources.jobs.backend import ENDED, Backend, Cause, Job, JobState
+from resources.jobs.costs import cost
 from resources.store import Store
 
 # A lease not renewed for this long has lapsed: whoever held it is dead or cut off.
@@ -27,7 +34,7 @@ RENEW_SECONDS = 20.0
 
 _RECORD = re.compile(r"[A-Za-z0-9-]+\.json")
 
-D = TypeVar("D", bound=Document)
+AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
 class JobRecord(Document):
@@ -57,7 +64,8 @@ class JobRecord(Document):
 
     @property
     def ended(self) -> bool:
-        return self.status in ("Completed", "Failed", "Stopped")
+        """Whether the job's end is on record."""
+        return self.status in ENDED
 
     def with_end(self, state: JobState, cost_usd: float | None) -> "JobRecord":
         """The record of a job whose end was seen."""
@@ -83,6 +91,7 @@ class Lease(Document):
     renewed_at: float = Field(description="seconds since the epoch; 0: released")
 
     def lapsed(self, now: float) -> bool:
+        """Whether nobody has renewed it lately."""
         return now - self.renewed_at > LAPSE_SECONDS
 
 
@@ -96,16 +105,18 @@ class ActiveJob(Document):
 
     @property
     def place(self) -> RunPlace:
+        """The run that the job belongs to."""
         return RunPlace(self.experiment, self.run)
 
 
 class Records:
-    """Reads and writes them."""
+    """Reads and writes records, leases and entries of active jobs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def read(self, place: RunPlace, name: str) -> JobRecord | None:
+        """The record of a job of a run, or None."""
         return self._get(JobRecord, place.job_record(name))
 
     def intend(self, record: JobRecord) -> bool:
@@ -113,22 +124,27 @@ class Records:
         return self.store.put_if_absent(_record_key(record), record.to_bytes())
 
     def write(self, record: JobRecord) -> None:
+        """Replace the record."""
         self.store.put(_record_key(record), record.to_bytes())
 
     def activate(self, job: Job, now: float) -> None:
+        """List the job as one whose end has not been seen."""
         entry = ActiveJob(experiment=job.spec.experiment, run=job.spec.run, name=job.name, since=now)
         self.store.put(_active_key(job.name), entry.to_bytes())
 
     def deactivate(self, name: str) -> None:
+        """Take the job off the list."""
         self.store.delete([_active_key(name)])
 
     def active(self) -> Iterator[ActiveJob]:
+        """The listed jobs of all experiments."""
         for stored in list(self.store.list(ACTIVE_JOBS)):
             entry = self._get(ActiveJob, stored.key)
             if entry is not None:
                 yield entry
 
     def lease(self, place: RunPlace, name: str) -> Lease | None:
+        """The lease of a job of a run, or None."""
         return self._get(Lease, place.job_lease(name))
 
     def hold(self, place: RunPlace, name: str, holder: str, now: float) -> None:
@@ -141,7 +157,7 @@ class Records:
         if lease is not None and lease.holder == holder:
             self.store.delete([place.job_lease(name)])
 
-    def _get(self, model: type[D], key: str) -> D | None:
+    def _get(self, model: type[AnyDocument], key: str) -> AnyDocument | None:
         with contextlib.suppress(MissingKey):
             return model.from_bytes(self.store.get(key), self.store.uri(key))
         return None
@@ -154,6 +170,34 @@ def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
     names = [key for key in keys if _RECORD.fullmatch(key[start:])]  # not the leases, logs and outputs beside them
     records = [JobRecord.from_bytes(store.get(key), store.uri(key)) for key in names]
     return sorted(records, key=lambda record: record.created_at)
+
+
+@dataclass
+class JobContext:
+    """What all parts of the engine share. `clock` and `pause` are the outside world's time; tests turn it themselves."""
+
+    store: Store
+    backend: Backend
+    prices: Mapping[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.time
+    pause: Callable[[float], None] = time.sleep
+    jitter: random.Random = field(default_factory=random.Random)
+
+    @cached_property
+    def records(self) -> Records:
+        """The records of this store."""
+        return Records(self.store)
+
+    def with_end(self, record: JobRecord, state: JobState) -> JobRecord:
+        """The record with the job's end and cost."""
+        return record.with_end(state, cost(record.spec.compute, self.prices, state.billable_seconds))
+
+    def end(self, record: JobRecord, state: JobState) -> JobRecord:
+        """Write how a job ended, and take it off the list of active jobs."""
+        ended = self.with_end(record, state)
+        self.records.write(ended)
+        self.records.deactivate(record.name)
+        return ended
 
 
 def _record_key(record: JobRecord) -> str:

@@ -19,8 +19,7 @@ from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, S
 from docml_contract.jobs import Tuning
 from resources.jobs.local.container import Container, host_names
 from resources.jobs.local.mirror import Mirror
-from resources.jobs.sagemaker.requests import metric_definitions, number_of_trials
-from resources.jobs.trials import Trial, add_trials, best_trial
+from resources.jobs.trials import Trial, add_trials, best_trial, metric_definitions, number_of_trials
 
 if TYPE_CHECKING:
     from resources.jobs.local.supervision import Stopping, Supervisor

@@ -8,18 +8,16 @@ else goes through boto3: the typed layer's Describe, Stop and log readers add ca
 import contextlib
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from docml_contract import hyperparameters as encoding
-from docml_contract.hyperparameters import SearchRange
 from docml_contract.jobs import JobSpec, TrainTask
 from resources import aws
 from resources.errors import SettingError
 from resources.jobs.backend import Cursor, Job, JobState, LogLine
 from resources.jobs.interface import JobError, JobRefused
 from resources.jobs.sagemaker import describe
+from resources.jobs.sagemaker.create import TypedLayer, check_request
 from resources.jobs.sagemaker.describe import NOUNS, Pacer
 from resources.jobs.sagemaker.errors import NoSuchJob, translate
 from resources.jobs.sagemaker.requests import (
@@ -29,10 +27,8 @@ from resources.jobs.sagemaker.requests import (
     Account,
     build_request,
     manifests,
-    metric_definitions,
 )
-from resources.jobs.sagemaker.validation import check_request
-from resources.jobs.trials import Trial, add_trials, best_trial
+from resources.jobs.trials import add_trials, best_trial, metric_definitions
 from resources.secrets import is_reference
 from resources.store import Store
 
@@ -143,9 +139,7 @@ class SageMakerBackend:
         return self._client("logs")
 
     @cached_property
-    def typed_layer(self) -> Any:
-        from resources.jobs.sagemaker.create import TypedLayer
-
+    def typed_layer(self) -> TypedLayer:
         return TypedLayer(self.session, self.sagemaker)
 
     def _call(self, what: str, operation: Callable[..., Any], **request: Any) -> Any:
@@ -273,7 +267,9 @@ class SageMakerBackend:
     def _collect_best(self, job: Job) -> str:
         """Add trials.json to the best trial's output, and delete the other trials'."""
         assert job.spec.tuning is not None
-        trials = [read_trial(n, child, job.spec.tuning.ranges) for n, child in enumerate(self._children(job), 1)]
+        trials = [
+            describe.read_trial(n, child, job.spec.tuning.ranges) for n, child in enumerate(self._children(job), 1)
+        ]
         best = best_trial(trials, job.spec.tuning)
         if best is None:
             raise JobError(f"job {job.name} completed, and no trial has a value of {job.spec.tuning.objective_metric}")
@@ -284,20 +280,3 @@ class SageMakerBackend:
         ]
         self.store.delete(others)
         return prefix
-
-
-def read_trial(number: int, child: dict[str, Any], ranges: Mapping[str, SearchRange]) -> Trial:
-    """A trial from its summary."""
-    metric = child.get("FinalHyperParameterTuningJobObjectiveMetric")
-    start: datetime | None = child.get("TrainingStartTime")
-    end: datetime | None = child.get("TrainingEndTime")
-    status = child["TrainingJobStatus"]
-    return Trial(
-        number=number,
-        job=child["TrainingJobName"],
-        values=encoding.decode_tuned(child.get("TunedHyperParameters", {}), ranges),
-        objective=float(metric["Value"]) if metric else None,
-        seconds=(end - start).total_seconds() if start and end else None,
-        status=status if status in ("Completed", "Failed", "Stopped") else "InProgress",
-        reason=child.get("FailureReason", ""),
-    )

@@ -1,51 +1,152 @@
-"""Create through `sagemaker.core.resources`, with our client under it. Importing this module takes seconds.
+"""Create requests, checked and sent.
 
-The typed layer makes two calls: Create, and Describe of what it created.
+Checked against the service model that botocore carries: lengths, patterns, enums, ranges, unknown members. botocore itself checks
+required members and types only; the service answers the rest one error at a time, after a round trip.
+
+Sent through `sagemaker.core.resources`, the SDK's typed layer, with our client under it. It makes two calls: Create, and Describe of
+what it created. Its import takes seconds, so it is made where a job is created. No other module touches the typed layer.
 """
 
+import re
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-import boto3
-from botocore.session import get_session
-from sagemaker.core.resources import HyperParameterTuningJob, ProcessingJob, TrainingJob
-from sagemaker.core.utils.utils import pascal_to_snake
+from resources.jobs.interface import JobRefused
 
-RESOURCES = {
-    "ProcessingJob": ProcessingJob,
-    "TrainingJob": TrainingJob,
-    "HyperParameterTuningJob": HyperParameterTuningJob,
+# Members whose wrong value has a setting behind it: what to change.
+SETTINGS = {
+    "RoleArn": "DOCML_SAGEMAKER_ROLE_ARN",
+    "ImageUri": "DOCKER_IMAGE or DOCML_IMAGE",
+    "TrainingImage": "DOCKER_IMAGE or DOCML_IMAGE",
+    "InstanceType": "PREPARATION_, TRAINING_ or INFERENCE_INSTANCE_TYPE",
+    "InstanceCount": "PREPARATION_, TRAINING_ or INFERENCE_INSTANCE_COUNT",
+    "VolumeSizeInGB": "PREPARATION_, TRAINING_ or INFERENCE_VOLUME_GB",
+    "MaxRuntimeInSeconds": "PREPARATION_, TRAINING_ or INFERENCE_MAX_RUNTIME_SECONDS",
+    "MaxWaitTimeInSeconds": "TRAINING_MAX_WAIT_SECONDS",
+    "KeepAlivePeriodInSeconds": "TRAINING_KEEP_ALIVE_SECONDS",
+    "KmsKeyId": "DOCML_KMS_KEY",
+    "VolumeKmsKeyId": "DOCML_KMS_KEY",
+    "Subnets": "DOCML_SUBNETS",
+    "SecurityGroupIds": "DOCML_SECURITY_GROUPS",
+    "S3Uri": "DOCML_STORE",
+    "S3OutputPath": "DOCML_STORE",
+    "HyperParameters": "[hyperparameters]",
+    "StaticHyperParameters": "[hyperparameters]",
+    "ParameterRanges": "[tunable]",
+    "MetricDefinitions": "METRIC_DEFINITIONS",
+    "MetricName": "OBJECTIVE_METRIC_NAME",
+    "MaxNumberOfTrainingJobs": "MAX_JOBS",
+    "MaxParallelTrainingJobs": "MAX_PARALLEL_JOBS",
 }
 
 
-class _Session(boto3.Session):
-    """Gives the typed layer our SageMaker client (its endpoint, its time-outs, no retries); it asks for three others and uses none."""
+def check_request(operation: str, request: dict[str, Any]) -> None:
+    """JobRefused with every problem of the request, each with the setting to change where there is one."""
+    problems = list(_problems(_model().operation_model(operation).input_shape, request, ()))
+    if problems:
+        raise JobRefused(f"{operation} would be refused:\n" + "\n".join(f"  {problem}" for problem in problems))
 
-    def __init__(self, session: Any, sagemaker: Any) -> None:
-        super().__init__(botocore_session=session._session, region_name=sagemaker.meta.region_name)
-        self._sagemaker = sagemaker
 
-    def client(self, service_name: str, *args: Any, **options: Any) -> Any:
-        return self._sagemaker if service_name == "sagemaker" else None
+@cache
+def _model() -> Any:
+    from botocore.session import get_session
+
+    return get_session().get_service_model("sagemaker")
+
+
+def _problems(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    kind = shape.type_name
+    if kind == "structure":
+        yield from _structure(shape, value, path)
+        return
+    if kind in ("list", "map", "string"):
+        yield from _length(shape, value, path)
+    if kind == "list":
+        for index, item in enumerate(value):
+            yield from _problems(shape.member, item, (*path, str(index)))
+    elif kind == "map":
+        for key, item in value.items():
+            yield from _problems(shape.key, key, (*path, key))
+            yield from _problems(shape.value, item, (*path, key))
+    elif kind == "string":
+        yield from _text(shape, value, path)
+    elif kind in ("integer", "long", "float", "double"):
+        low, high = shape.metadata.get("min", value), shape.metadata.get("max", value)
+        if not low <= value <= high:
+            yield _say(path, f"{value}", f"{low} to {high}")
+
+
+def _structure(shape: Any, value: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for name in shape.required_members:
+        if value.get(name) is None:
+            yield _say((*path, name), "nothing", "a value")
+    for name, member in value.items():
+        if name not in shape.members:
+            yield _say((*path, name), "a member", "nothing: the service knows no such member")
+        elif member is not None:
+            yield from _problems(shape.members[name], member, (*path, name))
+
+
+def _length(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    low, high = shape.metadata.get("min", 0), shape.metadata.get("max", len(value))
+    if not low <= len(value) <= high:
+        unit = "characters" if shape.type_name == "string" else "entries"
+        yield _say(path, f"{len(value)} {unit}", f"{low} to {high}")
+
+
+def _text(shape: Any, value: str, path: tuple[str, ...]) -> Iterator[str]:
+    pattern = shape.metadata.get("pattern")
+    if pattern and not re.fullmatch(_in_python(pattern), value, re.DOTALL):
+        yield _say(path, repr(value[:80]), f"text that matches {pattern}")
+    allowed = getattr(shape, "enum", None)
+    if allowed and value not in allowed:
+        family = value.rsplit(".", 1)[0]
+        near = [entry for entry in allowed if entry.startswith(family)] or list(allowed)
+        yield _say(path, repr(value), f"one of {', '.join(near[:8])}{' …' if len(near) > 8 else ''}")
+
+
+def _in_python(pattern: str) -> str:
+    """Unicode classes, which Python's expressions do not know, by their nearest kin."""
+    return pattern.replace(r"\p{L}\p{Z}\p{N}", r"\w\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d")
+
+
+def _say(path: tuple[str, ...], found: str, expected: str) -> str:
+    setting = next((SETTINGS[name] for name in reversed(path) if name in SETTINGS), None)
+    change = f" (change {setting})" if setting else ""
+    return f"{'.'.join(path)}: found {found}, expected {expected}{change}"
 
 
 class TypedLayer:
     """Creates jobs through the typed layer, by `client`, which `session` made."""
 
     def __init__(self, session: Any, client: Any) -> None:
-        self._session = _Session(session, client)
+        import boto3
+        from sagemaker.core import resources
+
+        class ClientSession(boto3.Session):
+            """Gives the typed layer our client (its endpoint, its time-outs, no retries); it asks for three others, uses none."""
+
+            def client(self, service_name: str, *args: Any, **options: Any) -> Any:
+                return client if service_name == "sagemaker" else None
+
+        self._resources = resources
         self._region = client.meta.region_name
-        self._model = get_session().get_service_model("sagemaker")
+        self._session = ClientSession(botocore_session=session._session, region_name=self._region)
 
     def create(self, noun: str, request: dict[str, Any]) -> None:
         """Create<noun> with `request` (as in the API reference). Raises what botocore raises."""
-        shape = self._model.operation_model(f"Create{noun}").input_shape
-        RESOURCES[noun].create(**_snake(shape, request), session=self._session, region=self._region)
+        shape = _model().operation_model(f"Create{noun}").input_shape
+        resource = getattr(self._resources, noun)
+        resource.create(**_in_snake_case(shape, request), session=self._session, region=self._region)
 
 
-def _snake(shape: Any, value: Any) -> Any:
+def _in_snake_case(shape: Any, value: Any) -> Any:
     """Members' names in the typed layer's spelling; the keys of maps are data and stay."""
+    from sagemaker.core.utils.utils import pascal_to_snake
+
     if shape.type_name == "structure":
-        return {pascal_to_snake(name): _snake(shape.members[name], member) for name, member in value.items()}
+        return {pascal_to_snake(name): _in_snake_case(shape.members[name], member) for name, member in value.items()}
     if shape.type_name == "list":
-        return [_snake(shape.member, item) for item in value]
+        return [_in_snake_case(shape.member, item) for item in value]
     return value

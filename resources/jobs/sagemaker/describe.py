@@ -1,14 +1,17 @@
-"""What SageMaker tells of a running job: Describe's answers as JobState, CloudWatch's log streams as lines."""
+"""What SageMaker tells of a job: Describe's answers as JobState, summaries as trials, CloudWatch's log streams as lines."""
 
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from docml_contract import hyperparameters as encoding
+from docml_contract.hyperparameters import SearchRange
 from resources.jobs.backend import Cause, Cursor, Job, JobState, LogLine, Status
 from resources.jobs.sagemaker.errors import advice, cause_of
+from resources.jobs.trials import Trial
 
 NOUNS = {"processing": "ProcessingJob", "training": "TrainingJob", "tuning": "HyperParameterTuningJob"}
 LOG_GROUPS = {
@@ -115,6 +118,23 @@ def _billable(job: Job, answer: dict[str, Any], seconds: float, children: Callab
         return seconds
     times = [(child.get("TrainingStartTime"), child.get("TrainingEndTime")) for child in children()]
     return sum((end - start).total_seconds() for start, end in times if start and end)
+
+
+def read_trial(number: int, child: dict[str, Any], ranges: Mapping[str, SearchRange]) -> Trial:
+    """A trial from its summary."""
+    metric = child.get("FinalHyperParameterTuningJobObjectiveMetric")
+    start: datetime | None = child.get("TrainingStartTime")
+    end: datetime | None = child.get("TrainingEndTime")
+    status = child["TrainingJobStatus"]
+    return Trial(
+        number=number,
+        job=child["TrainingJobName"],
+        values=encoding.decode_tuned(child.get("TunedHyperParameters", {}), ranges),
+        objective=float(metric["Value"]) if metric else None,
+        seconds=(end - start).total_seconds() if start and end else None,
+        status=status if status in ("Completed", "Failed", "Stopped") else "InProgress",
+        reason=child.get("FailureReason", ""),
+    )
 
 
 def read_logs(job: Job, cursor: Cursor, ask: Callable[..., dict[str, Any]]) -> list[LogLine]:

@@ -4,7 +4,6 @@ Not in any request: secrets (references travel instead), the Debugger (it writes
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ from typing import Any
 from docml_contract import hyperparameters as encoding
 from docml_contract.hyperparameters import Choice
 from docml_contract.jobs import Channel, JobSpec, PrepareTask, TrainTask, Tuning
-from docml_contract.log_lines import METRIC_DEFINITIONS
 from resources.jobs.backend import Job
-from resources.jobs.interface import JobRefused
+from resources.jobs.trials import metric_definitions, number_of_trials
 
 TRAINING_ROOT = "/opt/ml/input/data"
 PROCESSING_INPUT = "/opt/ml/processing/input"
@@ -141,23 +139,6 @@ def tuning_request(job: Job, account: Account) -> Request:
         },
         "Tags": _tags(job),
     }
-
-
-def number_of_trials(tuning: Tuning) -> int:
-    """MAX_JOBS; for a grid the number of its points, which MAX_JOBS must allow. JobRefused."""
-    if tuning.strategy != "Grid":
-        return tuning.max_jobs
-    points = math.prod(len(choice.values) for choice in tuning.ranges.values() if isinstance(choice, Choice))
-    if points > tuning.max_jobs:
-        raise JobRefused(
-            f"the grid has {points} points and MAX_JOBS is {tuning.max_jobs}: raise MAX_JOBS, or search fewer values"
-        )
-    return points
-
-
-def metric_definitions(spec: JobSpec) -> dict[str, str]:
-    """Name -> regex: what the trainer prints, and the experiment's own."""
-    return {**dict(METRIC_DEFINITIONS), **dict(spec.metric_definitions)}
 
 
 def _training_definition(job: Job, account: Account, *, output: str) -> Request:

@@ -16,6 +16,7 @@ import boto3
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT
 from resources.jobs.engine.engine import Engine
+from resources.jobs.engine.records import JobContext
 from resources.jobs.sagemaker.backend import SageMakerBackend
 from resources.store import Store, StoredObject, missing_key
 from tests.resources.jobs.cloud import IMAGE, ROLE
@@ -153,8 +154,10 @@ class Actor:
         backend = SageMakerBackend(store, ENVIRONMENT, session=_connected().session, **PACE)
         vars(backend).update(_connected().clients)
         backend._jitter = random.Random(self.name)
-        engine = Engine(store, backend, clock=self.world.clock, pause=self.pause)
-        engine.jitter = random.Random(self.name)
+        engine = Engine(store, backend)
+        engine.context = JobContext(
+            store, backend, clock=self.world.clock, pause=self.pause, jitter=random.Random(self.name)
+        )
         return engine
 
 

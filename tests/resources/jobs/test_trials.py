@@ -7,7 +7,7 @@ from docml_contract.hyperparameters import Choice, Interval
 from docml_contract.jobs import Tuning
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, TRIALS
-from resources.jobs.sagemaker.backend import read_trial
+from resources.jobs.sagemaker.describe import read_trial
 from resources.jobs.trials import PICTURE, Trial, add_trials, best_trial
 from resources.store import Store
 

@@ -206,7 +206,7 @@ def test_costs_are_refused_before_anything_is_written() -> None:
 
     def body(actor: Actor) -> Any:
         engine = actor.engine()
-        engine.prices = {"ml.m5.xlarge": 3.6}
+        engine.context.prices = {"ml.m5.xlarge": 3.6}
         return engine.run(spec, FILES, holder="run-a", listener=Hearing())
 
     actor = world.actor("first", body)

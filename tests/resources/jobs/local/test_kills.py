@@ -146,7 +146,7 @@ def test_a_state_from_before_a_restart_counts_as_lost(bench: LocalBench, tmp_pat
     revenant = Process(host=state.process.host, boot="another", pid=os.getpid(), start=start_of(os.getpid()) or "")
     content = state.model_copy(update={"process": revenant})
     bench.store.put(state_key(Job.plan(spec, 1, bench.store.url)), content.to_bytes())
-    observed = bench.engine().backend.observe(Job.plan(spec, 1, bench.store.url))
+    observed = bench.engine().context.backend.observe(Job.plan(spec, 1, bench.store.url))
     assert observed is not None
     assert (observed.status, observed.cause) == ("Failed", "lost")
 

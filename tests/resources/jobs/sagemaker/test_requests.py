@@ -10,9 +10,9 @@ from docml_contract.hyperparameters import Choice, Interval
 from docml_contract.jobs import JobSpec, Tuning
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobRefused
+from resources.jobs.sagemaker.create import check_request
 from resources.jobs.sagemaker.describe import NOUNS
 from resources.jobs.sagemaker.requests import Account, build_request, manifests
-from resources.jobs.sagemaker.validation import check_request
 from tests.contracts.jobs_contract import compute, preparation, training, tuning
 
 GOLDEN = Path(__file__).with_name("golden")

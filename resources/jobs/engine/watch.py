@@ -1,0 +1,170 @@
+"""One caller's watch over a job: it asks the backend with patience, keeps the job's lease, follows its log, and stops it."""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from docml_contract.log_lines import parse_event
+from resources.jobs.backend import Busy, Cursor, Job, JobState
+from resources.jobs.engine.records import LAPSE_SECONDS, RENEW_SECONDS, JobContext
+from resources.jobs.engine.retries import Budget
+from resources.jobs.interface import Listener
+
+Answer = TypeVar("Answer")
+
+LAST_LINES = 20
+# How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.
+INVISIBLE_SECONDS = 60.0
+
+
+class Canceled(BaseException):
+    """The caller's cancel event was set."""
+
+
+class JobWatch:
+    """Watches one job at a time; `last_lines` ends the log that was followed last."""
+
+    def __init__(self, context: JobContext, holder: str, listener: Listener, cancel: threading.Event) -> None:
+        self.context = context
+        self.holder = holder
+        self.listener = listener
+        self.cancel = cancel
+        self.budget = Budget(context.clock, context.jitter)
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.may_exist = False  # the job may exist: Create was begun, or the job was seen
+        self._held: Job | None = None
+        self._renewed = 0.0
+
+    # -- the lease
+
+    def take(self, job: Job) -> None:
+        """Announce the job to the sweep and take its lease."""
+        now = self.context.clock()
+        self.context.records.hold(job.place, job.name, self.holder, now)
+        self.context.records.activate(job, now)
+        self._held, self._renewed = job, now
+
+    def drop(self) -> None:
+        """Renew the lease no longer."""
+        self._held = None
+
+    def pause(self, seconds: float) -> None:
+        """Wait; renew the lease meanwhile. The waiting loop itself renews it, since a lease says that somebody watches.
+
+        Canceled when the caller's event is set.
+        """
+        until = self.context.clock() + seconds
+        while True:
+            if self.cancel.is_set():
+                raise Canceled
+            self._renew()
+            left = until - self.context.clock()
+            if left <= 0:
+                return
+            self.context.pause(min(left, 1.0))
+
+    def _renew(self) -> None:
+        """Renew the lease if it is ours or nobody's; another run that has attached since keeps it while it lives."""
+        now = self.context.clock()
+        if self._held is None or now - self._renewed < RENEW_SECONDS:
+            return
+        self._renewed = now
+        job = self._held
+        lease = self.context.records.lease(job.place, job.name)
+        if lease is None or lease.holder == self.holder or lease.lapsed(now):
+            self.context.records.hold(job.place, job.name, self.holder, now)
+
+    # -- asking
+
+    def ask(self, job: Job, question: Callable[[Job], Answer]) -> Answer:
+        """Ask the backend, again while it is busy, within the budget."""
+        while True:
+            try:
+                answer = question(job)
+            except Busy as error:
+                seconds = self.budget.busy(error, job.name)
+                if seconds > 10:
+                    self.listener.status(f"{job.name}: {error}; asking again in {seconds:.0f} s")
+                self.pause(seconds)
+            else:
+                self.budget.answered()
+                return answer
+
+    def see(self, job: Job) -> JobState:
+        """The state of a job that must exist, with patience."""
+        backend = self.context.backend
+        deadline = self.context.clock() + INVISIBLE_SECONDS
+        while True:
+            state = self.ask(job, backend.observe)
+            if state is not None:
+                return state
+            if self.context.clock() > deadline:
+                return JobState("Failed", reason="the job has disappeared", cause="lost")
+            self.pause(backend.poll_seconds)
+
+    # -- following
+
+    def follow(self, job: Job) -> JobState:
+        """Pass the job's phases and log on to the listener until it has ended; its last state."""
+        backend = self.context.backend
+        cursor: Cursor = {}
+        told = 0
+        while True:
+            state = self.see(job)
+            for phase in state.phases[told:]:
+                self.listener.status(phase)
+            told = max(told, len(state.phases))
+            self._relay(job, cursor)
+            if state.ended:
+                break
+            self.pause(backend.poll_seconds)
+        deadline = self.context.clock() + backend.log_settle_seconds
+        while self.context.clock() < deadline:
+            self.pause(min(1.0, backend.log_settle_seconds))
+            self._relay(job, cursor)
+        return state
+
+    def _relay(self, job: Job, cursor: Cursor) -> None:
+        for line in self.ask(job, lambda job: self.context.backend.logs(job, cursor)):
+            event = parse_event(line.text)
+            if event is None:
+                self.last_lines.append(line.text)
+                self.listener.line(line.host, line.text)
+            else:
+                self.listener.event({**event, "host": line.host})
+
+    # -- stopping
+
+    def abandon(self, job: Job) -> None:
+        """After an interrupt: stop the job, unless another Dagster run waits for it too, and wait until it has stopped.
+
+        Nothing that goes wrong here may hide the interrupt: the lease lapses, and the sweep looks after what is left.
+        """
+        records = self.context.records
+        with contextlib.suppress(Exception):
+            lease = records.lease(job.place, job.name)
+            if lease is not None and lease.holder != self.holder and not lease.lapsed(self.context.clock()):
+                return
+            state = self._stop(job)
+            record = records.read(job.place, job.name)
+            if record is not None and not record.ended and state is not None and state.ended:
+                if state.status != "Completed":
+                    self.context.end(record, state)
+                records.release(job.place, job.name, self.holder)
+            else:  # still active: its entry stays, and its lease is given up
+                records.hold(job.place, job.name, self.holder, self.context.clock() - LAPSE_SECONDS - 1)
+
+    def _stop(self, job: Job) -> JobState | None:
+        """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""
+        backend = self.context.backend
+        deadline = self.context.clock() + (backend.stop_seconds if self.may_exist else 0.0)
+        while True:
+            state = None
+            with contextlib.suppress(Busy):
+                backend.stop(job)
+                state = backend.observe(job)
+            if (state is not None and state.ended) or self.context.clock() >= deadline:
+                return state
+            self.context.pause(min(backend.poll_seconds, 2.0))
