@@ -15,6 +15,6 @@ Errors (each message says what was found, what was expected and the remedy):
     ├── TrackingError        the tracking account is missing or wrong
     ├── ImageError           an image cannot be built or pushed
     ├── ReconciliationError  labels and files cannot be reconciled (docml_assets/reconcile/errors.py)
-    ├── StepError            what a step found wrong (docml_assets/steps/errors.py)
+    ├── StepError            what a step found wrong (docml_assets/steps/work.py)
     └── ReportError          predictions, or what accompanies them, cannot be reported on
 """

@@ -4,36 +4,38 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
-from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
-from dagster._core.execution.api import execute_run_iterator
-from dagster._core.execution.plan.objects import ErrorSource
-from dagster._core.remote_origin import (
-    ManagedGrpcPythonEnvCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from docml_assets.dagster_internals import execute_run, is_interrupt, job_origin, partition_tags
 from docml_assets.errors import DocmlError
 from docml_assets.partitions import register
-from docml_assets.processes import PROCESS_TAG
 from docml_assets.runs.claims import Claim
+from docml_assets.tags import PROCESS_TAG
 from docml_contract.errors import ContractError
-from docml_contract.names import INFERENCE, PREPARATION, RECONCILIATION, TRAINING, TUNING
+from docml_contract.names import (
+    BEST_MODEL,
+    ENCODED_SPLITS,
+    EXPERIMENT_SNAPSHOT,
+    INFERENCE,
+    INFERENCE_REPORT,
+    LABEL_COUNTS,
+    PREPARATION,
+    RECONCILED_DATA,
+    RECONCILIATION,
+    TRAINING,
+    TUNING,
+)
 from resources.errors import ResourceError
 from resources.processes import this_process
 
 JOB = "run_experiment"
 # The assets of a run in the order of their making, with the steps that make them.
 ASSETS = (
-    ("experiment_snapshot", ()),
-    ("reconciled_data", (RECONCILIATION,)),
-    ("label_counts", (RECONCILIATION,)),
-    ("encoded_splits", (PREPARATION,)),
-    ("best_torchscript_model", (TRAINING, TUNING)),
-    ("inference_report", (INFERENCE,)),
+    (EXPERIMENT_SNAPSHOT, ()),
+    (RECONCILED_DATA, (RECONCILIATION,)),
+    (LABEL_COUNTS, (RECONCILIATION,)),
+    (ENCODED_SPLITS, (PREPARATION,)),
+    (BEST_MODEL, (TRAINING, TUNING)),
+    (INFERENCE_REPORT, (INFERENCE,)),
 )
 
 
@@ -64,34 +66,32 @@ def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
     return [asset for asset, _ in ASSETS[: last + 1]]
 
 
-def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str], tags: dict[str, str]) -> Executed:
-    """Materialize `assets` of a claimed run here and now. An interrupt stops its job and cancels the run.
+def execute(
+    instance: dg.DagsterInstance, job: dg.JobDefinition, claim: Claim, *, assets: Sequence[str], tags: dict[str, str]
+) -> Executed:
+    """Materialize `assets` of a claimed run with `job` (run_experiment), here and now. An interrupt stops its job and cancels the run.
 
     Dagster's own `execute_in_process` would leave the run without its place in the workspace, so that the UI could not re-execute it,
     and count an interrupt as a failure.
     """
-    from docml_assets.definitions import defs
-
     key = register(instance, claim.experiment, claim.run)
-    job = defs.resolve_job_def(JOB)
     run = instance.create_run_for_job(
         job,
         tags={
             **tags,
             PROCESS_TAG: str(this_process()),
-            "dagster/partition": str(key),
-            **get_tags_from_multi_partition_key(key),
+            **partition_tags(key),
         },
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         asset_selection=frozenset(dg.AssetKey(asset) for asset in assets),
-        remote_job_origin=_origin(),
+        remote_job_origin=job_origin("docml_assets.definitions", "docml", JOB),
     )
     failures = []
     try:
-        for event in execute_run_iterator(InMemoryJob(job), run, instance):
+        for event in execute_run(job, run, instance):
             if not event.is_step_failure:
                 continue
-            if event.step_failure_data.error_source == ErrorSource.INTERRUPT:
+            if is_interrupt(event):
                 instance.report_run_canceling(run)
             else:
                 failures.append(_failure(event))
@@ -105,14 +105,6 @@ def execute(instance: dg.DagsterInstance, claim: Claim, *, assets: Sequence[str]
         canceled=status == dg.DagsterRunStatus.CANCELED,
         failures=tuple(failures),
     )
-
-
-def _origin() -> RemoteJobOrigin:
-    """The job's place in workspace.yaml."""
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(
-        LoadableTargetOrigin(module_name="docml_assets.definitions"), location_name="docml"
-    )
-    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), JOB)
 
 
 def _failure(event: dg.DagsterEvent) -> Failure:

@@ -1,26 +1,19 @@
 """inference_report, with its checks."""
 
-from collections.abc import Iterator
-
 import dagster as dg
 
-from docml_assets.assets.checking import Check, Finding, checks_of
-from docml_assets.assets.common import OWNERS, RESOURCES, work_for
-from docml_assets.assets.metadata import Metadata, column_schema, common, gallery, table
+from docml_assets.assets.checks import Check, Finding, make_checks
+from docml_assets.assets.materialization import Results, materialize, run_asset
+from docml_assets.assets.metadata import Metadata, column_schema, gallery, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
-from docml_assets.partitions import experiment_runs
-from docml_assets.progress import display
 from docml_assets.report.checks import CheckOutcome, not_worse_than_previous, report_adds_up
 from docml_assets.report.schema import read_report
-from docml_assets.steps.inference import inference, labels_of
-from docml_assets.steps.preparation import prepared
+from docml_assets.steps.inference import read_labels, run_inference
+from docml_assets.steps.preparation import read_prepared
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import PREDICTIONS, REPORT_HTML
-from docml_contract.versions import CODE_VERSIONS
-
-NAME = "inference_report"
+from docml_contract.names import INFERENCE_REPORT, PREDICTIONS, REPORT_HTML
 
 COLUMNS = {
     "artifact_guid": "the document",
@@ -29,31 +22,16 @@ COLUMNS = {
 }
 
 
-@dg.asset(
-    name=NAME,
-    partitions_def=experiment_runs,
+@run_asset(
+    INFERENCE_REPORT,
     deps=[encoded_splits, best_torchscript_model],
-    group_name="evaluation",
+    group="evaluation",
     kinds={"torchscript", "html"},
-    owners=OWNERS,
-    code_version=CODE_VERSIONS[NAME],
-    required_resource_keys=set(RESOURCES),
-    output_required=False,
     description="Every model of the run on the test split: scores with intervals, comparison, calibration, errors, and the same "
     "documents under earlier runs. report.html is the page to read.",
 )
-def inference_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-    display().started(NAME)
-    work = work_for(context, NAME)
-    outcome = inference(work)
-    if outcome is None:
-        display().finished(NAME, "not performed; nothing needs it")
-        return
-    display().finished(NAME, outcome.why)
-    yield dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={**_metadata(work, outcome), **common(work, outcome)},
-    )
+def inference_report(context: dg.AssetExecutionContext) -> Results:
+    yield from materialize(context, INFERENCE_REPORT, run_inference, _metadata)
 
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
@@ -109,7 +87,7 @@ def _report_link(work: Work, key: str) -> dg.MetadataValue:
 def sums_agree(work: Work) -> Finding:
     """Sums and label sets of the report agree with the predictions and the prepared data."""
     predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
-    labels = labels_of(work, prepared(work).folder)
+    labels = read_labels(work, read_prepared(work).folder)
     return _finding(report_adds_up(read_report(work.store, work.place), predictions, labels))
 
 
@@ -122,8 +100,8 @@ def _finding(outcome: CheckOutcome) -> Finding:
     return Finding(passed=outcome.passed, text=outcome.description, error=outcome.blocks)
 
 
-report_checks = checks_of(
-    NAME,
+report_checks = make_checks(
+    INFERENCE_REPORT,
     Check(
         "report_adds_up",
         "Sums and label sets of the report agree with predictions and data.",

@@ -2,26 +2,21 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets.checking import Check, Finding, checks_of
-from docml_assets.assets.common import OWNERS, RESOURCES, work_for
-from docml_assets.assets.metadata import Metadata, column_schema, common, image, location, table
+from docml_assets.assets.checks import Check, Finding, make_checks
+from docml_assets.assets.materialization import Results, materialize, run_asset
+from docml_assets.assets.metadata import Metadata, column_schema, image, location, table
 from docml_assets.assets.reconciliation import label_counts, reconciled_data
 from docml_assets.assets.snapshot import experiment_snapshot
-from docml_assets.partitions import experiment_runs
-from docml_assets.progress import display
 from docml_assets.report.plots import stacked_bars
-from docml_assets.steps.preparation import preparation, prepared
+from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import SPLIT_METADATA, SPLITS, SPLITS_TABLE
-from docml_contract.versions import CODE_VERSIONS
+from docml_contract.names import ENCODED_SPLITS, SPLIT_METADATA, SPLITS, SPLITS_TABLE
 
-NAME = "encoded_splits"
 MANY_TRUNCATED = 0.5
 SPLIT_TOLERANCE = 0.1
 
@@ -34,35 +29,20 @@ COLUMNS = {
 }
 
 
-@dg.asset(
-    name=NAME,
-    partitions_def=experiment_runs,
+@run_asset(
+    ENCODED_SPLITS,
     deps=[experiment_snapshot, reconciled_data, label_counts],
-    group_name="data",
+    group="data",
     kinds={"huggingface", "parquet"},
-    owners=OWNERS,
-    code_version=CODE_VERSIONS[NAME],
-    required_resource_keys=set(RESOURCES),
-    output_required=False,
     description="The documents as the models' features, split into train, valid and test: stratified by label, groups and "
     "near-duplicates kept together, earlier runs' assignments kept. Runs whose inputs are equal share one copy.",
 )
-def encoded_splits(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-    display().started(NAME)
-    work = work_for(context, NAME)
-    outcome = preparation(work)
-    if outcome is None:
-        display().finished(NAME, "not performed; nothing needs it")
-        return
-    display().finished(NAME, outcome.why)
-    yield dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={**_metadata(work, outcome), **common(work, outcome)},
-    )
+def encoded_splits(context: dg.AssetExecutionContext) -> Results:
+    yield from materialize(context, ENCODED_SPLITS, run_preparation, _metadata)
 
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
-    data = prepared(work)
+    data = read_prepared(work)
     found = split_metadata(work)
     by_split: dict[str, dict[str, int]] = found["labels"]
     labels = sorted({label for counts in by_split.values() for label in counts})
@@ -93,13 +73,13 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
 
 def split_metadata(work: Work) -> dict[str, Any]:
     """split_metadata.json of the prepared data that the run uses."""
-    found: dict[str, Any] = json.loads(work.store.get(f"{prepared(work).folder}/{SPLIT_METADATA}"))
+    found: dict[str, Any] = json.loads(work.store.get(f"{read_prepared(work).folder}/{SPLIT_METADATA}"))
     return found
 
 
 def no_leakage(work: Work) -> Finding:
     """No document, SPLIT_BY group or group of near-duplicates is in more than one split."""
-    rows = read_parquet(work.store.get(f"{prepared(work).folder}/{SPLITS_TABLE}")).to_pylist()
+    rows = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SPLITS_TABLE}")).to_pylist()
     repeated = [guid for guid, count in Counter(row["artifact_guid"] for row in rows).items() if count > 1]
     straddling = {}
     for column in ("group", "near_duplicate_group"):
@@ -171,8 +151,8 @@ def truncation_share(work: Work) -> Finding:
     )
 
 
-split_checks = checks_of(
-    NAME,
+split_checks = make_checks(
+    ENCODED_SPLITS,
     Check(
         "no_leakage",
         "No document, SPLIT_BY group or group of near-duplicates is in two splits.",

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from docml_assets.assets.common import OWNERS, Context, place_of
+from docml_assets.assets.materialization import OWNERS, Context, place_of
 from docml_assets.partitions import by_experiment, experiments
-from docml_assets.steps.production import FILES, LABELS
+from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS
 
 POINTER = "dagster/input_event_pointer"
 VERSION = "dagster/input_data_version"
 
 production_labels = dg.AssetSpec(
-    LABELS,
+    PRODUCTION_LABELS,
     partitions_def=experiments,
     group_name="production",
     kinds={"sql"},
@@ -21,7 +21,7 @@ production_labels = dg.AssetSpec(
     "docml only reads it; its data version is a fingerprint of the query's result.",
 )
 production_files = dg.AssetSpec(
-    FILES,
+    PRODUCTION_FILES,
     partitions_def=experiments,
     group_name="production",
     kinds={"s3"},
@@ -53,7 +53,7 @@ def input_tags(instance: dg.DagsterInstance, experiment: str, inputs: Mapping[st
     an empty version, since the asset that reads has more dimensions than the one that is read.
     """
     tags = {}
-    for asset in (LABELS, FILES):
+    for asset in (PRODUCTION_LABELS, PRODUCTION_FILES):
         version = inputs.get(asset)
         if version is None:
             continue

@@ -1,17 +1,16 @@
 """reconciled_data and label_counts, with their checks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import dagster as dg
 import pyarrow.compute as pc
 
 from docml_assets.assets import production
-from docml_assets.assets.checking import Check, Finding, checks_of, preview_features, result
-from docml_assets.assets.common import OWNERS, RESOURCES, work_for
-from docml_assets.assets.metadata import Metadata, column_schema, common, image, table
+from docml_assets.assets.checks import Check, Finding, check_result, make_checks, preview_features
+from docml_assets.assets.materialization import RESOURCES, Results, materialize, place_of, run_asset, work_for
+from docml_assets.assets.metadata import Metadata, column_schema, image, table
 from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
-from docml_assets.progress import display
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.label_counts import label_counts as count_labels
 from docml_assets.steps.label_counts import read_counts
@@ -19,13 +18,10 @@ from docml_assets.steps.production import versions
 from docml_assets.steps.reconciliation import read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import LABEL_ROWS, RECONCILED_TABLE
-from docml_contract.versions import CODE_VERSIONS
+from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
 from resources.errors import ResourceError
 from resources.store.manifests import read_manifest
 
-DATA = "reconciled_data"
-COUNTS = "label_counts"
 # From these shares of the label rows a check warns: duplicates and refusals are normal in small numbers only.
 MANY_DUPLICATES = 0.3
 MANY_REFUSED = 0.01
@@ -45,34 +41,25 @@ COLUMNS = {
 }
 
 
-@dg.asset(
-    name=DATA,
-    partitions_def=experiment_runs,
+@run_asset(
+    RECONCILED_DATA,
     deps=[experiment_snapshot, *production.DEPS],
-    group_name="data",
+    group="data",
     kinds={"parquet", "s3"},
-    owners=OWNERS,
-    code_version=CODE_VERSIONS[DATA],
-    required_resource_keys=set(RESOURCES),
-    output_required=False,
     description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
     "processed by process_func, verified. The only asset that reads production.",
 )
-def reconciled_data(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-    display().started(DATA)
-    work = work_for(context, DATA)
-    outcome = reconciliation(work)
-    if outcome is None:
-        display().finished(DATA, "not performed; nothing needs it")
-        return
-    if outcome.how == "made":
-        production.observe(context, outcome.inputs)
-    display().finished(DATA, outcome.why)
-    yield dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={**_reconciled_metadata(work, outcome), **common(work, outcome)},
-        tags=production.input_tags(context.instance, work.place.experiment, outcome.inputs),
-    )
+def reconciled_data(context: dg.AssetExecutionContext) -> Results:
+    def step(work: Work) -> Outcome | None:
+        outcome = reconciliation(work)
+        if outcome is not None and outcome.how == "made":
+            production.observe(context, outcome.inputs)
+        return outcome
+
+    def tags(outcome: Outcome) -> dict[str, str]:
+        return production.input_tags(context.instance, place_of(context).experiment, outcome.inputs)
+
+    yield from materialize(context, RECONCILED_DATA, step, _reconciled_metadata, tags)
 
 
 def _reconciled_metadata(work: Work, outcome: Outcome) -> Metadata:
@@ -103,33 +90,25 @@ def _histogram(counts: dict[str, int]) -> Metadata:
     return {"label histogram": shown} if shown is not None and counts else {}
 
 
-@dg.asset(
-    name=COUNTS,
-    partitions_def=experiment_runs,
+@run_asset(
+    LABEL_COUNTS,
     deps=[reconciled_data],
-    group_name="data",
+    group="data",
     kinds={"json"},
-    owners=OWNERS,
-    code_version=CODE_VERSIONS[COUNTS],
-    required_resource_keys=set(RESOURCES),
     description="How many documents each label has, before IGNORED_LABELS and NUM_LABELS_THRESHOLD leave any out.",
 )
-def label_counts(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    display().started(COUNTS)
-    work = work_for(context, COUNTS)
-    outcome = count_labels(work)
+def label_counts(context: dg.AssetExecutionContext) -> Results:
+    yield from materialize(context, LABEL_COUNTS, count_labels, _counts_metadata)
+
+
+def _counts_metadata(work: Work, outcome: Outcome) -> Metadata:
     counts = read_counts(work)
-    display().finished(COUNTS, outcome.why)
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={
-            "documents": sum(counts.values()),
-            "labels": len(counts),
-            "label table": table({"label": label, "documents": count} for label, count in counts.items()),
-            **_histogram(counts),
-            **common(work, outcome),
-        },
-    )
+    return {
+        "documents": sum(counts.values()),
+        "labels": len(counts),
+        "label table": table({"label": label, "documents": count} for label, count in counts.items()),
+        **_histogram(counts),
+    }
 
 
 def files_complete(work: Work) -> Finding:
@@ -232,7 +211,7 @@ def unchanged(work: Work, current: Mapping[str, str]) -> Finding:
 
 
 def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    work = work_for(context, DATA)
+    work = work_for(context, RECONCILED_DATA)
     try:
         current = versions(work.settings, work.labels, work.production)
     except ResourceError as error:
@@ -240,7 +219,7 @@ def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetChe
     else:
         production.observe(context, current)
         finding = unchanged(work, current)
-    return result(context, DATA, "production_unchanged", finding)
+    return check_result(context, RECONCILED_DATA, "production_unchanged", finding)
 
 
 with preview_features():
@@ -254,14 +233,14 @@ with preview_features():
     )(_production_unchanged)
 
 
-data_checks = checks_of(
-    DATA,
+data_checks = make_checks(
+    RECONCILED_DATA,
     Check("files_complete", "Every document has every file of FILES_ON_RESEARCH.", files_complete, blocking=True),
     Check("duplicates_share", "Few label rows are duplicates of others by file hash.", duplicates_share),
     Check("refused_share", "Few label rows were refused.", refused_share),
 )
-count_checks = checks_of(
-    COUNTS,
+count_checks = make_checks(
+    LABEL_COUNTS,
     Check("enough_labels", "At least two labels remain to tell apart.", enough_labels, blocking=True),
     Check("minimum_counts", "Every remaining label has a document for each split.", minimum_counts),
     Check("label_balance", "No label is overwhelmingly more frequent than another.", label_balance),

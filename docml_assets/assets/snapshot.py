@@ -2,29 +2,22 @@
 
 import dagster as dg
 
-from docml_assets.assets.common import OWNERS, RESOURCES, note_process, place_of, trigger_of
-from docml_assets.assets.metadata import locations, table
-from docml_assets.partitions import experiment_runs
-from docml_assets.progress import display
-from docml_assets.steps.snapshot import claim_from_ui, frozen_settings, snapshot
-from docml_contract.versions import CODE_VERSIONS
-
-NAME = "experiment_snapshot"
+from docml_assets.assets.materialization import Results, materialize, note_process, place_of, run_asset
+from docml_assets.assets.metadata import Metadata, table
+from docml_assets.runs.claims import Claim
+from docml_assets.steps.snapshot import claim_from_ui, snapshot
+from docml_assets.tags import trigger_of
+from docml_contract.names import EXPERIMENT_SNAPSHOT
 
 
-@dg.asset(
-    name=NAME,
-    partitions_def=experiment_runs,
-    group_name="experiment",
+@run_asset(
+    EXPERIMENT_SNAPSHOT,
+    group="experiment",
     kinds={"python", "json"},
-    owners=OWNERS,
-    code_version=CODE_VERSIONS[NAME],
-    required_resource_keys=set(RESOURCES),
     description="Settings and functions of a run, frozen when it was claimed. Everything after it reads these and never the "
     "experiment folder. An unclaimed run is accepted here only if it is the experiment's RUN_NUM.",
 )
-def experiment_snapshot(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    display().started(NAME)
+def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
     note_process(context)
     place = place_of(context)
     resources = context.resources
@@ -34,25 +27,24 @@ def experiment_snapshot(context: dg.AssetExecutionContext) -> dg.MaterializeResu
         resources.deployment.experiment_folder(place.experiment),
         resources.deployment.environment,
         holder=context.run.root_run_id or context.run.run_id,
-        trigger=trigger_of(context),
+        trigger=trigger_of(context.run.tags, context.run.run_id),
     )
-    outcome = snapshot(resources.store, claim)
-    settings = frozen_settings(claim, None)
-    display().finished(NAME, outcome.why)
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={
-            "how": outcome.why,
-            **locations(resources.store, outcome.folders),
-            "models": ", ".join(settings.model_names),
-            "trigger": dg.MetadataValue.json(dict(claim.trigger)),
-            "claimed at": claim.created_at,
-            "settings": table(
-                {"key": key.upper(), "value": str(value)}
-                for key, value in {**settings.frozen_content(), **settings.operational()}.items()
-                if key not in ("hyperparameters", "tunable")
-            ),
-            "hyperparameters": dg.MetadataValue.json(settings.hyperparameters),
-            "functions": dg.MetadataValue.md(f"```python\n{claim.functions_source}\n```"),
-        },
+    yield from materialize(
+        context, EXPERIMENT_SNAPSHOT, lambda work: snapshot(work.store, claim), lambda work, outcome: _metadata(claim)
     )
+
+
+def _metadata(claim: Claim) -> Metadata:
+    settings = claim.settings
+    return {
+        "models": ", ".join(settings.model_names),
+        "trigger": dg.MetadataValue.json(dict(claim.trigger)),
+        "claimed at": claim.created_at,
+        "settings": table(
+            {"key": key.upper(), "value": str(value)}
+            for key, value in {**settings.frozen_content(), **settings.operational()}.items()
+            if key not in ("hyperparameters", "tunable")
+        ),
+        "hyperparameters": dg.MetadataValue.json(settings.hyperparameters),
+        "functions": dg.MetadataValue.md(f"```python\n{claim.functions_source}\n```"),
+    }

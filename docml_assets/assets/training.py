@@ -2,53 +2,32 @@
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets.checking import Check, Finding, checks_of
-from docml_assets.assets.common import OWNERS, RESOURCES, work_for
-from docml_assets.assets.metadata import Metadata, common, stored_image, table
+from docml_assets.assets.checks import Check, Finding, make_checks
+from docml_assets.assets.materialization import Results, materialize, run_asset
+from docml_assets.assets.metadata import Metadata, stored_image, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.snapshot import experiment_snapshot
-from docml_assets.partitions import experiment_runs
-from docml_assets.progress import display
-from docml_assets.steps.training import models, training
+from docml_assets.steps.training import read_models, run_training
 from docml_assets.steps.work import Outcome, Work
-from docml_contract.names import CURVES, HISTORY, STATISTICS, TRIALS
-from docml_contract.versions import CODE_VERSIONS
-
-NAME = "best_torchscript_model"
+from docml_contract.names import BEST_MODEL, CURVES, HISTORY, STATISTICS, TRIALS
 
 
-@dg.asset(
-    name=NAME,
-    partitions_def=experiment_runs,
+@run_asset(
+    BEST_MODEL,
     deps=[experiment_snapshot, encoded_splits],
-    group_name="models",
+    group="models",
     kinds={"pytorch", "torchscript"},
-    owners=OWNERS,
     tags={"docml/costly": "gpu"},
-    code_version=CODE_VERSIONS[NAME],
-    required_resource_keys=set(RESOURCES),
-    output_required=False,
     pool="docml_training",
     description="One model for each name in MODEL_NAMES: fine-tuned (or the best of a tuning), its best epoch by validation macro-F1, "
     "exported as TorchScript and checked against the model that was trained.",
 )
-def best_torchscript_model(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-    display().started(NAME)
-    work = work_for(context, NAME)
-    outcome = training(work)
-    if outcome is None:
-        display().finished(NAME, "not performed; nothing needs it")
-        return
-    display().finished(NAME, outcome.why)
-    yield dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.data_version),
-        metadata={**_metadata(work, outcome), **common(work, outcome)},
-    )
+def best_torchscript_model(context: dg.AssetExecutionContext) -> Results:
+    yield from materialize(context, BEST_MODEL, run_training, _metadata)
 
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
@@ -82,7 +61,7 @@ def _json(work: Work, key: str) -> Any:
 def traced_equals_eager(work: Work) -> Finding:
     """The TorchScript gives the logits of the model that was trained, on every case that the export tried."""
     problems, worst = [], {}
-    for name, folder in models(work)[0].items():
+    for name, folder in read_models(work)[0].items():
         export = _json(work, f"{folder}/{STATISTICS}")["export"]
         differences: dict[str, float] = export["relative_difference"]
         case = max(differences, key=lambda key: differences[key], default=None)
@@ -103,7 +82,7 @@ def traced_equals_eager(work: Work) -> Finding:
 def not_diverged(work: Work) -> Finding:
     """Losses are finite and training loss fell."""
     problems = []
-    for name, folder in models(work)[0].items():
+    for name, folder in read_models(work)[0].items():
         losses = [epoch["train_loss"] for epoch in _json(work, f"{folder}/{HISTORY}")]
         if not all(math.isfinite(loss) for loss in losses):
             problems.append(f"{name}: the loss is not finite")
@@ -112,8 +91,8 @@ def not_diverged(work: Work) -> Finding:
     return Finding(passed=not problems, text="; ".join(problems) or "every model's training loss is finite and fell")
 
 
-model_checks = checks_of(
-    NAME,
+model_checks = make_checks(
+    BEST_MODEL,
     Check(
         "traced_equals_eager", "The TorchScript gives the trained model's logits.", traced_equals_eager, blocking=True
     ),

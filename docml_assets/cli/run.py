@@ -116,11 +116,12 @@ def _execute(
     home = prepare_dagster_home()
     import dagster as dg
 
-    from docml_assets.assets.common import run_tags
-    from docml_assets.execution import execute, selection
+    from docml_assets.definitions import defs
+    from docml_assets.execution import JOB, execute, selection
     from docml_assets.progress import shown_on
     from docml_assets.sensors.orphaned_jobs import sweep
     from docml_assets.steps.work import flagged_steps
+    from docml_assets.tags import run_tags
 
     performed = steps if steps is not None else flagged_steps(settings)
     if not performed:
@@ -133,6 +134,7 @@ def _execute(
         with make_display(verbose=verbose) as display, shown_on(display):
             executed = execute(
                 instance,
+                defs.resolve_job_def(JOB),
                 claim,
                 assets=selection(performed, whole=steps is None),
                 tags=run_tags(performed, settings, claim.trigger),

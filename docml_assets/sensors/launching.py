@@ -14,12 +14,12 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets.common import run_tags
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.partitions import partition_key, registration_requests
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import flagged_steps
+from docml_assets.tags import run_tags
 from docml_contract.names import USER_FUNCTIONS
 
 # A tick ends after so long, and the next one goes on where it ended.

@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-from dagster._core.event_api import PartitionKeyFilter
 from pydantic import Field, ValidationError
 
+from docml_assets.dagster_internals import check_history
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
 from docml_assets.runs.claims import Claim, claim_next, read_claim, run_folders
 from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
-from docml_assets.steps.production import FILES, LABELS, files_version
+from docml_assets.steps.production import files_version
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
-from docml_contract.names import RECONCILIATION, RunPlace
+from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_DATA, RECONCILIATION, RunPlace
 from resources.errors import ResourceError
 from resources.labels import LabelSource
 from resources.store import Store
 from resources.store.manifests import read_manifest
 
 NAME = "new_data_sensor"
-CHECK = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")
+CHECK = dg.AssetCheckKey(dg.AssetKey(RECONCILED_DATA), "production_unchanged")
 
 Versions = Mapping[str, str]  # production_labels, production_files -> data version
 
@@ -136,9 +136,7 @@ def is_warned(instance: dg.DagsterInstance, place: RunPlace) -> bool:
 
     Dagster keeps one check evaluation without a run for each partition and refuses a second one, which would fail the whole tick.
     """
-    partition = PartitionKeyFilter(key=str(partition_key(place.experiment, place.number)))
-    history = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=100, partition_filter=partition)
-    return any(not record.run_id for record in history)
+    return None in check_history(instance, CHECK, str(partition_key(place.experiment, place.number)))
 
 
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -156,8 +154,8 @@ class Production:
         """As `docml_assets.steps.production.versions`."""
         query, names = settings.labels_query, tuple(sorted(settings.files_from_prod))
         return {
-            LABELS: self._once(query, lambda: self._labels.fingerprint(query)),
-            FILES: self._once(names, lambda: files_version(self._files, names)),
+            PRODUCTION_LABELS: self._once(query, lambda: self._labels.fingerprint(query)),
+            PRODUCTION_FILES: self._once(names, lambda: files_version(self._files, names)),
         }
 
     def _once(self, key: Any, ask: Callable[[], str]) -> str:

@@ -6,12 +6,15 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.processes import mark_failed, runs_without_process
+from docml_assets.tags import PROCESS_TAG
 from resources.jobs.interface import Jobs, Orphan
+from resources.processes import Process
+
+UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """What a sweep did."""
 
     ended_runs: tuple[str, ...]
@@ -37,24 +40,37 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
     return dg.SkipReason(str(swept))
 
 
-def sweep(instance: dg.DagsterInstance, jobs: Jobs) -> Swept:
+def sweep(instance: dg.DagsterInstance, jobs: Jobs) -> SweepResult:
     """End runs whose process is gone, then stop jobs that nobody waits for; then end the runs that had waited for those."""
     ended = []
     for run in runs_without_process(instance):
-        mark_failed(instance, run, "The process that executed this run is gone (killed, or its machine restarted).")
+        instance.report_run_failed(
+            run, "The process that executed this run is gone (killed, or its machine restarted)."
+        )
         ended.append(run.run_id)
     orphans = jobs.orphans(has_ended(instance))
     for orphan in orphans:
         jobs.stop(orphan)
         holder = instance.get_run_by_id(orphan.holder)
         if holder is not None and holder.status == dg.DagsterRunStatus.STARTED:
-            mark_failed(
-                instance,
+            instance.report_run_failed(
                 holder,
                 f"Nobody waits for its job {orphan.name} any more ({orphan.reason}); the job was stopped.",
             )
             ended.append(holder.run_id)
-    return Swept(tuple(ended), tuple(orphans))
+    return SweepResult(tuple(ended), tuple(orphans))
+
+
+def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Unfinished runs whose process is gone: Dagster's default launcher has no health check, they would stay STARTED for ever."""
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    return [run for run in unfinished if PROCESS_TAG in run.tags and is_gone(run.tags[PROCESS_TAG])]
+
+
+def is_gone(process: str) -> bool:
+    """Whether the process of a tag ended. False where that cannot be known: it is another host's, or another container's."""
+    found = Process.parse(process)
+    return found.is_visible and not found.is_alive
 
 
 def has_ended(instance: dg.DagsterInstance) -> Callable[[str], bool]:

@@ -1,28 +1,30 @@
 """inference_report: every model of the run on the test split, and what can be said about it."""
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from docml_assets.steps import specs
-from docml_assets.steps.errors import NotReady
-from docml_assets.steps.excerpts import excerpts
-from docml_assets.steps.finished import earlier_runs, finished, reused, take_earlier
-from docml_assets.steps.preparation import prepared
-from docml_assets.steps.training import models, version
-from docml_assets.steps.work import Outcome, Work
+from docml_assets.steps.preparation import read_prepared
+from docml_assets.steps.reuse import earlier_runs, find_finished, reused_outcome, take_earlier
+from docml_assets.steps.training import models_version, read_models
+from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
+    BEST_MODEL,
     DOCUMENTS,
+    ENCODED_SPLITS,
     EXPORT,
     HISTORY,
     ID2LABEL,
     INFERENCE,
+    INFERENCE_REPORT,
     PREDICTIONS,
+    RECONCILED_TABLE,
     REPORT_HTML,
     REPORT_JSON,
     SPLITS_TABLE,
@@ -30,36 +32,38 @@ from docml_contract.names import (
     TORCHSCRIPT,
     RunPlace,
 )
-from docml_contract.versions import CODE_VERSIONS, cache_key
+from docml_contract.versions import cache_key
+from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
 from resources.jobs.interface import JobResult
-from resources.store.manifests import publish_bytes, read_manifest
+from resources.store.manifests import read_manifest
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles
     from docml_assets.report.earlier_runs import PreviousRun
     from docml_assets.report.evidence import Lineage
 
-ASSET = "inference_report"
+EXCERPT_CHARACTERS = 400
+SHORTEST_TEXT = 20  # characters of a JSON string that counts as text rather than as a name or an id
 
 
-def inference(work: Work) -> Outcome | None:
+def run_inference(work: Work) -> Outcome | None:
     """Predict and report. None where the step is not performed and nothing fits."""
     folder = work.place.inference
-    done = finished(work, folder)
+    done = find_finished(work, folder)
     if done is not None:
         return done
     if not work.performs(INFERENCE):
         return _skip(work)
-    data = prepared(work)
-    folders, manifests = models(work)
-    inputs = {"encoded_splits": data.data_version, "best_torchscript_model": version(manifests)}
+    data = read_prepared(work)
+    folders, manifests = read_models(work)
+    inputs = {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
     exported = {name: _exported(work, folders[name], manifests[name]) for name in work.settings.model_names}
-    spec = specs.inference(work, prepared=data.folder, models=exported, inputs=inputs)
+    spec = specs.inference_spec(work, prepared=data.folder, models=exported, inputs=inputs)
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
     report = _report(work, data, folders, manifests, result)
-    manifest = publish_bytes(
-        work.store,
+    manifest = work.publish(
+        INFERENCE_REPORT,
         folder,
         {
             REPORT_JSON: report.report_json,
@@ -67,24 +71,11 @@ def inference(work: Work) -> Outcome | None:
             PREDICTIONS: report.predictions_parquet,
             **{f"plots/{name}": png for name, png in report.plots.items()},
         },
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=work.place.number,
-        cache_key=cache_key(ASSET, spec=spec.spec_hash),
+        cache_key=cache_key(INFERENCE_REPORT, spec=spec.spec_hash),
         data_version=report.data_version,
         inputs=inputs,
-        code_version=CODE_VERSIONS[ASSET],
     )
-    return Outcome(
-        asset=ASSET,
-        how="made",
-        why=report.summary[0],
-        data_version=manifest.data_version,
-        inputs=manifest.inputs,
-        folders={"": folder},
-        manifests={"": manifest},
-        jobs=(result,),
-    )
+    return Outcome.of(work, manifest, folder, how="made", why=report.summary[0], jobs=(result,))
 
 
 def _skip(work: Work) -> Outcome | None:
@@ -92,13 +83,13 @@ def _skip(work: Work) -> Outcome | None:
     own = work.place.inference
     try:
         inputs = {
-            "encoded_splits": prepared(work).data_version,
-            "best_torchscript_model": version(models(work)[1]),
+            ENCODED_SPLITS: read_prepared(work).data_version,
+            BEST_MODEL: models_version(read_models(work)[1]),
         }
     except NotReady:
         return None
     taken = take_earlier(work, lambda place: {"": place.inference}, {"": own}, lambda found: found[""].inputs == inputs)
-    return reused(ASSET, taken, {"": own}, taken[""].data_version) if taken is not None else None
+    return reused_outcome(INFERENCE_REPORT, taken, {"": own}, taken[""].data_version) if taken is not None else None
 
 
 def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
@@ -120,20 +111,20 @@ def _report(
         experiment=work.place.experiment,
         run=work.place.number,
         predictions=read_parquet(work.store.get(f"{staged}/{PREDICTIONS}")),
-        labels=labels_of(work, data.folder),
+        labels=read_labels(work, data.folder),
         documents=read_parquet(work.store.get(f"{staged}/{DOCUMENTS}")),
         timings=json.loads(work.store.get(f"{staged}/{TIMINGS}")),
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
         lineage=_lineage(work, data, manifests),
-        previous=[found for place in earlier_runs(work) if (found := previous_run(work, place)) is not None],
+        previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
         settings={**work.settings.frozen_content(), **work.settings.operational()},
-        excerpts=excerpts(work),
+        excerpts=read_excerpts(work),
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
     )
 
 
-def labels_of(work: Work, prepared_folder: str) -> list[str]:
+def read_labels(work: Work, prepared_folder: str) -> list[str]:
     """The labels in the order of their ids."""
     by_id: dict[str, str] = json.loads(work.store.get(f"{prepared_folder}/{ID2LABEL}"))
     return [label for _, label in sorted(by_id.items(), key=lambda item: int(item[0]))]
@@ -144,7 +135,7 @@ def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
     return dict(zip(table["artifact_guid"].to_pylist(), table["group"].to_pylist(), strict=True))
 
 
-def previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
+def _previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
     """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
     from docml_assets.report.earlier_runs import read_run
 
@@ -160,7 +151,7 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
     for manifest in upstream:
         if manifest is not None:
             versions |= {**manifest.inputs, manifest.asset: manifest.data_version}
-    versions |= {"encoded_splits": data.data_version, "best_torchscript_model": version(manifests)}
+    versions |= {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
     return Lineage(
         data_versions=versions,
         hashes={f"{name}: {TORCHSCRIPT}": manifest.file(TORCHSCRIPT).sha256 for name, manifest in manifests.items()},
@@ -176,3 +167,51 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
             if record.status == "Completed"
         ),
     )
+
+
+def read_excerpts(work: Work) -> Callable[[str], str]:
+    """GUID -> the beginning of the first of MODEL_INPUT_FILES that holds text; empty where none does."""
+    table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    key_of = {
+        (row["artifact_guid"], row["file"]): row["key"]
+        for row in table.select(["artifact_guid", "file", "key"]).to_pylist()
+    }
+
+    def excerpt(guid: str) -> str:
+        for name in work.settings.model_input_files:
+            key = key_of.get((guid, name))
+            if key is None:
+                continue
+            try:
+                text = text_of(work.store.get(key))
+            except ResourceError:
+                continue
+            if text:
+                return text[:EXCERPT_CHARACTERS]
+        return ""
+
+    return excerpt
+
+
+def text_of(content: bytes) -> str:
+    """The text of a file: its long strings if it is JSON, itself if it is text, nothing if it is neither."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return ""
+    try:
+        parts = _strings(json.loads(text))
+    except json.JSONDecodeError:
+        return " ".join(text.split())
+    return " ".join(" ".join(part for part in parts if len(part) >= SHORTEST_TEXT and " " in part).split())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

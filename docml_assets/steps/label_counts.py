@@ -4,48 +4,34 @@ import json
 
 import pyarrow.compute as pc
 
-from docml_assets.steps.finished import finished, required
+from docml_assets.steps.reuse import find_finished, read_required
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import COUNTS_BY_LABEL, LABEL_ROWS
-from docml_contract.versions import CODE_VERSIONS, cache_key, label_counts_version
-from resources.store.manifests import publish_bytes
-
-ASSET = "label_counts"
+from docml_contract.names import COUNTS_BY_LABEL, LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA
+from docml_contract.versions import cache_key, label_counts_version
 
 
 def label_counts(work: Work) -> Outcome:
     """Count the reconciled documents by label; `unique_labels_and_counts.json`, most frequent first."""
     folder = work.place.labels
-    done = finished(work, folder)
+    done = find_finished(work, folder)
     if done is not None:
         return done
-    reconciled = required(work, work.place.reconciliation, "reconciled_data")
+    reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
     rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
     counted = pc.value_counts(rows["label"]).to_pylist()
     counts = {item["values"]: item["counts"] for item in sorted(counted, key=lambda c: (-c["counts"], c["values"]))}
-    inputs = {"reconciled_data": reconciled.data_version}
-    manifest = publish_bytes(
-        work.store,
+    inputs = {RECONCILED_DATA: reconciled.data_version}
+    manifest = work.publish(
+        LABEL_COUNTS,
         folder,
         {COUNTS_BY_LABEL: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode()},
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=work.place.number,
-        cache_key=cache_key(ASSET, **inputs),
+        cache_key=cache_key(LABEL_COUNTS, **inputs),
         data_version=label_counts_version(counts),
         inputs=inputs,
-        code_version=CODE_VERSIONS[ASSET],
     )
-    return Outcome(
-        asset=ASSET,
-        how="made",
-        why=f"{sum(counts.values())} documents with {len(counts)} labels",
-        data_version=manifest.data_version,
-        inputs=manifest.inputs,
-        folders={"": folder},
-        manifests={"": manifest},
-    )
+    why = f"{sum(counts.values())} documents with {len(counts)} labels"
+    return Outcome.of(work, manifest, folder, how="made", why=why)
 
 
 def read_counts(work: Work) -> dict[str, int]:

@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 from docml_assets.experiment.source import functions_digest
 from docml_assets.runs.claims import read_claim
 from docml_assets.steps import specs
-from docml_assets.steps.finished import earlier_runs, finished, nothing_to_reuse, required, reused, take_earlier
+from docml_assets.steps.reuse import (
+    earlier_runs,
+    find_finished,
+    nothing_to_reuse,
+    read_required,
+    reused_outcome,
+    take_earlier,
+)
 from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
@@ -24,11 +31,13 @@ from docml_contract.jobs import Channel
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
     ARTIFACTS_TABLE,
+    ENCODED_SPLITS,
     INFERENCE,
     LABEL_ROWS,
     PREPARATION,
     PREPARED,
     PREVIOUS_SPLITS,
+    RECONCILED_DATA,
     RECONCILED_TABLE,
     SPLITS_TABLE,
     TRAINING,
@@ -36,45 +45,44 @@ from docml_contract.names import (
     USER_FUNCTIONS,
 )
 from docml_contract.patterns import matches
-from docml_contract.versions import CODE_VERSIONS, cache_key
+from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
-from resources.store.manifests import check_finished, publish_bytes, publish_staged, read_manifest
+from resources.store.manifests import check_finished, read_manifest
 
-ASSET = "encoded_splits"
 # What of user_defined_funcs.py decides the encoded rows.
 ENCODING_NAMES = ("get_dataset_features", "encode_data", "encode_batch", "PADDING")
 
 
-def preparation(work: Work) -> Outcome | None:
+def run_preparation(work: Work) -> Outcome | None:
     """Encode and split. None where the step is not performed, nothing fits and nothing needs it."""
     own = work.place.preparation
-    done = finished(work, own)
+    done = find_finished(work, own)
     if done is not None:
-        check_finished(work.store, prepared_manifest(work), prepared(work).folder)
+        check_finished(work.store, read_prepared_manifest(work), read_prepared(work).folder)
         return done
     if not work.performs(PREPARATION) and not _needed(work) and not _reconciled(work):
         return None
-    reconciled = required(work, work.place.reconciliation, "reconciled_data")
+    reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
     rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
     key = preparation_key(work, reconciled, rows)
     if not work.performs(PREPARATION):
         return _skip(work, key)
     found = _find(work, key)
     if found is not None:
-        return _use(work, *found, how="reused", jobs=())
-    return _work(work, reconciled, rows, key)
+        return _use(work, *found)
+    return _make(work, reconciled, rows, key)
 
 
-def prepared(work: Work) -> PreparedData:
+def read_prepared(work: Work) -> PreparedData:
     """Which prepared data this run uses; NotReady before the step is finished."""
-    required(work, work.place.preparation, ASSET)
+    read_required(work, work.place.preparation, ENCODED_SPLITS)
     key = f"{work.place.preparation}/{PREPARED}"
     return PreparedData.from_bytes(work.store.get(key), key)
 
 
-def prepared_manifest(work: Work) -> Manifest:
+def read_prepared_manifest(work: Work) -> Manifest:
     """The manifest of the prepared data that this run uses."""
-    folder = prepared(work).folder
+    folder = read_prepared(work).folder
     manifest = read_manifest(work.store, folder)
     if manifest is None:
         raise IncompleteArtifact(
@@ -91,7 +99,7 @@ def preparation_key(work: Work, reconciled: Manifest, rows: pa.Table) -> str:
         sorted(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True)) if settings.split_by else None
     )
     return cache_key(
-        ASSET,
+        ENCODED_SPLITS,
         functions=functions_digest(work.functions_source, ENCODING_NAMES),
         model_names=list(settings.model_names),
         hyperparameters=settings.own_hyperparameters,
@@ -124,8 +132,8 @@ def _skip(work: Work, key: str) -> Outcome | None:
         work, lambda place: {"": place.preparation}, {"": own}, lambda found: found[""].cache_key == key
     )
     if taken is not None:
-        check_finished(work.store, prepared_manifest(work), prepared(work).folder)
-        return reused(ASSET, taken, {"": own}, taken[""].data_version)
+        check_finished(work.store, read_prepared_manifest(work), read_prepared(work).folder)
+        return reused_outcome(ENCODED_SPLITS, taken, {"": own}, taken[""].data_version)
     if _needed(work):
         raise nothing_to_reuse(work, PREPARATION, "made of the same data with the same functions and settings")
     return None
@@ -148,32 +156,27 @@ def _find(work: Work, key: str) -> tuple[Manifest, str] | None:
     return None
 
 
-def _work(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome:
+def _make(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome:
     previous = previous_splits(work)
     files = {
         USER_FUNCTIONS: work.functions_source.encode(),
         ARTIFACTS_TABLE: parquet_bytes(_artifacts(work, rows)),
         **({PREVIOUS_SPLITS: parquet_bytes(previous)} if previous is not None else {}),
     }
-    inputs = {"reconciled_data": reconciled.data_version}
+    inputs = {RECONCILED_DATA: reconciled.data_version}
     results = list(_jobs(work, files, inputs))
     assigned = digest(previous.select(["artifact_guid", "split"]).to_pylist()) if previous is not None else None
     folder_key = short(digest([key, assigned]))
     folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
-    manifest = publish_staged(
-        work.store,
-        results[-1].output_prefix,
+    manifest = work.publish(
+        ENCODED_SPLITS,
         folder,
-        results[-1].output,
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=work.place.number,
+        results[-1],
         cache_key=key,
         data_version=results[-1].output.data_version,
         inputs=inputs,
-        code_version=CODE_VERSIONS[ASSET],
     )
-    return _use(work, manifest, folder, how="made", jobs=tuple(results))
+    return _use(work, manifest, folder, jobs=tuple(results))
 
 
 def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterator[JobResult]:
@@ -183,45 +186,33 @@ def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterat
     channel = Channel(
         name="artifacts", prefix=work.place.shared.reconciled_artifacts, files=tuple(table["path"].to_pylist())
     )
-    spec = specs.preparation(work, phase="shard" if sharded else "whole", channel=channel, files=files, inputs=inputs)
+    spec = specs.preparation_spec(
+        work, phase="shard" if sharded else "whole", channel=channel, files=files, inputs=inputs
+    )
     result = work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None))
     yield result
     if sharded:
         shards = Channel(name="shards", prefix=result.output_prefix)
-        spec = specs.preparation(work, phase="merge", channel=shards, files=files, inputs=inputs)
+        spec = specs.preparation_spec(work, phase="merge", channel=shards, files=files, inputs=inputs)
         yield work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None))
 
 
-def _use(work: Work, manifest: Manifest, folder: str, *, how: str, jobs: tuple[JobResult, ...]) -> Outcome:
-    """Record in the run which prepared data it uses."""
+def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...] = ()) -> Outcome:
+    """Record in the run which prepared data it uses; `jobs`: those that have just made them."""
     own = work.place.preparation
     note = PreparedData(folder=folder, made_by_run=manifest.run, data_version=manifest.data_version)
-    recorded = publish_bytes(
-        work.store,
+    recorded = work.publish(
+        ENCODED_SPLITS,
         own,
         {PREPARED: note.to_bytes()},
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=manifest.run,
         cache_key=manifest.cache_key,
         data_version=manifest.data_version,
         inputs=manifest.inputs,
-        code_version=manifest.code_version,
+        made_by_run=manifest.run,
     )
-    made = how == "made"
-    return Outcome(
-        asset=ASSET,
-        how="made" if made else "reused",
-        why="encoded and split"
-        if made
-        else f"prepared data with the same inputs exist (made by run {manifest.run}); no job was launched",
-        data_version=recorded.data_version,
-        inputs=recorded.inputs,
-        folders={"": own},
-        manifests={"": recorded},
-        reused_from=manifest.run if manifest.run != work.place.number else None,
-        jobs=jobs,
-    )
+    found = f"prepared data with the same inputs exist (made by run {manifest.run}); no job was launched"
+    why = "encoded and split" if jobs else found
+    return Outcome.of(work, recorded, own, how="made" if jobs else "reused", why=why, jobs=jobs)
 
 
 def _artifacts(work: Work, rows: pa.Table) -> pa.Table:

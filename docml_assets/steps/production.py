@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.experiment.settings.settings import Settings
+from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS
 from resources.labels import LabelSource
 from resources.store import Store
 
-LABELS = "production_labels"
-FILES = "production_files"
 # Key ranges that are listed at once.
 SHARDS = 16
 
@@ -19,8 +18,8 @@ SHARDS = 16
 def versions(settings: Settings, labels: LabelSource, production: Store) -> dict[str, str]:
     """The data versions of both external assets as an experiment sees them."""
     return {
-        LABELS: labels.fingerprint(settings.labels_query),
-        FILES: files_version(production, settings.files_from_prod),
+        PRODUCTION_LABELS: labels.fingerprint(settings.labels_query),
+        PRODUCTION_FILES: files_version(production, settings.files_from_prod),
     }
 
 

@@ -7,18 +7,25 @@ from pydantic import Field
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.source import functions_digest
 from docml_assets.steps import production
-from docml_assets.steps.finished import finished, nothing_to_reuse, reused, take_earlier
+from docml_assets.steps.reuse import find_finished, nothing_to_reuse, reused_outcome, take_earlier
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import Document
-from docml_contract.names import INFERENCE, LABEL_ROWS, PREPARATION, RECONCILED_TABLE, RECONCILIATION, TRAINING, TUNING
-from docml_contract.versions import CODE_VERSIONS, cache_key
-from resources.store.manifests import publish_bytes
+from docml_contract.names import (
+    INFERENCE,
+    LABEL_ROWS,
+    PREPARATION,
+    RECONCILED_DATA,
+    RECONCILED_TABLE,
+    RECONCILIATION,
+    TRAINING,
+    TUNING,
+)
+from docml_contract.versions import cache_key
 
 if TYPE_CHECKING:
     from docml_assets.reconcile import ReconciledArtifacts
 
-ASSET = "reconciled_data"
 FINDINGS = "findings.json"
 SAMPLE_ROWS = 50
 
@@ -33,7 +40,7 @@ class FindingsDocument(Document):
 def reconciliation(work: Work) -> Outcome | None:
     """Reconcile the labels with the files. None where the step is not performed, nothing fits and nothing needs it."""
     folder = work.place.reconciliation
-    done = finished(work, folder)
+    done = find_finished(work, folder)
     if done is not None:
         return done
     key = reconciliation_key(work)
@@ -42,7 +49,7 @@ def reconciliation(work: Work) -> Outcome | None:
             work, lambda place: {"": place.reconciliation}, {"": folder}, lambda found: found[""].cache_key == key
         )
         if taken is not None:
-            return reused(ASSET, taken, {"": folder}, taken[""].data_version)
+            return reused_outcome(RECONCILED_DATA, taken, {"": folder}, taken[""].data_version)
         if any(work.performs(step) for step in (PREPARATION, TRAINING, TUNING, INFERENCE)):
             raise nothing_to_reuse(work, RECONCILIATION, "made with the same query, files and process_func")
         return None
@@ -54,7 +61,7 @@ def reconciliation_key(work: Work) -> str:
     settings = work.settings
     with_process = "process_func" in defined_functions(work.functions_source)
     return cache_key(
-        ASSET,
+        RECONCILED_DATA,
         labels_query=settings.labels_query,
         files_from_prod=sorted(settings.files_from_prod),
         files_on_research=sorted(settings.files_on_research),
@@ -81,31 +88,19 @@ def _work(work: Work, key: str) -> Outcome:
     )
     result = reconcile(inputs)
     folder = work.place.reconciliation
-    manifest = publish_bytes(
-        work.store,
+    manifest = work.publish(
+        RECONCILED_DATA,
         folder,
         {
             RECONCILED_TABLE: parquet_bytes(result.table),
             LABEL_ROWS: parquet_bytes(result.label_rows),
             FINDINGS: _findings(result).to_bytes(),
         },
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=work.place.number,
         cache_key=key,
         data_version=result.data_version,
         inputs=versions,
-        code_version=CODE_VERSIONS[ASSET],
     )
-    return Outcome(
-        asset=ASSET,
-        how="made",
-        why=f"{result.table.num_rows} files reconciled",
-        data_version=manifest.data_version,
-        inputs=manifest.inputs,
-        folders={"": folder},
-        manifests={"": manifest},
-    )
+    return Outcome.of(work, manifest, folder, how="made", why=f"{result.table.num_rows} files reconciled")
 
 
 def _findings(result: "ReconciledArtifacts") -> FindingsDocument:

@@ -1,6 +1,5 @@
 """experiment_snapshot: a run's frozen settings and functions."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.runs.preflight import validate
-from docml_assets.steps.errors import UnclaimedRun
-from docml_assets.steps.work import Outcome
-from docml_contract.names import RunPlace
+from docml_assets.steps.work import Outcome, UnclaimedRun
+from docml_contract.names import EXPERIMENT_SNAPSHOT, RunPlace
 from resources.store import Store
 from resources.store.manifests import check_finished, read_manifest
 
@@ -20,16 +18,6 @@ from resources.store.manifests import check_finished, read_manifest
 def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settings:
     """The claim's settings; `operation` (keys that do not freeze, from the folder or a tag) goes before the claim's own."""
     return claim.settings.with_operational({**operation, "run_num": claim.run}) if operation else claim.settings
-
-
-def operation_tag(settings: Settings) -> str:
-    """The settings that do not freeze, as the text of a run tag; `read_operation_tag` is the inverse."""
-    return json.dumps(settings.operational(), sort_keys=True)
-
-
-def read_operation_tag(text: str | None) -> dict[str, Any] | None:
-    """The settings of an `operation_tag`, or none."""
-    return json.loads(text) if text else None
 
 
 def existing_claim(store: Store, place: RunPlace) -> Claim:
@@ -89,7 +77,7 @@ def snapshot(store: Store, claim: Claim) -> Outcome:
     else:
         check_finished(store, manifest, place.snapshot)
     return Outcome(
-        asset="experiment_snapshot",
+        asset=EXPERIMENT_SNAPSHOT,
         how="made" if made else "finished",
         why="settings and functions are frozen" if made else f"frozen since {manifest.created_at} and verified",
         data_version=manifest.data_version,

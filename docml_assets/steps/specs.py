@@ -12,13 +12,13 @@ from docml_contract.names import EXPORT, INFERENCE, TORCHSCRIPT, TRAINING, TUNIN
 Phase = Literal["whole", "shard", "merge"]
 
 
-def compute(work: Work, step: Step, *, hosts: int | None = None) -> Compute:
+def step_compute(work: Work, step: Step, *, hosts: int | None = None) -> Compute:
     """On what a step's jobs run, in the run's image."""
     image = None if work.kind == "local" else work.settings.docker_image or work.image
     return work.settings.compute(step, image=image, hosts=hosts)
 
 
-def preparation(
+def preparation_spec(
     work: Work, *, phase: Phase, channel: Channel, files: Mapping[str, bytes], inputs: Mapping[str, str]
 ) -> JobSpec:
     """Encode the run's documents into splits; sharded preparations end with a merge on one host."""
@@ -45,13 +45,13 @@ def preparation(
             processes=settings.preparation_processes,
         ),
         channels=(channel,),
-        files=hashes(files),
+        files=hash_files(files),
         inputs=dict(inputs),
-        compute=compute(work, "preparation", hosts=1 if phase == "merge" else None),
+        compute=step_compute(work, "preparation", hosts=1 if phase == "merge" else None),
     )
 
 
-def training(
+def training_spec(
     work: Work,
     model: str,
     *,
@@ -81,12 +81,12 @@ def training(
         ),
         hyperparameters=settings.tuning_constants if work.tunes else settings.hyperparameters,
         channels=tuple(Channel(name=split, prefix=f"{prepared}/{split}") for split in ("train", "valid")),
-        files=hashes(files),
+        files=hash_files(files),
         tuning=_search(work) if work.tunes else None,
         metric_definitions=settings.metric_definitions,
         inputs=dict(inputs),
         provenance=dict(provenance),
-        compute=compute(work, "training"),
+        compute=step_compute(work, "training"),
     )
 
 
@@ -103,7 +103,9 @@ def _search(work: Work) -> Tuning:
     )
 
 
-def inference(work: Work, *, prepared: str, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]) -> JobSpec:
+def inference_spec(
+    work: Work, *, prepared: str, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]
+) -> JobSpec:
     """Predict the test split in the folder `prepared` with every model of the run."""
     return JobSpec(
         kind="processing",
@@ -120,10 +122,10 @@ def inference(work: Work, *, prepared: str, models: Mapping[str, ExportedModel],
             ),
         ),
         inputs=dict(inputs),
-        compute=compute(work, "inference"),
+        compute=step_compute(work, "inference"),
     )
 
 
-def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+def hash_files(files: Mapping[str, bytes]) -> dict[str, str]:
     """sha256 by name, as the spec carries them."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}

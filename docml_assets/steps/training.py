@@ -11,21 +11,18 @@ from importlib import metadata
 from shutil import which
 
 from docml_assets.steps import specs
-from docml_assets.steps.errors import ModelsFailed, NotReady
-from docml_assets.steps.finished import nothing_to_reuse, reused, take_earlier
-from docml_assets.steps.preparation import prepared, prepared_manifest
-from docml_assets.steps.work import Outcome, Work
+from docml_assets.steps.preparation import read_prepared, read_prepared_manifest
+from docml_assets.steps.reuse import nothing_to_reuse, reused_outcome, take_earlier
+from docml_assets.steps.work import ModelsFailed, NotReady, Outcome, Work
 from docml_contract.base import digest
 from docml_contract.manifests import Manifest
-from docml_contract.names import INFERENCE, TRAINING, TUNING, USER_FUNCTIONS, RunPlace
-from docml_contract.versions import CODE_VERSIONS, cache_key
+from docml_contract.names import BEST_MODEL, ENCODED_SPLITS, INFERENCE, TRAINING, TUNING, USER_FUNCTIONS, RunPlace
+from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
-from resources.store.manifests import check_finished, publish_staged, read_manifest
-
-ASSET = "best_torchscript_model"
+from resources.store.manifests import check_finished, read_manifest
 
 
-def training(work: Work) -> Outcome | None:
+def run_training(work: Work) -> Outcome | None:
     """Train or tune every model. None where the step is not performed, nothing fits and nothing needs it."""
     folders, manifests = _own(work)
     if manifests.keys() == folders.keys():
@@ -34,22 +31,22 @@ def training(work: Work) -> Outcome | None:
         return _finished(work, folders, manifests)
     if not (work.performs(TRAINING) or work.performs(TUNING)):
         return _skip(work)
-    return _work(work, folders, manifests)
+    return _make(work, folders, manifests)
 
 
-def models(work: Work) -> tuple[dict[str, str], dict[str, Manifest]]:
+def read_models(work: Work) -> tuple[dict[str, str], dict[str, Manifest]]:
     """Folders and manifests of the run's models, all of them; NotReady names the ones that are missing."""
     folders, manifests = _own(work)
     missing = [name for name in folders if name not in manifests]
     if missing:
         raise NotReady(
-            f"{work.describe()}: {ASSET} has not been materialized in this run (no model for {', '.join(missing)}): "
-            f"materialize {ASSET} for this partition first, or select it together with this asset"
+            f"{work.describe()}: {BEST_MODEL} has not been materialized in this run (no model for {', '.join(missing)}): "
+            f"materialize {BEST_MODEL} for this partition first, or select it together with this asset"
         )
     return folders, manifests
 
 
-def version(manifests: Mapping[str, Manifest]) -> str:
+def models_version(manifests: Mapping[str, Manifest]) -> str:
     """The data version of a run's models: the models' own, by name."""
     return digest(["models", {name: manifest.data_version for name, manifest in manifests.items()}])
 
@@ -73,11 +70,11 @@ def _finished(work: Work, folders: dict[str, str], manifests: dict[str, Manifest
     first = next(iter(manifests.values()))
     maker = first.run if first.run != work.place.number else None
     return Outcome(
-        asset=ASSET,
+        asset=BEST_MODEL,
         how="finished",
         why=f"finished on {max(m.created_at for m in manifests.values())} and verified; no job was launched"
         + (f" (taken from run {maker})" if maker else ""),
-        data_version=version(manifests),
+        data_version=models_version(manifests),
         inputs=first.inputs,
         folders=folders,
         manifests=manifests,
@@ -90,17 +87,17 @@ def _skip(work: Work) -> Outcome | None:
     needed = work.performs(INFERENCE)
     if not needed and read_manifest(work.store, work.place.preparation) is None:
         return None
-    data = prepared_manifest(work).data_version
+    data = read_prepared_manifest(work).data_version
     for tuned in (work.tunes, not work.tunes):
         targets = _folders(work, work.place, tuned)
         taken = take_earlier(
             work,
             lambda place, tuned=tuned: _folders(work, place, tuned),  # type: ignore[misc]
             targets,
-            lambda found: all(manifest.inputs.get("encoded_splits") == data for manifest in found.values()),
+            lambda found: all(manifest.inputs.get(ENCODED_SPLITS) == data for manifest in found.values()),
         )
         if taken is not None:
-            return reused(ASSET, taken, targets, version(taken))
+            return reused_outcome(BEST_MODEL, taken, targets, models_version(taken))
     if needed:
         raise nothing_to_reuse(
             work,
@@ -110,20 +107,20 @@ def _skip(work: Work) -> Outcome | None:
     return None
 
 
-def _work(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -> Outcome:
+def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -> Outcome:
     kept = sorted(manifests)
     if kept:
         work.reporter.say(f"kept from before: {', '.join(kept)}")
     missing = [name for name in folders if name not in manifests]
     jobs = _in_parallel(work, missing, lambda name, cancel: _train(work, name, folders[name], cancel))
-    _, manifests = models(work)
+    _, manifests = read_models(work)
     first = next(iter(manifests.values()))
     return Outcome(
-        asset=ASSET,
+        asset=BEST_MODEL,
         how="made",
         why=f"{'tuned' if work.tunes else 'trained'} {', '.join(missing)}"
         + (f"; kept {', '.join(kept)}" if kept else ""),
-        data_version=version(manifests),
+        data_version=models_version(manifests),
         inputs=first.inputs,
         folders=folders,
         manifests=manifests,
@@ -132,23 +129,18 @@ def _work(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
 
 
 def _train(work: Work, name: str, folder: str, cancel: threading.Event) -> JobResult:
-    data = prepared(work)
-    inputs = {"encoded_splits": data.data_version}
+    data = read_prepared(work)
+    inputs = {ENCODED_SPLITS: data.data_version}
     files = {USER_FUNCTIONS: work.functions_source.encode()}
-    spec = specs.training(work, name, prepared=data.folder, files=files, inputs=inputs, provenance=_provenance())
+    spec = specs.training_spec(work, name, prepared=data.folder, files=files, inputs=inputs, provenance=_provenance())
     result = work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(name), cancel=cancel)
-    publish_staged(
-        work.store,
-        result.output_prefix,
+    work.publish(
+        BEST_MODEL,
         folder,
-        result.output,
-        asset=ASSET,
-        experiment=work.place.experiment,
-        run=work.place.number,
-        cache_key=cache_key(ASSET, spec=spec.spec_hash),
+        result,
+        cache_key=cache_key(BEST_MODEL, spec=spec.spec_hash),
         data_version=result.output.data_version,
         inputs=inputs,
-        code_version=CODE_VERSIONS[ASSET],
     )
     return result
 

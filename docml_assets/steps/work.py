@@ -1,16 +1,46 @@
-"""What a step works with (`Work`) and what it returns (`Outcome`)."""
+"""What a step works with (`Work`), what it returns (`Outcome`), and what it raises.
+
+StepError                what a step found wrong, below `DocmlError`
+├── NotReady             an asset that the step reads has not been materialized in this run
+├── NothingToReuse       a step that is not performed finds no earlier artifact whose inputs fit
+├── UnclaimedRun         a run that nobody claimed, and that may not be claimed from here
+└── ModelsFailed         some models of a comparison failed; the finished ones are kept
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from docml_assets.errors import DocmlError
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.tracking import TrackingAccount
 from docml_contract.manifests import Manifest
 from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
+from docml_contract.versions import CODE_VERSIONS
 from resources.jobs.interface import JobResult, Jobs, Listener
 from resources.labels import LabelSource
 from resources.store import Store
+from resources.store.manifests import publish_bytes, publish_staged
+
+
+class StepError(DocmlError):
+    """What a step found wrong."""
+
+
+class NotReady(StepError):
+    """An asset that the step reads has not been materialized in this run."""
+
+
+class NothingToReuse(StepError):
+    """A step that is not performed finds no earlier artifact whose inputs fit."""
+
+
+class UnclaimedRun(StepError):
+    """A run that nobody claimed, and that may not be claimed from here."""
+
+
+class ModelsFailed(StepError):
+    """Some models of a comparison failed; the finished ones are kept."""
 
 
 def flagged_steps(settings: Settings) -> frozenset[str]:
@@ -27,10 +57,10 @@ class Reporter(Protocol):
         """One sentence for people."""
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """`done` of `total` (none: unknown) units of `what`."""
+        """`done` of `total` (None: unknown) units of `what`."""
 
     def listener(self, model: str | None) -> Listener:
-        """Hears a job; `model` where the job belongs to one."""
+        """Follows a job; `model` where the job belongs to one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,7 @@ class Work:
     image: str | None
     holder: str  # the Dagster run id
     reporter: Reporter
-    performed: frozenset[str] | None = None  # the steps that this execution performs; none: whatever is asked
+    performed: frozenset[str] | None = None  # the steps that this execution performs; None: whatever is asked
 
     def performs(self, step: str) -> bool:
         """Whether this execution works on `step`; otherwise it takes an earlier run's artifact."""
@@ -64,7 +94,36 @@ class Work:
         return self.settings.run_tuning
 
     def describe(self) -> str:
+        """The run, as messages name it."""
         return f"{self.place.experiment} run {self.place.number}"
+
+    def publish(
+        self,
+        asset: str,
+        folder: str,
+        content: Mapping[str, bytes] | JobResult,
+        *,
+        cache_key: str,
+        data_version: str,
+        inputs: Mapping[str, str],
+        made_by_run: int | None = None,
+    ) -> Manifest:
+        """Finish a folder: its files (name -> bytes, or what a job handed over), then its manifest, which is returned.
+
+        A folder that is finished already stays as it is. `made_by_run`: where not this run made the content.
+        """
+        fields = {
+            "asset": asset,
+            "experiment": self.place.experiment,
+            "run": made_by_run or self.place.number,
+            "cache_key": cache_key,
+            "data_version": data_version,
+            "inputs": dict(inputs),
+            "code_version": CODE_VERSIONS[asset],
+        }
+        if isinstance(content, JobResult):
+            return publish_staged(self.store, content.output_prefix, folder, content.output, **fields)
+        return publish_bytes(self.store, folder, content, **fields)
 
 
 How = Literal["made", "finished", "reused"]
@@ -83,7 +142,23 @@ class Outcome:
     manifests: Mapping[str, Manifest]  # keyed likewise
     reused_from: int | None = None  # the run that made the artifact, where that is another one
     jobs: tuple[JobResult, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, work: Work, manifest: Manifest, folder: str, *, how: How, why: str, jobs: tuple[JobResult, ...] = ()
+    ) -> "Outcome":
+        """The outcome of an artifact that is one folder."""
+        return cls(
+            asset=manifest.asset,
+            how=how,
+            why=why,
+            data_version=manifest.data_version,
+            inputs=manifest.inputs,
+            folders={"": folder},
+            manifests={"": manifest},
+            reused_from=manifest.run if manifest.run != work.place.number else None,
+            jobs=jobs,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -93,5 +168,6 @@ class Outcome:
 
     @property
     def folder(self) -> str:
+        """The one folder of such an artifact."""
         (folder,) = self.folders.values()
         return folder

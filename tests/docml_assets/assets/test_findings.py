@@ -16,9 +16,9 @@ from docml_assets.assets.reconciliation import (
 )
 from docml_assets.assets.training import not_diverged, traced_equals_eager
 from docml_assets.steps.label_counts import label_counts
-from docml_assets.steps.preparation import preparation, prepared
+from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.reconciliation import FINDINGS, FindingsDocument, reconciliation
-from docml_assets.steps.training import training
+from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.names import COUNTS_BY_LABEL, HISTORY, RECONCILED_TABLE, SPLIT_METADATA, STATISTICS
@@ -31,8 +31,8 @@ def work(world: World) -> Work:
     work = world.work(world.claim(1))
     reconciliation(work)
     label_counts(work)
-    preparation(work)
-    training(work)
+    run_preparation(work)
+    run_training(work)
     return work
 
 
@@ -80,7 +80,7 @@ def test_labels(work: Work, counts: dict[str, int], enough: bool, minimum: bool,
 
 
 def test_splits(work: Work) -> None:
-    key = f"{prepared(work).folder}/{SPLIT_METADATA}"
+    key = f"{read_prepared(work).folder}/{SPLIT_METADATA}"
     rewrite(work, key, documents={"train": 30, "valid": 10, "test": 0}, labels={"train": {"a": 30}, "valid": {"b": 10}})
     empty = splits_not_empty(work)
     assert (empty.passed, empty.error) == (False, True)
@@ -93,7 +93,7 @@ def test_splits(work: Work) -> None:
 
 def test_truncation(work: Work) -> None:
     assert truncation_share(work).passed
-    key = f"{prepared(work).folder}/{SPLIT_METADATA}"
+    key = f"{read_prepared(work).folder}/{SPLIT_METADATA}"
     rewrite(work, key, models={"one": {"truncated_share": 0.7}, "two": {"truncated_share": "not reported"}})
     found = truncation_share(work)
     assert not found.passed

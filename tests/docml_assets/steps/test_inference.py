@@ -2,20 +2,22 @@
 
 import json
 
+import pytest
+
 from docml_assets.report.schema import read_report
-from docml_assets.steps.inference import inference
-from docml_assets.steps.preparation import preparation
+from docml_assets.steps.inference import EXCERPT_CHARACTERS, read_excerpts, run_inference, text_of
+from docml_assets.steps.preparation import run_preparation
 from docml_assets.steps.reconciliation import reconciliation
-from docml_assets.steps.training import training
+from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Outcome, Work
 from tests.docml_assets.world import FakeJobs, World
 
 
 def whole(work: Work) -> Outcome | None:
     reconciliation(work)
-    preparation(work)
-    training(work)
-    return inference(work)
+    run_preparation(work)
+    run_training(work)
+    return run_inference(work)
 
 
 def test_the_report_is_published_and_kept(world: World) -> None:
@@ -32,7 +34,7 @@ def test_the_report_is_published_and_kept(world: World) -> None:
     report = read_report(work.store, work.place)
     assert set(report.models) == {"one", "two"}
     assert {entry.path for entry in made.manifest.files} >= {"report.json", "report.html", "predictions.parquet"}
-    again = inference(work)
+    again = run_inference(work)
     assert again is not None
     assert (again.how, again.data_version) == ("finished", made.data_version)
     assert jobs.ran.count("inference") == 1
@@ -61,3 +63,35 @@ def test_turned_off_it_takes_a_report_on_the_same_models_and_data_or_nothing(wor
     assert json.loads(world.store.get("EXP-1/run_2/inference/report.json"))["run"] == 1
     world.write_experiment(hyperparameters={"epochs": 2})
     assert whole(world.work(world.claim(3), performed=frozenset({"training"}))) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            json.dumps({"id": "abc", "text": "a sentence of some length\nand more"}).encode(),
+            "a sentence of some length and more",
+        ),
+        (
+            json.dumps({"pages": [{"words": "the first page of a letter"}, "the second page of it"]}).encode(),
+            "the first page of a letter the second page of it",
+        ),
+        (b"plain  text\nas it is", "plain text as it is"),
+        (b"\x89PNG\xff", ""),
+        (b"[1, 2]", ""),
+    ],
+)
+def test_text_is_found_in_json_and_in_plain_files(content: bytes, text: str) -> None:
+    assert text_of(content) == text
+
+
+def test_a_document_is_found_by_its_guid(world: World) -> None:
+    long = world.root / "production" / "doc-01" / "raw_text.json"
+    long.write_text(json.dumps({"text": "word " * 200}))
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    excerpt = read_excerpts(work)
+    assert excerpt("doc-00").startswith("the text of doc-00")
+    assert len(excerpt("doc-01")) == EXCERPT_CHARACTERS
+    assert excerpt("nobody") == ""

@@ -2,10 +2,9 @@
 
 import pytest
 
-from docml_assets.steps.errors import NothingToReuse, NotReady
-from docml_assets.steps.preparation import preparation, prepared, previous_splits
+from docml_assets.steps.preparation import previous_splits, read_prepared, run_preparation
 from docml_assets.steps.reconciliation import reconciliation
-from docml_assets.steps.work import Outcome, Work
+from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.names import ARTIFACTS_TABLE, PREVIOUS_SPLITS, SPLITS_TABLE
@@ -14,7 +13,7 @@ from tests.docml_assets.world import SOURCE, FakeJobs, World
 
 def prepare(work: Work) -> Outcome:
     reconciliation(work)
-    outcome = preparation(work)
+    outcome = run_preparation(work)
     assert outcome is not None
     return outcome
 
@@ -30,7 +29,7 @@ def test_equal_inputs_launch_no_second_job(world: World) -> None:
     assert jobs.ran == []
     assert (second.how, second.reused_from, second.data_version) == ("reused", 1, first.data_version)
     assert "no job was launched" in second.why
-    again = preparation(work)
+    again = run_preparation(work)
     assert again is not None
     assert (again.how, again.data_version, again.reused_from) == ("finished", first.data_version, 1)
 
@@ -67,7 +66,7 @@ def test_new_documents_keep_the_old_ones_where_they_were(world: World) -> None:
     prepare(second)
     sent = read_parquet(jobs.files[0][PREVIOUS_SPLITS])
     assert dict(zip(sent["artifact_guid"].to_pylist(), sent["split"].to_pylist(), strict=True)) == before
-    assert prepared(second).folder != prepared(work).folder
+    assert read_prepared(second).folder != read_prepared(work).folder
     after = splits(second)
     assert {guid: after[guid] for guid in before} == before
     assert set(after) - set(before) == {"doc-aa-new"}
@@ -81,7 +80,7 @@ def test_another_split_starts_anew(world: World) -> None:
 
 
 def splits(work: Work) -> dict[str, str]:
-    table = read_parquet(work.store.get(f"{prepared(work).folder}/{SPLITS_TABLE}"))
+    table = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SPLITS_TABLE}"))
     return dict(zip(table["artifact_guid"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
@@ -113,9 +112,9 @@ def test_damaged_prepared_data_are_made_again_by_the_next_run_and_an_error_in_th
     world.write_experiment()
     work = world.work(world.claim(1))
     prepare(work)
-    world.store.delete([f"{prepared(work).folder}/{SPLITS_TABLE}"])
+    world.store.delete([f"{read_prepared(work).folder}/{SPLITS_TABLE}"])
     with pytest.raises(IncompleteArtifact, match=SPLITS_TABLE):
-        preparation(work)
+        run_preparation(work)
 
 
 def test_turned_off_it_needs_equal_inputs(world: World) -> None:
@@ -128,13 +127,13 @@ def test_turned_off_it_needs_equal_inputs(world: World) -> None:
     other = world.work(world.claim(3), performed=frozenset({"training", "reconciliation"}))
     reconciliation(other)
     with pytest.raises(NothingToReuse, match="RUN_PREPARATION"):
-        preparation(other)
+        run_preparation(other)
     nobody = world.work(world.claim(4), performed=frozenset({"reconciliation"}))
     reconciliation(nobody)
-    assert preparation(nobody) is None
+    assert run_preparation(nobody) is None
 
 
 def test_without_reconciled_data_it_says_what_to_materialize(world: World) -> None:
     world.write_experiment()
     with pytest.raises(NotReady, match="materialize reconciled_data"):
-        preparation(world.work(world.claim(1)))
+        run_preparation(world.work(world.claim(1)))

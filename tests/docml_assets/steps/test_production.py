@@ -1,6 +1,7 @@
 """The versions of production as an experiment sees it."""
 
-from docml_assets.steps.production import FILES, LABELS, files_version, versions
+from docml_assets.steps.production import files_version, versions
+from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS
 from tests.docml_assets.world import World
 
 
@@ -21,5 +22,5 @@ def test_labels_and_files_have_versions_of_their_own(world: World) -> None:
     before = versions(settings, deployment.labels, deployment.production)
     world.add_label("doc-without-files", "letter")
     after = versions(settings, deployment.labels, deployment.production)
-    assert after[LABELS] != before[LABELS]
-    assert after[FILES] == before[FILES]
+    assert after[PRODUCTION_LABELS] != before[PRODUCTION_LABELS]
+    assert after[PRODUCTION_FILES] == before[PRODUCTION_FILES]

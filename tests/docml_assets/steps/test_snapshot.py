@@ -3,15 +3,12 @@
 import pytest
 
 from docml_assets.experiment.problems import ProblemsError
-from docml_assets.steps.errors import UnclaimedRun
 from docml_assets.steps.snapshot import (
     claim_from_ui,
     existing_claim,
-    frozen_settings,
-    operation_tag,
-    read_operation_tag,
     snapshot,
 )
+from docml_assets.steps.work import UnclaimedRun
 from docml_contract.names import RunPlace
 from tests.docml_assets.world import World
 
@@ -62,12 +59,3 @@ def test_the_snapshot_is_written_once_from_the_claim(world: World) -> None:
     assert (made.how, again.how) == ("made", "finished")
     assert made.data_version == again.data_version
     assert {entry.path for entry in made.manifest.files} == {"settings.ini", "settings.json", "user_defined_funcs.py"}
-
-
-def test_settings_that_do_not_freeze_travel_in_a_tag(world: World) -> None:
-    world.write_experiment()
-    claim = world.claim(1)
-    settings = claim.settings.with_operational({"max_cost_usd": 5.0, "training_instance_type": "ml.p3.2xlarge"})
-    frozen = frozen_settings(claim, read_operation_tag(operation_tag(settings)))
-    assert (frozen.max_cost_usd, frozen.training_instance_type) == (5.0, "ml.p3.2xlarge")
-    assert frozen_settings(claim, read_operation_tag(None)).max_cost_usd is None

@@ -8,10 +8,10 @@ from tests.docml_assets.world import World
 def test_machines_come_from_the_settings_that_do_not_freeze(world: World) -> None:
     world.write_experiment(training_instance_type="ml.p3.2xlarge", training_use_spot="true", docker_image="mine")
     work = world.work(world.claim(1), max_cost_usd=3.0)
-    compute = specs.compute(work, "training")
+    compute = specs.step_compute(work, "training")
     assert (compute.instance_type, compute.use_spot, compute.max_cost_usd) == ("ml.p3.2xlarge", True, 3.0)
     assert compute.image is None, "local jobs run in no image"
-    assert not specs.compute(work, "inference").use_spot
+    assert not specs.step_compute(work, "inference").use_spot
 
 
 def test_machines_do_not_change_the_work(world: World) -> None:
@@ -21,7 +21,9 @@ def test_machines_do_not_change_the_work(world: World) -> None:
     def spec_hash(**operation: object) -> str:
         work = world.work(claim, **operation)
         files = {"user_defined_funcs.py": b"code"}
-        return specs.training(work, "small", prepared="data", files=files, inputs={}, provenance={"git": "1"}).spec_hash
+        return specs.training_spec(
+            work, "small", prepared="data", files=files, inputs={}, provenance={"git": "1"}
+        ).spec_hash
 
     assert spec_hash(training_instance_type="ml.p3.2xlarge", max_cost_usd=3.0) == spec_hash()
     assert spec_hash(wandb_mode="offline", wandb_project="other") == spec_hash()
@@ -30,7 +32,7 @@ def test_machines_do_not_change_the_work(world: World) -> None:
     def preparation_hash(**operation: object) -> str:
         channel = Channel(name="artifacts", prefix="p")
         work = world.work(claim, **operation)
-        return specs.preparation(work, phase="whole", channel=channel, files={}, inputs={}).spec_hash
+        return specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).spec_hash
 
     assert preparation_hash(preparation_processes=3) == preparation_hash()
 
@@ -41,10 +43,10 @@ def test_tasks_carry_what_the_settings_say(world: World) -> None:
     )
     work = world.work(world.claim(1))
     channel = Channel(name="artifacts", prefix="p", files=("a",))
-    task = specs.preparation(work, phase="whole", channel=channel, files={}, inputs={}).task
+    task = specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).task
     assert isinstance(task, PrepareTask)
     assert (task.own_hyperparameters, task.split_by, task.max_artifacts) == ({"width": 3}, "customer", 9)
-    spec = specs.training(work, "two", prepared="data", files={}, inputs={}, provenance={})
+    spec = specs.training_spec(work, "two", prepared="data", files={}, inputs={}, provenance={})
     assert isinstance(spec.task, TrainTask)
     assert spec.task.model_names == ("one", "two")
     assert spec.hyperparameters["epochs"] == 2
@@ -55,7 +57,7 @@ def test_inference_reads_the_models_of_whichever_run_made_them(world: World) -> 
     world.write_experiment()
     work = world.work(world.claim(3))
     model = ExportedModel(path="run_1/training/small", torchscript_sha256="a" * 64, export_sha256="b" * 64)
-    spec = specs.inference(work, prepared="data", models={"small": model}, inputs={})
+    spec = specs.inference_spec(work, prepared="data", models={"small": model}, inputs={})
     channels = {channel.name: channel for channel in spec.channels}
     assert channels["test"].prefix == "data/test"
     assert channels["models"].files == ("run_1/training/small/model.pt", "run_1/training/small/export.json")

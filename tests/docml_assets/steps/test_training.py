@@ -4,11 +4,10 @@ import threading
 
 import pytest
 
-from docml_assets.steps.errors import ModelsFailed, NothingToReuse, NotReady
-from docml_assets.steps.preparation import preparation
+from docml_assets.steps.preparation import run_preparation
 from docml_assets.steps.reconciliation import reconciliation
-from docml_assets.steps.training import models, training
-from docml_assets.steps.work import Work
+from docml_assets.steps.training import read_models, run_training
+from docml_assets.steps.work import ModelsFailed, NothingToReuse, NotReady, Work
 from docml_contract.jobs import JobSpec
 from resources.jobs.interface import JobFailed, Listener
 from tests.docml_assets.world import FakeJobs, Hook, World
@@ -16,7 +15,7 @@ from tests.docml_assets.world import FakeJobs, Hook, World
 
 def ready(work: Work) -> Work:
     reconciliation(work)
-    preparation(work)
+    run_preparation(work)
     return work
 
 
@@ -32,11 +31,11 @@ def test_every_model_is_trained_once(world: World) -> None:
     world.write_experiment(model_names="one, two")
     jobs = FakeJobs(world.store)
     work = ready(world.work(world.claim(1), jobs))
-    made = training(work)
+    made = run_training(work)
     assert jobs.ran == ["preparation", "training one", "training two"]
     assert made is not None
     assert [job.launched for job in made.jobs] == [True, True]
-    again = training(work)
+    again = run_training(work)
     assert again is not None
     assert (again.how, again.data_version, again.jobs) == ("finished", made.data_version, ())
     assert len(jobs.ran) == 3
@@ -47,11 +46,11 @@ def test_a_failed_model_leaves_the_others_and_is_the_only_one_trained_next(world
     claim = world.claim(1)
     work = ready(world.work(claim, FakeJobs(world.store, fail("two"))))
     with pytest.raises(ModelsFailed, match=r"finished and kept: one, three\)[\s\S]*two: job job-two: out of memory"):
-        training(work)
+        run_training(work)
     with pytest.raises(NotReady, match="no model for two"):
-        models(work)
+        read_models(work)
     jobs = FakeJobs(world.store)
-    made = training(world.work(claim, jobs))
+    made = run_training(world.work(claim, jobs))
     assert jobs.ran == ["training two"]
     assert made is not None
     assert "kept one, three" in made.why
@@ -61,7 +60,7 @@ def test_a_single_failed_model_fails_with_its_own_error(world: World) -> None:
     world.write_experiment(model_names="one")
     work = ready(world.work(world.claim(1), FakeJobs(world.store, fail("one"))))
     with pytest.raises(JobFailed, match="out of memory"):
-        training(work)
+        run_training(work)
 
 
 def test_models_train_at_once_and_stop_together(world: World) -> None:
@@ -101,7 +100,7 @@ def test_models_train_at_once_and_stop_together(world: World) -> None:
     try:
         ready(work)
         with pytest.raises(Interrupt):
-            training(work)
+            run_training(work)
     finally:
         signal.signal(signal.SIGUSR1, before_handler)
     assert sorted(stopped) == ["one", "two"]
@@ -115,7 +114,7 @@ def test_a_tuning_leaves_the_searched_constant_out(world: World) -> None:
         stream.write("[tunable]\nlearning_rate = 1e-4 -> 1e-2 log\n")
     jobs = FakeJobs(world.store)
     work = ready(world.work(world.claim(1), jobs))
-    made = training(work)
+    made = run_training(work)
     assert made is not None
     assert made.folders == {"small": "EXP-1/run_1/tuning/small"}
     spec = jobs.specs[-1]
@@ -127,12 +126,12 @@ def test_a_tuning_leaves_the_searched_constant_out(world: World) -> None:
 
 def test_turned_off_it_takes_models_of_the_same_names_that_saw_the_same_data(world: World) -> None:
     world.write_experiment()
-    made = training(ready(world.work(world.claim(1))))
+    made = run_training(ready(world.work(world.claim(1))))
     jobs = FakeJobs(world.store)
     second = ready(
         world.work(world.claim(2), jobs, performed=frozenset({"reconciliation", "preparation", "inference"}))
     )
-    taken = training(second)
+    taken = run_training(second)
     assert made is not None
     assert taken is not None
     assert jobs.ran == []
@@ -140,4 +139,4 @@ def test_turned_off_it_takes_models_of_the_same_names_that_saw_the_same_data(wor
     world.write_experiment(model_names="other")
     third = ready(world.work(world.claim(3), performed=frozenset({"reconciliation", "preparation", "inference"})))
     with pytest.raises(NothingToReuse, match="RUN_TRAINING = true"):
-        training(third)
+        run_training(third)

@@ -1,55 +1,77 @@
-"""What the asset bodies share: the `Work` of a partition, and where a step's words go."""
+"""How an asset is materialized: the body that all share, the `Work` of its partition, and where a step's words go."""
 
-import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from docml_assets.experiment.settings.settings import Settings
-from docml_assets.partitions import run_place
-from docml_assets.processes import PROCESS_TAG
+from docml_assets.assets.metadata import Metadata, common
+from docml_assets.partitions import experiment_runs, run_place
 from docml_assets.progress import display
-from docml_assets.steps.snapshot import existing_claim, frozen_settings, operation_tag, read_operation_tag
-from docml_assets.steps.work import Work
+from docml_assets.steps.snapshot import existing_claim, frozen_settings
+from docml_assets.steps.work import Outcome, Work
+from docml_assets.tags import PROCESS_TAG, operation_of, steps_of
 from docml_contract import log_lines
-from docml_contract.names import STEPS, RunPlace
+from docml_contract.names import RunPlace
+from docml_contract.versions import CODE_VERSIONS
 from resources.jobs.interface import Listener
 from resources.processes import this_process
-
-# Run tags. Steps: the steps that the run performs, others are reused (absent: whatever is selected). Operation: the settings that do
-# not freeze, as the experiment folder had them. Trigger: what started the run.
-STEPS_TAG = "docml/steps"
-OPERATION_TAG = "docml/operation"
-TRIGGER_TAG = "docml/trigger"
 
 RESOURCES = frozenset({"deployment", "store", "production", "labels", "jobs", "tracking"})
 OWNERS = ["team:docml"]
 SECONDS_BETWEEN_PROGRESS_LOGS = 10.0
 
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+Results = Iterator[dg.MaterializeResult]
+Body = Callable[[dg.AssetExecutionContext], Results]
 
 
-def run_tags(steps: frozenset[str], settings: Settings, trigger: Mapping[str, Any]) -> dict[str, str]:
-    """The tags by which the assets know what a run is to do."""
-    return {
-        STEPS_TAG: ",".join(step for step in STEPS if step in steps),
-        OPERATION_TAG: operation_tag(settings),
-        TRIGGER_TAG: json.dumps(trigger, sort_keys=True),
-    }
+def run_asset(
+    name: str, *, deps: Sequence[Any] = (), group: str, kinds: set[str], description: str, **more: Any
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Decorates the body of an asset of a run; `more` goes to `dagster.asset`."""
+    return dg.asset(
+        name=name,
+        deps=list(deps),
+        partitions_def=experiment_runs,
+        group_name=group,
+        kinds=kinds,
+        description=description,
+        owners=OWNERS,
+        code_version=CODE_VERSIONS[name],
+        required_resource_keys=set(RESOURCES),
+        output_required=False,
+        **more,
+    )
+
+
+def materialize(
+    context: dg.AssetExecutionContext,
+    asset: str,
+    step: Callable[[Work], Outcome | None],
+    metadata: Callable[[Work, Outcome], Metadata],
+    tags: Callable[[Outcome], Mapping[str, str]] = lambda outcome: {},
+) -> Results:
+    """The body of every asset: perform its step, and say what came of it. A step that gives None leaves no materialization."""
+    display().started(asset)
+    work = work_for(context, asset)
+    outcome = step(work)
+    if outcome is None:
+        display().finished(asset, "not performed; nothing needs it")
+        return
+    display().finished(asset, outcome.why)
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.data_version),
+        metadata={**metadata(work, outcome), **common(work, outcome)},
+        tags=dict(tags(outcome)),
+    )
 
 
 def place_of(context: Context) -> RunPlace:
     """The run of the partition that is materialized or checked."""
     return run_place(context.partition_key)
-
-
-def trigger_of(context: Context) -> dict[str, Any]:
-    """What started the run, for the claim."""
-    text = context.run.tags.get(TRIGGER_TAG)
-    return json.loads(text) if text else {"kind": "ui", "dagster_run_id": context.run.run_id}
 
 
 def note_process(context: Context) -> None:
@@ -68,7 +90,7 @@ def work_for(context: Context, asset: str) -> Work:
     tags = context.run.tags
     return Work(
         place=place,
-        settings=frozen_settings(claim, read_operation_tag(tags.get(OPERATION_TAG))),
+        settings=frozen_settings(claim, operation_of(tags)),
         functions_source=claim.functions_source,
         store=resources.store,
         production=resources.production,
@@ -80,20 +102,8 @@ def work_for(context: Context, asset: str) -> Work:
         image=resources.deployment.image,
         holder=context.run.run_id,
         reporter=DagsterReporter(context, asset),
-        performed=_performed(tags.get(STEPS_TAG)),
+        performed=steps_of(tags),
     )
-
-
-def _performed(tag: str | None) -> frozenset[str] | None:
-    if tag is None:
-        return None
-    steps = frozenset(filter(None, tag.split(",")))
-    unknown = sorted(steps - set(STEPS))
-    if unknown:
-        raise ValueError(
-            f"run tag {STEPS_TAG}={tag!r}: unknown {', '.join(unknown)}; expected some of {', '.join(STEPS)}"
-        )
-    return steps
 
 
 class DagsterReporter:

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping
 
 from docml_assets.runs.claims import claimed_runs
-from docml_assets.steps.errors import NothingToReuse, NotReady
-from docml_assets.steps.work import Outcome, Work
+from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.manifests import Manifest
 from docml_contract.names import MANIFEST, RunPlace
 from resources.store.manifests import check_finished, read_manifest
 
 
-def finished(work: Work, folder: str) -> Outcome | None:
-    """The outcome of a step whose folder is finished, verified; none if there is no manifest.
+def find_finished(work: Work, folder: str) -> Outcome | None:
+    """The outcome of a step whose folder is finished, verified; None if there is no manifest.
 
     IncompleteArtifact if files of a finished folder are missing or differ.
     """
@@ -20,26 +19,13 @@ def finished(work: Work, folder: str) -> Outcome | None:
     if manifest is None:
         return None
     check_finished(work.store, manifest, folder)
-    return single(work, manifest, folder)
+    why = f"finished on {manifest.created_at} and verified; no job was launched"
+    if manifest.run != work.place.number:
+        why += f" (its data come from run {manifest.run})"
+    return Outcome.of(work, manifest, folder, how="finished", why=why)
 
 
-def single(work: Work, manifest: Manifest, folder: str) -> Outcome:
-    """The outcome of a finished folder, as found."""
-    maker = manifest.run if manifest.run != work.place.number else None
-    return Outcome(
-        asset=manifest.asset,
-        how="finished",
-        why=f"finished on {manifest.created_at} and verified; no job was launched"
-        + (f" (its data come from run {maker})" if maker else ""),
-        data_version=manifest.data_version,
-        inputs=manifest.inputs,
-        folders={"": folder},
-        manifests={"": manifest},
-        reused_from=maker,
-    )
-
-
-def required(work: Work, folder: str, asset: str) -> Manifest:
+def read_required(work: Work, folder: str, asset: str) -> Manifest:
     """The manifest of an asset that a step reads; NotReady says how to get it."""
     manifest = read_manifest(work.store, folder)
     if manifest is None:
@@ -63,7 +49,7 @@ Fits = Callable[[Mapping[str, Manifest]], bool]
 def take_earlier(
     work: Work, candidates: Candidates, targets: Mapping[str, str], fits: Fits
 ) -> dict[str, Manifest] | None:
-    """Copy the newest earlier run's finished folders that fit into this run's; none if there are none.
+    """Copy the newest earlier run's finished folders that fit into this run's; None if there are none.
 
     `candidates` gives an earlier run's folders and `targets` this run's, both keyed alike (by model, or ""). The copied manifests
     stay as they are: `manifest.run` still names the run that made the artifact. A damaged earlier artifact is passed over, and said.
@@ -89,7 +75,9 @@ def take_earlier(
     return None
 
 
-def reused(asset: str, manifests: Mapping[str, Manifest], folders: Mapping[str, str], data_version: str) -> Outcome:
+def reused_outcome(
+    asset: str, manifests: Mapping[str, Manifest], folders: Mapping[str, str], data_version: str
+) -> Outcome:
     """The outcome of a step that took an earlier run's artifact."""
     first = next(iter(manifests.values()))
     return Outcome(

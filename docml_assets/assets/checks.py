@@ -1,4 +1,4 @@
-"""Asset checks by partition: plain functions over a finished step's files, run as one op an asset."""
+"""Asset checks by partition: plain functions over a finished step's files, run as one op per asset."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets.common import RESOURCES, Context, work_for
+from docml_assets.assets.materialization import RESOURCES, Context, work_for
 from docml_assets.partitions import experiment_runs
 from docml_assets.steps.work import Work
 
@@ -41,7 +41,7 @@ def preview_features() -> Iterator[None]:
         yield
 
 
-def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
+def make_checks(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
     """The checks of an asset as Dagster runs them: after it is materialized, or alone."""
     by_name = {check.name: check for check in checks}
     with preview_features():
@@ -62,12 +62,12 @@ def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
         work = work_for(context, asset)
         for name, check in by_name.items():
             if name in selected:
-                yield result(context, asset, name, check.find(work))
+                yield check_result(context, asset, name, check.find(work))
 
     return run_checks
 
 
-def result(context: Context, asset: str, name: str, finding: Finding) -> dg.AssetCheckResult:
+def check_result(context: Context, asset: str, name: str, finding: Finding) -> dg.AssetCheckResult:
     """A finding as Dagster records it."""
     if not finding.passed:
         (context.log.error if finding.error else context.log.warning)(f"{asset}: {name}: {finding.text}")

@@ -1,0 +1,48 @@
+"""The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
+from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+
+def partition_tags(key: dg.MultiPartitionKey) -> dict[str, str]:
+    """The tags by which Dagster knows the partition of a run."""
+    return {"dagster/partition": str(key), **get_tags_from_multi_partition_key(key)}
+
+
+def job_origin(module: str, location: str, job: str) -> RemoteJobOrigin:
+    """A job's place in workspace.yaml: without it the UI could not re-execute a run."""
+    place = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=module), location_name=location)
+    return RemoteJobOrigin(RemoteRepositoryOrigin(place, SINGLETON_REPOSITORY_NAME), job)
+
+
+def execute_run(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[dg.DagsterEvent]:
+    """Execute a run that exists, in this process; its events as they happen."""
+    return execute_run_iterator(InMemoryJob(job), run, instance)
+
+
+def is_interrupt(event: dg.DagsterEvent) -> bool:
+    """Whether a step failed because it was interrupted."""
+    return event.step_failure_data.error_source == ErrorSource.INTERRUPT
+
+
+def check_history(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str, limit: int = 100
+) -> list[str | None]:
+    """The runs of a check's newest evaluations of a partition; None where no run made it."""
+    found = instance.event_log_storage.get_asset_check_execution_history(
+        check, limit=limit, partition_filter=PartitionKeyFilter(key=partition)
+    )
+    return [record.run_id or None for record in found]

@@ -1,0 +1,59 @@
+"""What docml takes from inside Dagster is there, and takes what it is given."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
+
+from docml_assets import dagster_internals
+
+PACKAGE = Path(dagster_internals.__file__).parent
+
+
+def private_imports(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of what a file imports from inside Dagster."""
+    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom))
+    return [
+        (str(node.module), alias.name)
+        for node in nodes
+        if (node.module or "").startswith("dagster._")
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize(("module", "name"), private_imports(Path(dagster_internals.__file__)))
+def test_dagster_still_has(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name), (
+        f"dagster {dg.__version__} has no {module}.{name} any more: mend docml_assets/dagster_internals.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("called", "parameters"),
+    [
+        (execute_run_iterator, ["job", "dagster_run", "instance"]),
+        (InMemoryJob, ["job_def"]),
+        (
+            dg.DagsterInstance.ephemeral().event_log_storage.get_asset_check_execution_history,
+            ["check_key", "limit", "partition_filter"],
+        ),
+    ],
+    ids=["execute_run_iterator", "InMemoryJob", "get_asset_check_execution_history"],
+)
+def test_it_takes_what_it_is_given(called: Callable[..., Any], parameters: list[str]) -> None:
+    found = list(inspect.signature(called).parameters)
+    assert [name for name in parameters if name not in found] == [], (
+        f"dagster {dg.__version__} changed {called}: mend docml_assets/dagster_internals.py"
+    )
+
+
+def test_nobody_else_looks_inside_dagster() -> None:
+    others = [path for path in PACKAGE.rglob("*.py") if path.name != "dagster_internals.py"]
+    assert {str(path.relative_to(PACKAGE)): found for path in others if (found := private_imports(path))} == {}
