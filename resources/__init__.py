@@ -8,7 +8,8 @@ Errors:
     ResourceError          something outside the process refused, failed or was set up wrongly
     ├── StoreError         an object store refused or failed
     │   ├── MissingKey     no object has this key
-    │   └── UnsafeKey      a key that no store is asked for ('..', empty segments, control characters)
+    │   ├── UnsafeKey      a key that no store is asked for ('..', empty segments, control characters)
+    │   └── UnsafeFile     a file that does not enter a store: a symbolic link
     ├── LabelError         the label source refused or failed
     │   ├── RefusedQuery   the query is not one read-only SELECT; nothing was sent
     │   └── TooManyRows    more rows than MAX_LABEL_ROWS

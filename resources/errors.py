@@ -17,6 +17,10 @@ class UnsafeKey(StoreError):
     """A key that no store is asked for."""
 
 
+class UnsafeFile(StoreError):
+    """A file that does not enter a store: a symbolic link."""
+
+
 class LabelError(ResourceError):
     """The label source refused or failed."""
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from resources.errors import SettingError, StoreError
+from resources.errors import SettingError, UnsafeFile
 from resources.store.objects import (
     PARALLEL_COPIES,
     PARALLEL_FILES,
@@ -155,12 +155,12 @@ class Store:
         return len(names)
 
     def upload(self, folder: Path, prefix: str) -> Objects:
-        """Write all files of a folder below `prefix`. Symbolic links are refused: they lead out of the folder."""
+        """Write all files of a folder below `prefix`. UnsafeFile for symbolic links: they lead out of the folder."""
         root = _check_prefix(prefix)
         paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
         for path in paths:
             if path.is_symlink():
-                raise StoreError(f"{path}: a symbolic link; put a copy of the file there instead")
+                raise UnsafeFile(f"{path}: a symbolic link; put a copy of the file there instead")
         keys = ["/".join([*([root] if root else []), path.relative_to(folder).as_posix()]) for path in paths]
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             return [*pool.map(self.put_file, keys, paths)]

@@ -49,7 +49,7 @@ def train(folders: Folders) -> None:
             training.progress,
             training.best_model(),
             seconds=time.monotonic() - started,
-            tracked=tracker.offline_runs(),
+            tracker=tracker,
         )
 
 
@@ -91,12 +91,12 @@ class Training:
         if self.setup.request.is_trial:
             name = f"{tracking.name}-{self.setup.identity[:6]}"
             tracking = tracking.model_copy(update={"job_type": "tuning", "name": name})
-        return Tracker.start(
-            tracking,
-            self.setup.request.folders.base / "tracking",
-            run_id=self.setup.identity[:16],
-            config=self.setup.request.values,
-        )
+        folder = self.setup.request.folders.base / "tracking"
+        tracker = Tracker.start(tracking, folder, run_id=self.setup.identity[:16], config=self.setup.request.values)
+        if tracking.mode == "offline":
+            for record in self.progress.records:  # of earlier attempts, whose files went with them
+                tracker.log(record)
+        return tracker
 
     def run(self, tracker: Tracker) -> None:
         """Epochs until the last one, or until validation has not improved for too long."""

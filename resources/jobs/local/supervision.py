@@ -21,7 +21,7 @@ from pydantic import Field
 
 from docml_contract.base import Document
 from docml_contract.jobs import JobSpec
-from resources.errors import MissingKey, ResourceError
+from resources.errors import MissingKey, ResourceError, UnsafeFile, UnsafeKey
 from resources.jobs.backend import ENDED, Cause, Job, Status
 from resources.jobs.local.container import Container, host_names, log_name
 from resources.jobs.local.mirror import Mirror
@@ -175,12 +175,19 @@ class Supervisor:
         self._judge(containers)
         self.enter("Uploading")
         for container in containers if not containers[0].is_training else containers[:1]:
-            self.store.upload(container.output, self.job.output_prefix)
+            self.upload(container.output)
         self._end("Completed")
 
     def container(self, folder: str, index: int) -> Container:
         """A host of the job, with its own base folder."""
         return Container(self.job, self.base / folder, self.logs / log_name(index), host_names(self.job.spec), index)
+
+    def upload(self, output: Path) -> None:
+        """Store the job's result. Failing if it is one that no store takes: that is the job's own fault, and would happen again."""
+        try:
+            self.store.upload(output, self.job.output_prefix)
+        except (UnsafeFile, UnsafeKey) as error:
+            raise Failing("work", f"its output cannot be stored: {error}") from error
 
     def run_containers(self, containers: list[Container]) -> None:
         """Start all hosts and wait for them. Stopping when told; one host's failure ends the others."""

@@ -110,7 +110,7 @@ class Search:
             raise Failing("work", f"all {len(trials)} trials failed: {reasons}")
         supervisor = self.supervisor
         supervisor.enter("Uploading")
-        supervisor.store.upload(self.folder / "best", supervisor.job.output_prefix)
+        supervisor.upload(self.folder / "best")
         add_trials(supervisor.store, supervisor.job.output_prefix, self.tuning, trials)
 
     def _open(self) -> None:

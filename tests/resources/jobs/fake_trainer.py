@@ -7,6 +7,7 @@ What it does is told by the spec: `own_hyperparameters` of a preparation, `hyper
     die       "once" or "always": SIGKILL to itself after the first tick
     deaf      ignores SIGTERM
     print     a line to print
+    link      name of a symbolic link to leave in the output
 """
 
 import json
@@ -89,6 +90,8 @@ inputs = {
 if host == 0 or not training:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"result-{host}.json").write_text(json.dumps({"inputs": inputs, "options": options}, sort_keys=True))
+    if "link" in options:
+        (output / options["link"]).symlink_to("/etc/hostname")
     if host == 0:
         write_output(
             output, command, f"version-of-{options.get('learning_rate', 'nothing')}", {"starts": state["starts"]}

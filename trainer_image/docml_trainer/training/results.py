@@ -22,6 +22,7 @@ from docml_trainer.export.trace import ExportResult, export
 from docml_trainer.machine import hardware, peak_memory_mb
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup
+from docml_trainer.training.tracking import Tracker
 
 SECONDS_BETWEEN_LINES = 10.0
 TIMES = ("seconds", "examples_per_second", "tokens_per_second", "memory_mb")  # differ between equal trainings
@@ -130,11 +131,11 @@ def write_results(
     model: torch.nn.Module,
     *,
     seconds: float,
-    tracked: Sequence[Path],
+    tracker: Tracker,
 ) -> None:
     """The best epoch's weights, their TorchScript, and everything that is said about them; OUTPUT.json last.
 
-    model: bare, on the CPU, with the weights of the best epoch. seconds: of this attempt. tracked: folders of tracking runs to keep.
+    model: bare, on the CPU, with the weights of the best epoch. seconds: of this attempt. tracker: whose offline runs are kept.
     ExportError if the TorchScript model is not the trained one.
     """
     task, best, output = setup.request.task, progress.best, setup.request.folders.output
@@ -151,8 +152,7 @@ def write_results(
         "duration": {"training_seconds": progress.seconds, "this_attempt_seconds": seconds}
     }
     _write_json(output / names.STATISTICS, card)
-    for folder in tracked:
-        shutil.copytree(folder, output / "wandb" / folder.name, symlinks=True)
+    tracker.keep_offline_runs(output)
     weights = sha256_file(output / names.WEIGHTS)
     facts = {
         **kept_metrics(best),

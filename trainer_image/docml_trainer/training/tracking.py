@@ -9,6 +9,7 @@ the training says so once and goes on.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ class Tracker:
         """
         if tracking.mode == "disabled":
             return cls()
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed; this one logs its epochs again
+        folder.mkdir()
         process = subprocess.Popen(
             [sys.executable, "-m", "docml_trainer.training.tracking"], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -55,9 +57,17 @@ class Tracker:
         """The numbers of an epoch."""
         self._send({"log": {name: value for name, value in record.items() if isinstance(value, int | float)}})
 
-    def offline_runs(self) -> list[Path]:
-        """Folders of runs that were not sent, for `wandb sync`."""
-        return sorted(self.folder.glob("wandb/offline-run-*")) if self.folder else []
+    def keep_offline_runs(self, output: Path) -> None:
+        """Copy the runs that were not sent below `output`, for `wandb sync`: their records and files.
+
+        The client's own logs and its links into this machine's caches stay behind.
+        """
+        for run in sorted(self.folder.glob("wandb/offline-run-*")) if self.folder else []:
+            for path in (*run.glob("*.wandb"), *run.glob("files/**/*")):
+                if path.is_file() and not path.is_symlink():
+                    target = output / "wandb" / path.relative_to(run.parent)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Let the client send what is left, for a bounded time."""

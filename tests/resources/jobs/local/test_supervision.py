@@ -57,3 +57,12 @@ def test_a_trainer_that_ends_without_a_word_is_told_by_its_exit_code(store: Stor
     one.run()
     assert (one.state.status, one.state.cause, one.state.reason) == ("Failed", "work", "exit code 1")
     assert b'"Failed"' in store.get(state_key(one.job))
+
+
+def test_an_output_that_no_store_takes_is_the_jobs_own_failure(store: Store, tmp_path: Path) -> None:
+    one = supervisor(store, tmp_path / "a", options={"link": "debug.log"})
+    assert one.claim()
+    one.run()
+    assert (one.state.status, one.state.cause) == ("Failed", "work"), "it would happen again: not tried again"
+    assert "its output cannot be stored: " in one.state.reason
+    assert "debug.log: a symbolic link; put a copy of the file there instead" in one.state.reason
