@@ -14,7 +14,7 @@ from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.label_counts import label_counts as count_labels
 from docml_assets.steps.label_counts import read_counts
-from docml_assets.steps.production import versions
+from docml_assets.steps.production import describe_change, versions
 from docml_assets.steps.reconciliation import read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
@@ -204,9 +204,7 @@ def unchanged(work: Work, current: Mapping[str, str]) -> Finding:
     changed = [asset for asset, version in current.items() if made_of.get(asset) != version]
     return Finding(
         passed=not changed,
-        text=f"{' and '.join(changed)} changed since this run was made; start the next run to use what is new"
-        if changed
-        else "labels and files in production are what this run was made of",
+        text=describe_change(changed) if changed else "labels and files in production are what this run was made of",
     )
 
 

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -11,13 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
-
-
-class RunDisplay(Protocol):
-    """A `docml_assets.progress.Display` that can be opened and closed."""
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *exception: object) -> None: ...
 
 
 def make_display(*, verbose: bool) -> "PlainDisplay | TerminalDisplay":

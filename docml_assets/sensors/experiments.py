@@ -6,20 +6,26 @@ at again at every tick (what it lacked may come from elsewhere), but the same mi
 cursor's id: after a crash the next tick finds its own claim and asks Dagster for the same run again.
 """
 
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.problems import ProblemsError
 from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, next_run, read_claim
 from docml_assets.runs.preflight import validate
-from docml_assets.sensors.launching import Findings, Launch, content_digest, experiment_folders, in_turn
+from docml_assets.sensors.launching import (
+    Launch,
+    SensorCursor,
+    TickFindings,
+    content_digest,
+    experiment_folders,
+    in_turn,
+)
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
@@ -29,7 +35,7 @@ from resources.store import Store
 NAME = "experiment_sensor"
 
 
-class Seen(Document):
+class FolderMemory(Document):
     """What the sensor knows of one folder."""
 
     digest: str = Field(description="of the content at the last tick")
@@ -38,20 +44,10 @@ class Seen(Document):
     said: str | None = Field(None, description="digest of what was last said about it")
 
 
-class Cursor(Document):
-    """What the sensor knows."""
+class ExperimentsCursor(SensorCursor):
+    """What the sensor knows of all of them."""
 
-    id: str = Field(default_factory=lambda: str(uuid.uuid4()), description="of this memory; part of its claims")
-    after: str | None = Field(None, description="the folder that the last tick ended with")
-    folders: dict[str, Seen] = Field(default_factory=dict)
-
-    @classmethod
-    def read(cls, text: str | None) -> "Cursor":
-        """The memory, or a new one if there is none that can be read: then claims made so far count as another's."""
-        try:
-            return cls.model_validate_json(text) if text else cls()
-        except ValidationError:
-            return cls()
+    folders: dict[str, FolderMemory] = Field(default_factory=dict)
 
 
 @dg.sensor(
@@ -65,37 +61,37 @@ class Cursor(Document):
 )
 def experiment_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
     folders = experiment_folders(deployment.experiments)
-    cursor, findings = look(Cursor.read(context.cursor), folders, deployment.store, deployment.environment)
+    cursor, findings = look(ExperimentsCursor.read(context.cursor), folders, deployment.store, deployment.environment)
     idle = f"{len(folders)} experiment folders in {deployment.experiments}; nothing new"
     return findings.result(context, cursor.model_dump_json(), idle)
 
 
 def look(
-    cursor: Cursor, folders: Mapping[str, Path], store: Store, environment: Mapping[str, str]
-) -> tuple[Cursor, Findings]:
+    cursor: ExperimentsCursor, folders: Mapping[str, Path], store: Store, environment: Mapping[str, str]
+) -> tuple[ExperimentsCursor, TickFindings]:
     """One tick: what there is to start and to say, and what is to be remembered. One bad folder does not stop the others."""
-    findings = Findings()
+    findings = TickFindings()
     known = {name: seen for name, seen in cursor.folders.items() if name in folders}
     last = cursor.after
     for name in in_turn(folders, cursor.after):
         last = name
-        before, seen = known.get(name), arrived(known.get(name), content_digest(folders[name]))
+        before, seen = known.get(name), remember(known.get(name), content_digest(folders[name]))
         if seen == before and not seen.handled:
             seen = deal_with(folders[name], seen, store, environment, cursor.id, findings)
         known[name] = seen
     return cursor.model_copy(update={"folders": known, "after": last}), findings
 
 
-def arrived(seen: Seen | None, content: str) -> Seen:
+def remember(seen: FolderMemory | None, content: str) -> FolderMemory:
     """What is known of a folder whose content has this digest now."""
     if seen is None:
-        return Seen(digest=content)
-    return seen if seen.digest == content else Seen(digest=content, launched=seen.launched)
+        return FolderMemory(digest=content)
+    return seen if seen.digest == content else FolderMemory(digest=content, launched=seen.launched)
 
 
 def deal_with(
-    path: Path, seen: Seen, store: Store, environment: Mapping[str, str], cursor_id: str, findings: Findings
-) -> Seen:
+    path: Path, seen: FolderMemory, store: Store, environment: Mapping[str, str], cursor_id: str, findings: TickFindings
+) -> FolderMemory:
     """Claim and launch a folder's RUN_NUM, or say (once) why not."""
     try:
         outcome = claim_folder(path, seen, store, environment, cursor_id)
@@ -112,7 +108,7 @@ def deal_with(
 
 
 def claim_folder(
-    path: Path, seen: Seen, store: Store, environment: Mapping[str, str], cursor_id: str
+    path: Path, seen: FolderMemory, store: Store, environment: Mapping[str, str], cursor_id: str
 ) -> Launch | str | None:
     """The launch of a folder's RUN_NUM; or, if that run is claimed already, what to say of it (None: nothing).
 

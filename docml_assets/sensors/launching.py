@@ -6,13 +6,15 @@ Dagster starts one run for it.
 
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
+from pydantic import Field, ValidationError
 
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings, parse_settings
@@ -20,12 +22,28 @@ from docml_assets.partitions import partition_key, registration_requests
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import flagged_steps
 from docml_assets.tags import run_tags
+from docml_contract.base import Document
 from docml_contract.names import USER_FUNCTIONS
 
 # A tick ends after so long, and the next one goes on where it ended.
 BUDGET_SECONDS = 4.0
 
 read_settings = lru_cache(maxsize=4096)(parse_settings)  # the texts hardly change from tick to tick
+
+
+class SensorCursor(Document):
+    """What a sensor remembers from tick to tick."""
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()), description="of this memory; part of its claims")
+    after: str | None = Field(None, description="the folder that the last tick ended with")
+
+    @classmethod
+    def read(cls, text: str | None) -> Self:
+        """The memory, or a new one if there is none that can be read: then claims made so far count as another's."""
+        try:
+            return cls.model_validate_json(text) if text else cls()
+        except ValidationError:
+            return cls()
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class Launch:
 
 
 @dataclass
-class Findings:
+class TickFindings:
     """What a tick found: launches, what people should know (each once), and events for Dagster's history."""
 
     launches: list[Launch] = field(default_factory=list)

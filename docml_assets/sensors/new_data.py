@@ -5,14 +5,13 @@ those that the run was made of. A change is shown in any case (observations make
 starts a run if the folder says so, once it has stood for two ticks, with the settings of the newest run.
 """
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from docml_assets.dagster_internals import check_history
 from docml_assets.errors import DocmlError
@@ -20,8 +19,15 @@ from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
 from docml_assets.runs.claims import Claim, claim_next, read_claim, run_folders
-from docml_assets.sensors.launching import Findings, Launch, experiment_folders, in_turn, read_settings
-from docml_assets.steps.production import files_version
+from docml_assets.sensors.launching import (
+    Launch,
+    SensorCursor,
+    TickFindings,
+    experiment_folders,
+    in_turn,
+    read_settings,
+)
+from docml_assets.steps.production import describe_change, files_version
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.errors import ContractError
@@ -37,7 +43,7 @@ CHECK = dg.AssetCheckKey(dg.AssetKey(RECONCILED_DATA), "production_unchanged")
 Versions = Mapping[str, str]  # production_labels, production_files -> data version
 
 
-class Seen(Document):
+class ExperimentMemory(Document):
     """What the sensor knows of one experiment."""
 
     current: str | None = Field(None, description="digest of the production versions at the last tick")
@@ -48,20 +54,10 @@ class Seen(Document):
     launched: int | None = Field(None, description="the run that was started last")
 
 
-class Cursor(Document):
-    """What the sensor knows."""
+class NewDataCursor(SensorCursor):
+    """What the sensor knows of all of them."""
 
-    id: str = Field(default_factory=lambda: str(uuid.uuid4()), description="of this memory; part of its claims")
-    after: str | None = Field(None, description="the experiment that the last tick ended with")
-    experiments: dict[str, Seen] = Field(default_factory=dict)
-
-    @classmethod
-    def read(cls, text: str | None) -> "Cursor":
-        """The memory, or a new one if there is none that can be read."""
-        try:
-            return cls.model_validate_json(text) if text else cls()
-        except ValidationError:
-            return cls()
+    experiments: dict[str, ExperimentMemory] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.Resource
         lambda place: is_in_progress(context.instance, place),
         lambda place: is_warned(context.instance, place),
     )
-    cursor, findings = watch.look(Cursor.read(context.cursor))
+    cursor, findings = watch.look(NewDataCursor.read(context.cursor))
     idle = f"{len(watch.folders)} experiments; nothing new in production"
     return findings.result(context, cursor.model_dump_json(), idle)
 
@@ -174,21 +170,21 @@ class Watch:
     in_progress: Callable[[RunPlace], bool]
     warned: Callable[[RunPlace], bool]
 
-    def look(self, cursor: Cursor) -> tuple[Cursor, Findings]:
+    def look(self, cursor: NewDataCursor) -> tuple[NewDataCursor, TickFindings]:
         """One tick. One experiment that cannot be read does not stop the others."""
-        findings = Findings()
+        findings = TickFindings()
         known = {name: seen for name, seen in cursor.experiments.items() if name in self.folders}
         last = cursor.after
         for name in in_turn(self.folders, cursor.after):
             last = name
-            seen = known.get(name, Seen())
+            seen = known.get(name, ExperimentMemory())
             try:
                 known[name] = self._look_at(name, seen, cursor.id, findings)
             except (DocmlError, ContractError, ResourceError, OSError) as error:
-                known[name] = said(name, error, seen, findings)
+                known[name] = report_once(name, error, seen, findings)
         return cursor.model_copy(update={"experiments": known, "after": last}), findings
 
-    def _look_at(self, name: str, seen: Seen, cursor_id: str, findings: Findings) -> Seen:
+    def _look_at(self, name: str, seen: ExperimentMemory, cursor_id: str, findings: TickFindings) -> ExperimentMemory:
         runs = run_folders(self.store, name)
         newest = next((claim for n in reversed(runs) if (claim := read_claim(self.store, name, n))), None)
         if newest is None:
@@ -218,7 +214,7 @@ class Watch:
         try:
             launch = self._act(state, folder, cursor_id)
         except DocmlError as error:
-            return said(name, error, seen, findings)
+            return report_once(name, error, seen, findings)
         if launch is not None and launch.claim.run != seen.launched:
             findings.launches.append(launch)
             seen = seen.model_copy(update={"launched": launch.claim.run})
@@ -230,7 +226,7 @@ class Watch:
             raise NewDataIgnored(f"run {run} has reconciled data and no claim: restore {RunPlace(name, run).claim}")
         return read_settings(claim.settings_text, claim.place.root)
 
-    def _newest_reconciled(self, name: str, runs: list[int], seen: Seen) -> Seen:
+    def _newest_reconciled(self, name: str, runs: list[int], seen: ExperimentMemory) -> ExperimentMemory:
         """`seen` with the newest run that has reconciled; runs older than the one known are not read again."""
         for number in reversed(runs):
             if number == seen.reconciled_run:
@@ -262,7 +258,7 @@ class Watch:
         return Launch.of(claim_next(self.store, state.newest, trigger=trigger, request_id=request_id), folder)
 
 
-def said(name: str, error: Exception, seen: Seen, findings: Findings) -> Seen:
+def report_once(name: str, error: Exception, seen: ExperimentMemory, findings: TickFindings) -> ExperimentMemory:
     """Report an error once, as long as it stays the same."""
     report = f"{name}: {error}"
     if report != seen.reported:
@@ -294,6 +290,6 @@ def warning(place: RunPlace, state: State) -> dg.AssetCheckEvaluation:
         check_name=CHECK.name,
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{' and '.join(changed(state))} changed since this run was made; start the next run to use what is new",
+        description=describe_change(changed(state)),
         partition=str(partition_key(place.experiment, place.number)),
     )

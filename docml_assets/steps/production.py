@@ -1,7 +1,7 @@
 """The versions of what production holds: the label table that a query yields, and the files of an experiment."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,11 @@ def versions(settings: Settings, labels: LabelSource, production: Store) -> dict
         PRODUCTION_LABELS: labels.fingerprint(settings.labels_query),
         PRODUCTION_FILES: files_version(production, settings.files_from_prod),
     }
+
+
+def describe_change(assets: Iterable[str]) -> str:
+    """What is said of a run that was made of other versions of these assets."""
+    return f"{' and '.join(assets)} changed since this run was made; start the next run to use what is new"
 
 
 def files_version(production: Store, names: Sequence[str]) -> str:

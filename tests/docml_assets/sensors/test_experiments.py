@@ -15,7 +15,7 @@ import pytest
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import Claim, claim_run, read_claim
 from docml_assets.sensors import experiments, launching
-from docml_assets.sensors.experiments import Cursor, Seen, arrived, experiment_sensor, look
+from docml_assets.sensors.experiments import ExperimentsCursor, FolderMemory, experiment_sensor, look, remember
 from resources.store import Store
 from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
@@ -44,11 +44,11 @@ def test_it_is_off_until_switched_on() -> None:
     assert experiment_sensor.description
 
 
-def test_arrived_is_a_pure_comparison() -> None:
-    old = Seen(digest="a", handled=True, launched=(1,), said="x")
-    assert arrived(None, "a") == Seen(digest="a")
-    assert arrived(old, "a") == old
-    assert arrived(old, "b") == Seen(digest="b", launched=(1,))
+def test_remembering_is_a_pure_comparison() -> None:
+    old = FolderMemory(digest="a", handled=True, launched=(1,), said="x")
+    assert remember(None, "a") == FolderMemory(digest="a")
+    assert remember(old, "a") == old
+    assert remember(old, "b") == FolderMemory(digest="b", launched=(1,))
 
 
 def test_a_new_folder_starts_one_run_after_two_ticks(daemon: Daemon, tmp_path: Path) -> None:
@@ -118,14 +118,16 @@ def test_mistakes_are_reported_once_all_of_them_and_stop_nobody_else(daemon: Dae
 
 def evaluate_reports(daemon: Daemon, tmp_path: Path) -> list[str]:
     folders = launching.experiment_folders(tmp_path / "experiments")
-    _, findings = look(Cursor.read(daemon.cursor), folders, Store.open(str(tmp_path / "store"), environment={}), {})
+    _, findings = look(
+        ExperimentsCursor.read(daemon.cursor), folders, Store.open(str(tmp_path / "store"), environment={}), {}
+    )
     return findings.reports
 
 
 def test_reports_list_every_mistake(tmp_path: Path) -> None:
     path = experiment(tmp_path, settings="SPLIT = 1, 2\nRUN_NUM = x", functions="def (")
     store = Store.open(str(tmp_path / "store"), environment={})
-    cursor, findings = look(Cursor(), {"EXP-1": path}, store, {})
+    cursor, findings = look(ExperimentsCursor(), {"EXP-1": path}, store, {})
     assert findings.reports == []
     cursor, findings = look(cursor, {"EXP-1": path}, store, {})
     (report,) = findings.reports
@@ -136,7 +138,7 @@ def test_what_the_environment_lacked_may_come(tmp_path: Path) -> None:
     path = experiment(tmp_path)
     store = Store.open(str(tmp_path / "store"), environment={})
     environment = {"DOCML_STORE": store.url, "DOCML_ENV": "cloud"}
-    cursor, _ = look(Cursor(), {"EXP-1": path}, store, environment)
+    cursor, _ = look(ExperimentsCursor(), {"EXP-1": path}, store, environment)
     cursor, findings = look(cursor, {"EXP-1": path}, store, environment)
     assert "DOCML_ENV = cloud" in findings.reports[0]
     cursor, findings = look(cursor, {"EXP-1": path}, store, environment)
@@ -186,7 +188,7 @@ def test_a_tick_that_runs_out_of_time_goes_on_at_the_next(tmp_path: Path, monkey
     times = iter(range(10_000))
     monkeypatch.setattr(launching, "BUDGET_SECONDS", 3)
     monkeypatch.setattr(launching.in_turn, "__defaults__", (lambda: float(next(times)),))
-    cursor, started = Cursor(), []
+    cursor, started = ExperimentsCursor(), []
     for _ in range(12):
         cursor, findings = look(cursor, folders, store, {"DOCML_STORE": store.url})
         assert len(findings.launches) <= 3
@@ -214,7 +216,7 @@ def test_two_hundred_experiments_with_fifty_runs_each(daemon: Daemon, tmp_path: 
             )
         )
     assert daemon.ticks(8) == []
-    cursor = Cursor.read(daemon.cursor)
+    cursor = ExperimentsCursor.read(daemon.cursor)
     assert len(cursor.folders) == 200
     assert all(seen.handled for seen in cursor.folders.values())
 

@@ -12,7 +12,7 @@ import pytest
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.sensors import new_data
-from docml_assets.sensors.new_data import Cursor, State, changed, decide, is_in_progress, new_data_sensor
+from docml_assets.sensors.new_data import NewDataCursor, State, changed, decide, is_in_progress, new_data_sensor
 from docml_assets.steps.production import versions
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
@@ -273,7 +273,7 @@ def test_mistakes_are_said_once_and_stop_nobody_else(world: World) -> None:
         world.run(1, name)
     (world.root / "experiments" / "EXP-0" / "settings.ini").write_text("[settings]\nRUN_NUM = x\n")
     world.label("a", "y")
-    cursor, said, started = Cursor(), [], []
+    cursor, said, started = NewDataCursor(), [], []
     for _ in range(4):
         watch = new_data.Watch(
             new_data.experiment_folders(world.root / "experiments"),
