@@ -1,6 +1,6 @@
 """The label table: one read-only SELECT over a database, as Arrow.
 
-PostgreSQL and SQLite go through ADBC, which hands over Arrow batches; any other SQLAlchemy URL through pandas. The URL holds a
+PostgreSQL goes through ADBC, which hands over Arrow batches, SQLite through Python's driver, any other database through SQLAlchemy. The URL holds a
 password more often than not: it appears in no message, traceback or repr. Errors of the drivers, which like to quote it, are
 replaced and not chained.
 """
@@ -9,7 +9,7 @@ import hashlib
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,17 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from resources.errors import LabelError, ResourceError, SettingError, TooManyRows
+from resources.label_values import TEXT_COLUMNS, column_from_values, join_chunks
 from resources.queries import check_query
 from resources.secrets import resolve
 
 # A label query that takes longer than this is a mistake.
 STATEMENT_TIMEOUT_SECONDS = 900
-PANDAS_CHUNK_ROWS = 50_000
+BLOCK_ROWS = 50_000
 # Rows that PostgreSQL's driver holds at a time.
 BATCH_BYTES = 2 << 20
+# PostgreSQL's types whose values its driver gives in another form: padded, in cents, as a signed number.
+CAST_TO_TEXT = frozenset({"bpchar", "money", "oid", "xml"})
 _DIALECTS = {"postgresql": "postgres", "postgres": "postgres", "sqlite": "sqlite", "mssql": "tsql", "mariadb": "mysql"}
 
-Batches = Iterator[pa.RecordBatch]
+# Names and columns of some rows
+Batches = Iterator[tuple[Sequence[str], Sequence[pa.Array]]]
 
 
 class LabelSource:
@@ -52,8 +56,8 @@ class LabelSource:
     def fetch(self, query: str, *, max_rows: int | None = None) -> pa.Table:
         """The rows of one SELECT, columns as the query names them.
 
-        Text that is not UTF-8 comes with replacement characters (U+FFFD). Raises RefusedQuery before anything is sent,
-        TooManyRows (as soon as there are more than max_rows), LabelError.
+        Types are plain (see label_values). Raises RefusedQuery before anything is sent, TooManyRows (as soon as there are more
+        than max_rows), LabelError.
         """
         return self._guarded(lambda url: self._fetch(url, query, max_rows))
 
@@ -66,15 +70,12 @@ class LabelSource:
 
     def _fetch(self, url: str, query: str, max_rows: int | None) -> pa.Table:
         batches = list(self._batches(url, check_query(query, _dialect(url)), max_rows))
-        if not batches:
+        if not batches or not batches[0][0]:
             raise LabelError("the label database sent no columns; is LABELS_QUERY a SELECT?")
-        names = batches[0].schema.names
-        if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise LabelError(
-                f"LABELS_QUERY names columns twice: {', '.join(duplicates)}; give each its own name with AS"
-            )
-        columns = [pa.chunked_array([batch.column(i) for batch in batches]) for i in range(len(names))]
-        return pa.table([_plain(column) for column in columns], names=names)
+        names, _ = batches[0]
+        _check_names(names)
+        columns = [join_chunks(name, [columns[i] for _, columns in batches]) for i, name in enumerate(names)]
+        return pa.table(columns, names=names)
 
     def _fingerprint(self, url: str, query: str) -> str:
         checked = check_query(query, _dialect(url))
@@ -83,17 +84,17 @@ class LabelSource:
                 "SELECT count(*)::text || ' ' || coalesce(sum(hashtextextended(rows::text, 0)::numeric), 0)::text "
                 f"FROM (\n{checked}\n) AS rows"
             )
-            rows = [value for batch in self._batches(url, summary, 1) for value in batch.column(0).to_pylist()]
+            rows = [value for _, (column,) in self._batches(url, summary, 1) for value in column.to_pylist()]
             return hashlib.sha256(rows[0].encode()).hexdigest()
         return table_digest(self._fetch(url, query, None))
 
     def _batches(self, url: str, query: str, max_rows: int | None) -> Batches:
         dialect = _dialect(url)
         if dialect == "sqlite":
-            return _sqlite_batches(_sqlite_path(url), query, max_rows, self.timeout_seconds)
+            return _at_most(max_rows, _sqlite_batches(_sqlite_path(url), query, self.timeout_seconds))
         if dialect == "postgres":
             return _at_most(max_rows, _postgres_batches(url, query, self.timeout_seconds))
-        return _at_most(max_rows, _pandas_batches(url, query))
+        return _at_most(max_rows, _sqlalchemy_batches(url, query))
 
     def _guarded(self, work: Callable[[str], Any]) -> Any:
         """Run `work(url)`; whatever a driver raises leaves without the URL, its parts, or the driver's frames."""
@@ -135,7 +136,7 @@ def _dialect(url: str) -> str:
     scheme = url.partition("://")[0].partition("+")[0].lower()
     if "://" not in url or not scheme.isalnum():
         raise SettingError(
-            "DOCML_LABELS_URL is no URL: expected sqlite:///path, postgresql://… or another SQLAlchemy URL"
+            "DOCML_LABELS_URL is not a URL: expected sqlite:///path, postgresql://… or another SQLAlchemy URL"
         )
     return _DIALECTS.get(scheme, scheme)
 
@@ -150,88 +151,95 @@ def _sqlite_path(url: str) -> Path:
     return Path(path)
 
 
-def _sqlite_batches(path: Path, query: str, max_rows: int | None, timeout: float) -> Batches:
-    import adbc_driver_sqlite.dbapi as adbc
-
-    uri = f"{path.resolve().as_uri()}?mode=ro"
-    # SQLite's ADBC driver cannot be interrupted. Counting first can: a query that never ends, ends here.
-    _, ((rows,),) = _interruptible_sqlite(uri, f"SELECT count(*) FROM (\n{query})", timeout, 1)
-    if max_rows is not None and rows > max_rows:
-        raise _too_many(max_rows)
-    try:
-        return iter(list(_adbc_batches(adbc.connect(uri), [], query, {})))
-    except (adbc.Error, OSError) as error:
-        # SQLite types values, ADBC columns, by their first values: a column that mixes types is read again as text.
-        if "mismatch" not in str(error).lower():
-            raise
-    return _mixed_sqlite_batches(uri, query, timeout)
-
-
-def _mixed_sqlite_batches(uri: str, query: str, timeout: float) -> Batches:
-    rows = _interruptible_sqlite(uri, query, timeout, PANDAS_CHUNK_ROWS)
-    names = next(rows)
-    schema = pa.schema([(name, pa.string()) for name in names])
-    yield pa.RecordBatch.from_pylist([], schema=schema)
-    for block in rows:
-        columns = [pa.array([_text(value) for value in column], pa.string()) for column in zip(*block, strict=True)]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _interruptible_sqlite(uri: str, query: str, timeout: float, block_rows: int) -> Iterator[list[Any]]:
-    """The column names, then blocks of rows."""
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+def _sqlite_batches(path: Path, query: str, timeout: float) -> Batches:
+    """By Python's own driver: SQLite types values, not columns, and this one says what each value is; and it can be interrupted."""
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     connection.text_factory = lambda data: data.decode(errors="replace")
     timer = threading.Timer(timeout, connection.interrupt)
     timer.start()
     try:
         cursor = connection.execute(query)
-        yield [column[0] for column in cursor.description]
-        while block := cursor.fetchmany(block_rows):
-            yield block
+        yield from _row_batches([column[0] for column in cursor.description or ()], cursor.fetchmany)
     finally:
         timer.cancel()
         connection.close()
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return None if value is None else str(value)
+def _row_batches(names: list[str], fetch: Callable[[int], Sequence[Sequence[Any]]]) -> Batches:
+    """Blocks of rows as columns; first one without rows, for the names."""
+    yield names, [pa.nulls(0)] * len(names)
+    while block := fetch(BLOCK_ROWS):
+        columns = zip(*block, strict=True)
+        yield names, [column_from_values(name, values) for name, values in zip(names, columns, strict=True)]
 
 
 def _postgres_batches(url: str, query: str, timeout: float) -> Batches:
     import adbc_driver_postgresql.dbapi as adbc
 
     libpq = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
-    # autocommit is off, so these three share one transaction.
-    before = ["SET TRANSACTION READ ONLY", f"SET LOCAL statement_timeout = {int(timeout * 1000)}"]
-    return _adbc_batches(
-        adbc.connect(libpq), before, query, {"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
-    )
-
-
-def _adbc_batches(connection: Any, before: Iterable[str], query: str, options: Mapping[str, str]) -> Batches:
-    with connection, connection.cursor() as cursor:
-        for statement in before:
-            cursor.execute(statement)
-        cursor.adbc_statement.set_options(**options)
-        cursor.execute(query)
+    with adbc.connect(libpq) as connection, connection.cursor() as cursor:
+        # autocommit is off, so that all of this is one transaction.
+        cursor.execute("SET TRANSACTION READ ONLY")
+        cursor.execute(f"SET LOCAL statement_timeout = {int(timeout * 1000)}")
+        schema = cursor.adbc_execute_schema(query)
+        _check_names(schema.names)
+        cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
+        cursor.execute(_with_casts(schema, query))
         reader = cursor.fetch_record_batch()
-        yield pa.RecordBatch.from_arrays([pa.array([], field.type) for field in reader.schema], schema=reader.schema)
+        yield reader.schema.names, [pa.array([], field.type) for field in reader.schema]
         for batch in reader:
             # A copy of the exact size: the driver's buffers are up to twice as large.
-            yield batch.take(pa.array(np.arange(batch.num_rows)))
+            yield reader.schema.names, batch.take(pa.array(np.arange(batch.num_rows))).columns
 
 
-def _pandas_batches(url: str, query: str) -> Batches:
-    import pandas as pd
+def _with_casts(schema: pa.Schema, query: str) -> str:
+    """The query, PostgreSQL itself casting to text what its driver does not know or gives in another form than people know it."""
+    if not any(_needs_cast(field) for field in schema):
+        return query
+    columns = ", ".join(_text_of(field) if _needs_cast(field) else _quoted(field.name) for field in schema)
+    return f"SELECT {columns} FROM (\n{query}) AS labels"
+
+
+def _text_of(field: pa.Field) -> str:
+    """As people see it: an address without the /32 that a cast of `inet` adds, fixed-width text without the blanks behind it."""
+    name = _quoted(field.name)
+    if _postgres_type(field) == "bpchar":
+        return f"{name}::text AS {name}"
+    return f"CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END AS {name}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _postgres_type(field: pa.Field) -> str:
+    return (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
+
+
+def _needs_cast(field: pa.Field) -> bool:
+    if _postgres_type(field) in CAST_TO_TEXT or (field.name in TEXT_COLUMNS and pa.types.is_nested(field.type)):
+        return True
+    return not _driver_knows(field.type)
+
+
+def _driver_knows(kind: pa.DataType) -> bool:
+    """Whether a type's values, or those within, are more than the bytes that PostgreSQL sends."""
+    if pa.types.is_nested(kind):
+        return all(_driver_knows(kind.field(i).type) for i in range(kind.num_fields))
+    if isinstance(kind, pa.OpaqueType):
+        return not pa.types.is_binary(kind.storage_type)
+    return not pa.types.is_interval(kind)
+
+
+def _sqlalchemy_batches(url: str, query: str) -> Batches:
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(url)
     try:
-        with engine.connect().execution_options(stream_results=True) as connection:
-            for frame in pd.read_sql_query(sqlalchemy.text(query), connection, chunksize=PANDAS_CHUNK_ROWS):
-                yield pa.RecordBatch.from_pandas(frame, preserve_index=False)
+        # no_parameters: '%' and ':' are ordinary characters of the query
+        with engine.connect().execution_options(stream_results=True, no_parameters=True) as connection:
+            result = connection.exec_driver_sql(query)
+            yield from _row_batches(list(result.keys()), result.fetchmany)
             connection.rollback()
     finally:
         engine.dispose()
@@ -240,42 +248,20 @@ def _pandas_batches(url: str, query: str) -> Batches:
 def _at_most(max_rows: int | None, batches: Batches) -> Batches:
     rows = 0
     try:
-        for batch in batches:
-            rows += batch.num_rows
+        for names, columns in batches:
+            rows += len(columns[0]) if columns else 0
             if max_rows is not None and rows > max_rows:
-                raise _too_many(max_rows)
-            yield batch
+                raise TooManyRows(
+                    f"LABELS_QUERY gives more than MAX_LABEL_ROWS = {max_rows} rows; narrow the query or raise the limit"
+                )
+            yield names, columns
     finally:
         getattr(batches, "close", lambda: None)()
 
 
-def _too_many(max_rows: int) -> TooManyRows:
-    return TooManyRows(
-        f"LABELS_QUERY gives more than MAX_LABEL_ROWS = {max_rows} rows; narrow the query or raise the limit"
-    )
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with UUIDs, numerics and JSON as text, bytes as hexadecimal text, and text as valid UTF-8: drivers pass on what
-    the database holds."""
-    kind = column.type
-    if isinstance(kind, pa.UuidType):
-        return _texts(str(value) if value is not None else None for value in column.to_pylist())
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return _texts(value.hex() if value is not None else None for value in column.to_pylist())
-    if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-        return column
-    raw = pc.cast(column, pa.large_binary())
-    try:
-        return pc.cast(raw, pa.string())
-    except pa.ArrowInvalid:
-        return _texts(value.decode(errors="replace") if value is not None else None for value in raw.to_pylist())
-
-
-def _texts(values: Iterable[str | None]) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(list(values), pa.string())])
+def _check_names(names: Sequence[str]) -> None:
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise LabelError(f"LABELS_QUERY names columns twice: {', '.join(duplicates)}; give each its own name with AS")
 
 
 def _scrub(message: str, url: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from docml_assets.reconcile.findings import ProcessFuncBroken
 from docml_contract.names import USER_FUNCTIONS
+from resources.label_values import as_text
 
 # Of the environment, only these reach user code: what a Python needs to start, and nothing that opens a door.
 ALLOWED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -65,7 +66,7 @@ class Worker:
             return TaskOutcome("the step was stopped")
         assert self._process is not None
         assert self._process.stdin is not None
-        task = json.dumps({"artifact": artifact, "directory": str(directory)}, default=str).encode() + b"\n"
+        task = json.dumps({"artifact": artifact, "directory": str(directory)}, default=as_text).encode() + b"\n"
         try:
             self._process.stdin.write(task)
             self._process.stdin.flush()
