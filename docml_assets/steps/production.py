@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from docml_assets.experiment.settings.settings import Settings
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS
+from docml_contract.patterns import matches
 from resources.labels import LabelSource
 from resources.store import Store
 
@@ -29,11 +30,12 @@ def describe_change(assets: Iterable[str]) -> str:
 
 
 def files_version(production: Store, names: Sequence[str]) -> str:
-    """sha256 over key, size and etag of every production file called one of `names`, in the order of their keys."""
+    """sha256 over key, size and etag of every production file that `names` (names and patterns) mean, in the order of their keys."""
     table = production.list_table(shards=SHARDS)
     table = table.cast(pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))
     file_names = pc.replace_substring_regex(table["key"], pattern="^.*/", replacement="")
-    table = table.filter(pc.is_in(file_names, value_set=pa.array(sorted(names), pa.string()))).sort_by("key")
+    wanted = [name for name in file_names.unique().to_pylist() if any(matches(name, entry) for entry in names)]
+    table = table.filter(pc.is_in(file_names, value_set=pa.array(wanted, pa.string()))).sort_by("key")
     rows = pc.binary_join_element_wise(table["key"], table["size"].cast(pa.string()), table["etag"], "\t")
     digest = hashlib.sha256()
     for chunk in rows.chunks:
