@@ -9,8 +9,8 @@ from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
 from docml_assets.report.checks import CheckOutcome, not_worse_than_previous, report_adds_up
 from docml_assets.report.schema import read_report
-from docml_assets.steps.inference import read_labels, run_inference
-from docml_assets.steps.preparation import read_prepared
+from docml_assets.steps.inference import run_inference
+from docml_assets.steps.preparation import read_labels
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.names import INFERENCE_REPORT, PREDICTIONS, REPORT_HTML
@@ -87,7 +87,7 @@ def _report_link(work: Work, key: str) -> dg.MetadataValue:
 def sums_agree(work: Work) -> Finding:
     """Sums and label sets of the report agree with the predictions and the prepared data."""
     predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
-    labels = read_labels(work, read_prepared(work).folder)
+    labels = read_labels(work)
     return _finding(report_adds_up(read_report(work.store, work.place), predictions, labels))
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from docml_assets.steps import specs
-from docml_assets.steps.preparation import read_prepared
+from docml_assets.steps.deployment import make_deployments
+from docml_assets.steps.preparation import read_labels, read_prepared
 from docml_assets.steps.reuse import earlier_runs, find_finished, reused_outcome, take_earlier
 from docml_assets.steps.training import models_version, read_models
 from docml_assets.steps.work import NotReady, Outcome, Work
@@ -20,7 +21,6 @@ from docml_contract.names import (
     ENCODED_SPLITS,
     EXPORT,
     HISTORY,
-    ID2LABEL,
     INFERENCE,
     INFERENCE_REPORT,
     PREDICTIONS,
@@ -62,6 +62,7 @@ def run_inference(work: Work) -> Outcome | None:
     spec = specs.inference_spec(work, prepared=data.folder, models=exported, inputs=inputs)
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
     report = _report(work, data, folders, manifests, result)
+    make_deployments(work)
     manifest = work.publish(
         INFERENCE_REPORT,
         folder,
@@ -111,7 +112,7 @@ def _report(
         experiment=work.place.experiment,
         run=work.place.number,
         predictions=read_parquet(work.store.get(f"{staged}/{PREDICTIONS}")),
-        labels=read_labels(work, data.folder),
+        labels=read_labels(work),
         documents=read_parquet(work.store.get(f"{staged}/{DOCUMENTS}")),
         timings=json.loads(work.store.get(f"{staged}/{TIMINGS}")),
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
@@ -122,12 +123,6 @@ def _report(
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
     )
-
-
-def read_labels(work: Work, prepared_folder: str) -> list[str]:
-    """The labels in the order of their ids."""
-    by_id: dict[str, str] = json.loads(work.store.get(f"{prepared_folder}/{ID2LABEL}"))
-    return [label for _, label in sorted(by_id.items(), key=lambda item: int(item[0]))]
 
 
 def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:

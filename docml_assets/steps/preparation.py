@@ -32,6 +32,7 @@ from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
     ARTIFACTS_TABLE,
     ENCODED_SPLITS,
+    ID2LABEL,
     INFERENCE,
     LABEL_ROWS,
     PREPARATION,
@@ -78,6 +79,12 @@ def read_prepared(work: Work) -> PreparedData:
     read_required(work, work.place.preparation, ENCODED_SPLITS)
     key = f"{work.place.preparation}/{PREPARED}"
     return PreparedData.from_bytes(work.store.get(key), key)
+
+
+def read_labels(work: Work) -> list[str]:
+    """The labels of the run's prepared data in the order of their ids."""
+    by_id: dict[str, str] = json.loads(work.store.get(f"{read_prepared(work).folder}/{ID2LABEL}"))
+    return [label for _, label in sorted(by_id.items(), key=lambda item: int(item[0]))]
 
 
 def read_prepared_manifest(work: Work) -> Manifest:

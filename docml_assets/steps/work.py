@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.tracking import TrackingAccount
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import FileEntry, Manifest
 from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
 from docml_contract.versions import CODE_VERSIONS
 from resources.jobs.interface import JobResult, Jobs, Listener
@@ -107,10 +107,12 @@ class Work:
         data_version: str,
         inputs: Mapping[str, str],
         made_by_run: int | None = None,
+        copied: Mapping[str, FileEntry] | None = None,
     ) -> Manifest:
         """Finish a folder: its files (name -> bytes, or what a job handed over), then its manifest, which is returned.
 
-        A folder that is finished already stays as it is. `made_by_run`: where not this run made the content.
+        A folder that is finished already stays as it is. `made_by_run`: where not this run made the content. `copied`: files of other
+        finished folders (key -> entry) that join those given as bytes.
         """
         fields = {
             "asset": asset,
@@ -123,7 +125,7 @@ class Work:
         }
         if isinstance(content, JobResult):
             return publish_staged(self.store, content.output_prefix, folder, content.output, **fields)
-        return publish_bytes(self.store, folder, content, **fields)
+        return publish_bytes(self.store, folder, content, copied=copied, **fields)
 
 
 How = Literal["made", "finished", "reused"]

@@ -39,7 +39,8 @@ class Job:
 
     @classmethod
     def plan(cls, spec: JobSpec, attempt: int, store_url: str) -> "Job":
-        name = job_name(spec.kind, store_url, spec.experiment, spec.run, spec.step, spec.model, attempt)
+        step = spec.step if spec.piece is None else f"{spec.step}-{spec.piece}"
+        name = job_name(spec.kind, store_url, spec.experiment, spec.run, step, spec.model, attempt)
         return cls(spec, attempt, name)
 
     @property

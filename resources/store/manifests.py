@@ -57,17 +57,27 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
         )
 
 
-def publish_bytes(store: Store, folder: str, files: Mapping[str, bytes], **manifest_fields: Any) -> Manifest:
+def publish_bytes(
+    store: Store,
+    folder: str,
+    files: Mapping[str, bytes],
+    *,
+    copied: Mapping[str, FileEntry] | None = None,
+    **manifest_fields: Any,
+) -> Manifest:
     """Write files and, last, the manifest. A finished folder is left as it is: its manifest is returned.
 
+    copied: files of other finished folders to take over under their names: key -> entry of their manifest.
     manifest_fields: asset, experiment, run, cache_key, data_version, inputs, code_version.
     """
     if finished := read_manifest(store, folder):
         return finished
-    entries = tuple(
-        FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        for path, data in sorted(files.items())
-    )
+    for source, entry in (copied or {}).items():
+        store.copy(source, f"{folder}/{entry.path}")
+    written = [
+        FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for path, data in files.items()
+    ]
+    entries = tuple(sorted([*written, *(copied or {}).values()], key=lambda entry: entry.path))
     for path, data in sorted(files.items()):
         key = f"{folder}/{path}"
         if not store.put_if_absent(key, data) and store.get(key) != data:

@@ -13,7 +13,7 @@ from docml_contract.base import Document, digest
 from docml_contract.hyperparameters import SearchRange
 
 Kind = Literal["processing", "training", "tuning"]
-Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference"]
+Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference", "prediction"]
 
 
 class Channel(Document):
@@ -105,7 +105,16 @@ class InferTask(Document):
     processes: int | None = Field(None, description="inference processes; none: chosen from cores and model count")
 
 
-Task = Annotated[PrepareTask | TrainTask | InferTask, Field(discriminator="command")]
+class PredictTask(Document):
+    """Encode documents without labels, and predict them with the model of the deployment folder in the channel `deployment`."""
+
+    command: Literal["predict"] = "predict"
+    manifest_sha256: str = Field(description="of the deployment folder's MANIFEST.json")
+    allowed_failures: int = Field(ge=0, description="documents that may fail in encode_data before the job fails")
+    processes: int | None = Field(None, description="encoding processes; none: one a core")
+
+
+Task = Annotated[PrepareTask | TrainTask | InferTask | PredictTask, Field(discriminator="command")]
 
 
 class Tuning(Document):
@@ -128,6 +137,9 @@ class JobSpec(Document):
     run: int = Field(ge=1)
     step: Step
     model: str | None = Field(None, description="for training and tuning")
+    piece: str | None = Field(
+        None, description="tells apart the jobs of a step that a run may have many of; enters the job's name"
+    )
     task: Task
     hyperparameters: dict[str, Any] = Field(default_factory=dict, description="training and tuning: constants")
     channels: tuple[Channel, ...] = Field(description="besides the `spec` channel, which every job has")
@@ -160,6 +172,8 @@ class JobSpec(Document):
             mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes"}}
         )
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
+        if self.piece is None:
+            content.pop("piece")  # as before there were any
         if not content["task"].get("optional_files"):
             content["task"].pop("optional_files", None)  # specs of before there were optional files keep their hashes
         return digest(content)

@@ -29,6 +29,9 @@ PREPARATION: Final = "preparation"
 TRAINING: Final = "training"
 TUNING: Final = "tuning"
 INFERENCE: Final = "inference"
+# What a finished model is used by: the folder from which it answers, and answers on documents without labels
+DEPLOYMENT: Final = "deployment"
+PREDICTION: Final = "prediction"
 STEPS: Final = (RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE)
 
 # A value that begins so refers to a secret: `secretsmanager:NAME#key`
@@ -70,6 +73,9 @@ TOKENS_SUFFIX = "_tokens"
 # … and the report
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+# A deployment folder, besides model.pt, export.json and user_defined_funcs.py
+MODEL_CONTEXT = "context.json"
+REQUIREMENTS = "requirements.txt"
 # Reconciliation
 RECONCILED_TABLE = "reconciled_manifest.parquet"
 LABEL_ROWS = "label_rows.parquet"
@@ -172,6 +178,14 @@ class RunPlace:
     @property
     def inference(self) -> str:
         return f"{self.root}/inference"
+
+    def deployment(self, model: str) -> str:
+        """Where everything lies that an answer of the model needs."""
+        return f"{self.root}/deployment/{check_model_name(model)}"
+
+    def prediction(self, identity: str) -> str:
+        """Where the predictions of one set of documents lie."""
+        return f"{self.root}/predictions/{identity}"
 
     @property
     def jobs(self) -> str:

@@ -18,6 +18,8 @@ CODE_VERSIONS: dict[str, str] = {
     names.ENCODED_SPLITS: "1",
     names.BEST_MODEL: "1",
     names.INFERENCE_REPORT: "1",
+    names.DEPLOYMENT: "1",
+    names.PREDICTION: "1",
 }
 
 

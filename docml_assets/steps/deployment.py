@@ -1,0 +1,117 @@
+"""The deployment folder of a model, `run_<N>/deployment/<model>/`: everything that an answer needs, hashed.
+
+It is made with the inference report. For a run that was finished before there were such folders it is made when somebody first
+wants to use the model; no job is launched for it.
+"""
+
+import json
+from collections.abc import Mapping
+
+from docml_assets.experiment.functions import defined_functions
+from docml_assets.steps.preparation import read_labels
+from docml_assets.steps.training import read_models
+from docml_assets.steps.work import StepError, Work
+from docml_contract.base import digest
+from docml_contract.deployment import ModelContext
+from docml_contract.manifests import Manifest
+from docml_contract.names import (
+    BEST_MODEL,
+    DEPLOYMENT,
+    EXPORT,
+    MODEL_CONTEXT,
+    REQUIREMENTS,
+    STATISTICS,
+    TORCHSCRIPT,
+    USER_FUNCTIONS,
+)
+from docml_contract.versions import cache_key
+from resources.store.manifests import check_finished, read_manifest
+
+
+class UnknownModel(StepError):
+    """A run has no model of that name, or several of which none was named."""
+
+
+def choose_model(work: Work, name: str | None) -> str:
+    """The model that is meant: the named one, or the only one of the run. UnknownModel lists the names."""
+    models = work.settings.model_names
+    if name is None and len(models) == 1:
+        return models[0]
+    if name not in models:
+        found = "compares" if name is None else f"has no model {name!r}, but"
+        raise UnknownModel(f"{work.describe()} {found} {', '.join(models)}: name one of them with --model")
+    return name
+
+
+def read_deployment(work: Work, model: str) -> Manifest:
+    """The manifest of the model's deployment folder, verified; made now if it is not there.
+
+    Raises NotReady if the run has no such model yet, IncompleteArtifact if files are missing or differ.
+    """
+    folder = work.place.deployment(model)
+    manifest = read_manifest(work.store, folder) or make_deployment(work, model)
+    check_finished(work.store, manifest, folder)
+    return manifest
+
+
+def make_deployments(work: Work) -> None:
+    """The deployment folders of all models of the run."""
+    for model in work.settings.model_names:
+        make_deployment(work, model)
+
+
+def make_deployment(work: Work, model: str) -> Manifest:
+    """Copy the model's files, and write what else an answer needs beside them; a finished folder stays as it is."""
+    folders, manifests = read_models(work)
+    folder, trained = folders[model], manifests[model]
+    copied = {f"{folder}/{name}": trained.file(name) for name in (TORCHSCRIPT, EXPORT)}
+    context = _context(work, model)
+    files = {
+        USER_FUNCTIONS: work.functions_source.encode(),
+        MODEL_CONTEXT: context.to_bytes(),
+        REQUIREMENTS: _requirements(json.loads(work.store.get(f"{folder}/{STATISTICS}"))),
+    }
+    version = digest(
+        [
+            DEPLOYMENT,
+            context.model_dump(mode="json"),
+            work.functions_source,
+            {entry.path: entry.sha256 for entry in copied.values()},
+        ]
+    )
+    return work.publish(
+        DEPLOYMENT,
+        work.place.deployment(model),
+        files,
+        copied=copied,
+        cache_key=cache_key(DEPLOYMENT, model=trained.data_version, context=context.model_dump(mode="json")),
+        data_version=version,
+        inputs={BEST_MODEL: trained.data_version},
+    )
+
+
+def _context(work: Work, model: str) -> ModelContext:
+    settings = work.settings
+    return ModelContext(
+        experiment=work.place.experiment,
+        run=work.place.number,
+        model_name=model,
+        model_names=settings.model_names,
+        labels=tuple(read_labels(work)),
+        own_hyperparameters=settings.own_hyperparameters,
+        production_files=settings.files_from_prod,
+        model_input_files=settings.model_input_files,
+        optional_files=settings.files_optional,
+        has_process_func="process_func" in defined_functions(work.functions_source),
+    )
+
+
+def _requirements(statistics: Mapping[str, Mapping[str, str]]) -> bytes:
+    """The libraries that the model was trained with, as pip reads them."""
+    versions = dict(statistics.get("environment", {}))
+    python = versions.pop("python", "unknown")
+    lines = [
+        f"# the model was trained under Python {python} with:",
+        *(f"{k}=={v}" for k, v in sorted(versions.items())),
+    ]
+    return ("\n".join(lines) + "\n").encode()
