@@ -1,6 +1,6 @@
-# make demo | test | ui | bench [ONLY=name] | test-slow | clean
+# make demo | test | ui | bench [ONLY=name] | test-slow | test-distros | clean
 #
-# PYTHON       the interpreter .venv is made from (python3.11, or a python3 that is 3.11)
+# PYTHON       the interpreter .venv is made from (else python3, or the newest beside it that docml supports)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
 #              make demo TORCH_INDEX=<URL of the index>
 
@@ -8,7 +8,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+            $$name -c '$(SUPPORTED)' 2>/dev/null && { command -v $$name; break; }; done)
 TORCH_INDEX ?=
 
 DEMO := EXP-1-state-of-the-union
@@ -17,13 +19,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
-.PHONY: help demo test test-slow ui bench clean
+.PHONY: help demo test test-slow test-distros ui bench clean
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
 	@echo 'make ui     open the Dagster UI on the runs of this folder'
 	@echo 'make test   set everything up and run all tests'
 	@echo 'make test-slow   the tests that take minutes each'
+	@echo 'make test-distros   set up and run the demo on bare machines of other distributions (root, debootstrap)'
 	@echo 'make bench [ONLY=name]   run the benchmarks, write bench/results.json'
 	@echo 'make clean  remove .venv, ./storage and ./.dagster_home'
 
@@ -40,6 +43,12 @@ test: $(VENV)/.dev $(VENV)/.system
 test-slow: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m slow
 
+test-distros: $(VENV)/.dev
+	@{ command -v debootstrap && command -v ip; } >/dev/null || { command -v apt-get >/dev/null && \
+	  echo 'Installing debootstrap with apt-get …' && $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq debootstrap debian-archive-keyring iproute2 >/dev/null; } || true
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m distros -rP --durations 0 tests/distros
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ONLY)
 
@@ -48,11 +57,12 @@ clean:
 
 # Stamps: each says which extras .venv holds, made again when the requirements change.
 $(VENV)/.python:
-	@[ -n "$(PYTHON)" ] || { echo 'docml needs Python 3.11: found no python3.11 and no python3 (Debian: apt-get install python3 python3-venv)' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "docml needs Python 3.11: $(PYTHON) is $$($(PYTHON) --version 2>&1); name another with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "docml needs Python 3.11 to 3.13: found $$(python3 --version 2>/dev/null || echo no python3); install one" \
+	  "(Debian, Ubuntu: apt-get install python3 python3-venv) or name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || \
+	  { echo "docml needs Python 3.11 to 3.13: $(PYTHON) is $$($(PYTHON) --version 2>&1); name another with make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { rm -rf $(VENV); echo '$(PYTHON) could not make a virtual environment (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	  { rm -rf $(VENV); echo '$(PYTHON) could not make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
