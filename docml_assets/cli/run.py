@@ -128,7 +128,7 @@ def _execute(
         raise click.UsageError(f"every RUN_* flag of {claim.experiment} is off: turn one on, or use --steps")
     click.echo(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
     with dg.DagsterInstance.get() as instance:
-        swept = sweep(instance, deployment.jobs)
+        swept = sweep(instance, deployment.jobs, spared=claim.place)
         if swept.ended_runs or swept.stopped_jobs:
             click.echo(str(swept))
         with make_display(verbose=verbose) as display, shown_on(display):

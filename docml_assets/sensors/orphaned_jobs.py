@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from docml_assets.tags import PROCESS_TAG
+from docml_contract.names import RunPlace
 from resources.jobs.interface import Jobs, Orphan
 from resources.processes import Process
 
@@ -28,7 +29,7 @@ class SweepResult:
 
 @dg.sensor(
     name="orphaned_jobs_sensor",
-    description="Stops jobs whose run has ended or whose lease lapsed, and marks runs failed whose process was killed, so that they can "
+    description="Stops jobs whose run was canceled or whose lease lapsed 15 minutes ago, and marks runs failed whose process was killed, so that they can "
     "be re-executed. Starts nothing.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=60,
@@ -40,15 +41,20 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
     return dg.SkipReason(str(swept))
 
 
-def sweep(instance: dg.DagsterInstance, jobs: Jobs) -> SweepResult:
-    """End runs whose process is gone, then stop jobs that nobody waits for; then end the runs that had waited for those."""
+def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None = None) -> SweepResult:
+    """End runs whose process is gone, then stop jobs for which nobody comes back; then end the runs that had waited for those.
+
+    spared: the run that the caller is about to perform, which attaches to its jobs.
+    """
     ended = []
     for run in runs_without_process(instance):
         instance.report_run_failed(
             run, "The process that executed this run is gone (killed, or its machine restarted)."
         )
         ended.append(run.run_id)
-    orphans = jobs.orphans(has_ended(instance))
+    orphans = [
+        orphan for orphan in jobs.orphans(was_canceled(instance)) if RunPlace(orphan.experiment, orphan.run) != spared
+    ]
     for orphan in orphans:
         jobs.stop(orphan)
         holder = instance.get_run_by_id(orphan.holder)
@@ -73,11 +79,11 @@ def is_gone(process: str) -> bool:
     return found.is_visible and not found.is_alive
 
 
-def has_ended(instance: dg.DagsterInstance) -> Callable[[str], bool]:
-    """Whether a Dagster run has ended. A run that this instance does not know may belong to another one: its lease decides."""
+def was_canceled(instance: dg.DagsterInstance) -> Callable[[str], bool]:
+    """Whether a Dagster run was canceled. A run that this instance does not know may belong to another one: its lease decides."""
 
-    def ended(run_id: str) -> bool:
+    def canceled(run_id: str) -> bool:
         run = instance.get_run_by_id(run_id)
-        return run is not None and run.is_finished
+        return run is not None and run.status == dg.DagsterRunStatus.CANCELED
 
-    return ended
+    return canceled

@@ -74,8 +74,12 @@ class Jobs(Protocol):
         Raises JobFailed, JobStopped, JobRefused, CostTooHigh, JobUnreachable.
         """
 
-    def orphans(self, holder_ended: Callable[[str], bool]) -> list[Orphan]:
-        """Running jobs whose lease lapsed, or whose holder has ended by `holder_ended(run id)`."""
+    def orphans(self, was_canceled: Callable[[str], bool]) -> list[Orphan]:
+        """Running jobs for which nobody comes back.
+
+        Their Dagster run was canceled by `was_canceled(run id)`, or gave the job up, or nobody has renewed the lease for 15 minutes.
+        The job of a run that was killed, or failed, goes on until then: whoever runs the same again attaches to it.
+        """
 
     def stop(self, orphan: Orphan) -> None:
         """Ask an orphan to stop, unless somebody has come to wait for it meanwhile."""

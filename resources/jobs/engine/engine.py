@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Mapping
 
 from docml_contract.jobs import JobSpec
+from docml_contract.names import RunPlace
 from resources.jobs.backend import Backend, Busy, Job, JobState
 from resources.jobs.costs import check_cost
 from resources.jobs.engine.attempts import Attempts
-from resources.jobs.engine.records import ActiveJob, JobContext, JobRecord, Lease
+from resources.jobs.engine.records import ORPHAN_SECONDS, ActiveJob, JobContext, JobRecord, Lease
 from resources.jobs.engine.watch import JobWatch
 from resources.jobs.interface import JobResult, Listener, Orphan
 from resources.store import Store
@@ -38,44 +39,46 @@ class Engine:
         watch = JobWatch(self.context, holder, listener, cancel or threading.Event())
         return Attempts(self.context, spec, files, watch).complete()
 
-    def orphans(self, holder_ended: Callable[[str], bool]) -> list[Orphan]:
+    def orphans(self, was_canceled: Callable[[str], bool]) -> list[Orphan]:
         """See `Jobs.orphans`. Entries of jobs that have ended, or never came into being, are tidied away."""
         found = []
         for entry in self.context.records.active():
             with contextlib.suppress(Busy):  # the next sweep asks again
-                orphan = self._orphan(entry, holder_ended)
+                orphan = self._orphan(entry, was_canceled)
                 if orphan is not None:
                     found.append(orphan)
         return found
 
-    def _orphan(self, entry: ActiveJob, holder_ended: Callable[[str], bool]) -> Orphan | None:
-        record = self.context.records.read(entry.place, entry.name)
+    def _orphan(self, entry: ActiveJob, was_canceled: Callable[[str], bool]) -> Orphan | None:
+        records = self.context.records
+        record = records.read(entry.place, entry.name)
         if record is not None and record.ended:
-            self.context.records.deactivate(entry.name)
+            self._forget(record)
             return None
         asked_by = record.holder if record else ""
-        lease = self.context.records.lease(entry.place, entry.name) or Lease(holder=asked_by, renewed_at=entry.since)
+        lease = records.lease(entry.place, entry.name) or Lease(holder=asked_by, renewed_at=entry.since)
         now = self.context.clock()
-        lapsed = lease.lapsed(now)
-        if not lapsed and not holder_ended(lease.holder):
+        canceled = was_canceled(lease.holder)
+        if not canceled and not lease.lapsed(now):
             return None
         if record is None:
-            if lapsed:
-                self.context.records.deactivate(entry.name)
+            if lease.lapsed(now):
+                records.deactivate(entry.name)
             return None
-        job = Job(record.spec, record.attempt, record.name)
-        state = self.context.backend.observe(job)
+        state = self.context.backend.observe(Job(record.spec, record.attempt, record.name))
         if state is None or state.ended:
-            self._tidy(record, state, lapsed)
+            self._tidy(record, state, lease.lapsed(now))
             return None
-        if state.status == "Stopping":
+        if canceled:
+            reason = f"the Dagster run {lease.holder} that waited for it was canceled"
+        elif lease.is_released:
+            reason = f"the Dagster run {lease.holder} that waited for it gave it up"
+        else:
+            reason = f"nobody has renewed its lease for {now - lease.renewed_at:.0f} s"
+        is_waited_for = not canceled and now - lease.renewed_at <= ORPHAN_SECONDS
+        if is_waited_for or state.status == "Stopping":
             return None
         spec = record.spec
-        reason = (
-            f"nobody has renewed its lease for {now - lease.renewed_at:.0f} s"
-            if lapsed
-            else f"the Dagster run {lease.holder} that waited for it has ended"
-        )
         return Orphan(
             record.name, spec.experiment, spec.run, spec.step, spec.model, record.attempt, lease.holder, reason
         )
@@ -84,8 +87,17 @@ class Engine:
         """A job without a watcher that has ended, or does not exist. A completed one stays to be taken with its output."""
         if state is not None and state.status != "Completed":
             self.context.end(record, state)
+            self._forget(record)
         elif state is not None or lapsed:
-            self.context.records.deactivate(record.name)
+            self._forget(record)
+
+    def _forget(self, record: JobRecord) -> None:
+        """Leave neither an entry nor a lease of a job that nobody needs to watch over."""
+        place = RunPlace(record.spec.experiment, record.spec.run)
+        self.context.records.deactivate(record.name)
+        lease = self.context.records.lease(place, record.name)
+        if lease is not None and lease.lapsed(self.context.clock()):
+            self.context.records.release(place, record.name, lease.holder)
 
     def stop(self, orphan: Orphan) -> None:
         """See `Jobs.stop`."""

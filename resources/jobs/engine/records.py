@@ -30,6 +30,9 @@ from resources.store import Store
 
 # A lease not renewed for this long has lapsed: whoever held it is dead or cut off.
 LAPSE_SECONDS = 120.0
+# Nobody comes back for a job whose lease has not been renewed for this long. Whoever was killed, or cut off from the store for as long
+# as a store is waited for, has time to attach to the job again.
+ORPHAN_SECONDS = 15 * 60.0
 RENEW_SECONDS = 20.0
 
 _RECORD = re.compile(r"[A-Za-z0-9-]+\.json")
@@ -89,6 +92,11 @@ class Lease(Document):
 
     holder: str
     renewed_at: float = Field(description="seconds since the epoch; 0: released")
+
+    @property
+    def is_released(self) -> bool:
+        """Whether whoever held it gave it up, and the job with it."""
+        return self.renewed_at == 0.0
 
     def lapsed(self, now: float) -> bool:
         """Whether nobody has renewed it lately."""
@@ -156,6 +164,10 @@ class Records:
         lease = self.lease(place, name)
         if lease is not None and lease.holder == holder:
             self.store.delete([place.job_lease(name)])
+
+    def give_up(self, place: RunPlace, name: str, holder: str) -> None:
+        """Say that nobody will come back for a job that may still run."""
+        self.hold(place, name, holder, 0.0)
 
     def _get(self, model: type[AnyDocument], key: str) -> AnyDocument | None:
         with contextlib.suppress(MissingKey):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from docml_contract.log_lines import parse_event
 from resources.jobs.backend import Busy, Cursor, Job, JobState
-from resources.jobs.engine.records import LAPSE_SECONDS, RENEW_SECONDS, JobContext
+from resources.jobs.engine.records import RENEW_SECONDS, JobContext
 from resources.jobs.engine.retries import Budget
 from resources.jobs.interface import Listener
 
@@ -154,7 +154,7 @@ class JobWatch:
                     self.context.end(record, state)
                 records.release(job.place, job.name, self.holder)
             else:  # still active: its entry stays, and its lease is given up
-                records.hold(job.place, job.name, self.holder, self.context.clock() - LAPSE_SECONDS - 1)
+                records.give_up(job.place, job.name, self.holder)
 
     def _stop(self, job: Job) -> JobState | None:
         """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""

@@ -120,6 +120,65 @@ def test_the_next_run_trains_anew_on_the_same_data(finished: Here) -> None:
     assert json.loads(record.read_text())["status"] == "Stopped"
 
 
+WAITING = """
+
+_load_model = load_model
+
+
+def load_model(model_name, context):
+    import os
+    import time
+
+    model = _load_model(model_name, context)
+    trained = []
+
+    def wait(*_):
+        trained.append(1)
+        while len(trained) > 20 and os.path.exists({slow!r}):
+            time.sleep(0.05)
+
+    model.register_forward_pre_hook(wait)
+    return model
+"""
+
+
+def test_after_a_kill_the_same_command_attaches_to_the_job(finished: Here) -> None:
+    slow = finished.root / "slow"
+    slow.touch()
+    functions = finished.root / "experiments/EXP-7-words/user_defined_funcs.py"
+    text = functions.read_text()
+    functions.write_text(text + WAITING.format(slow=str(slow)))
+    finished.set(epochs="20")
+    command = [*DOCML, "run", "EXP-7-words", "--run", "5"]
+    try:
+        for expected in ("epoch 1", "attached to the job"):
+            process = subprocess.Popen(
+                command,
+                cwd=finished.root,
+                env=finished.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert process.stdout is not None
+            with process.stdout:
+                said = ""
+                for line in process.stdout:
+                    said += line
+                    if expected in line:
+                        slow.unlink() if expected.startswith("attached") else process.kill()
+            code = process.wait()
+            assert expected in said, said
+        assert code == 0, said
+    finally:
+        functions.write_text(text)
+    jobs = (finished.root / "storage/EXP-7-words/run_5/jobs").glob("*-training-*.json")
+    records = [json.loads(job.read_text()) for job in jobs if "." not in job.stem]
+    assert [record["status"] for record in records] == ["Completed"]
+    assert not list((finished.root / "storage/_active_jobs").glob("*"))
+    assert not list((finished.root / "storage").rglob("*.lease.json"))
+
+
 def test_runs_shows_what_they_came_to(finished: Here) -> None:
     table = finished.docml("runs")
     assert re.search(r"EXP-7-words +1 +done +done +done +done +averaged-words 0\.\d+", table)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 import pytest
 
-from docml_assets.sensors.orphaned_jobs import has_ended, is_gone, orphaned_jobs_sensor, runs_without_process, sweep
+from docml_assets.sensors.orphaned_jobs import is_gone, orphaned_jobs_sensor, runs_without_process, sweep, was_canceled
 from docml_assets.tags import PROCESS_TAG
+from docml_contract.names import RunPlace
 from resources.jobs.interface import Orphan
 from resources.processes import this_process
 
@@ -25,8 +26,8 @@ class ListedJobs:
         self.running = list(running)
         self.stopped: list[str] = []
 
-    def orphans(self, ended: Callable[[str], bool]) -> list[Orphan]:
-        return [orphan for orphan in self.running if "lapsed" in orphan.reason or ended(orphan.holder)]
+    def orphans(self, canceled: Callable[[str], bool]) -> list[Orphan]:
+        return [orphan for orphan in self.running if "lapsed" in orphan.reason or canceled(orphan.holder)]
 
     def stop(self, orphan: Orphan) -> None:
         self.stopped.append(orphan.name)
@@ -98,9 +99,24 @@ def test_a_lapsed_lease_stops_the_job_and_fails_its_run(instance: dg.DagsterInst
     assert found.status is dg.DagsterRunStatus.FAILURE
 
 
-def test_a_job_of_an_ended_run_is_stopped_and_the_run_left_as_it_ended(instance: dg.DagsterInstance) -> None:
+def test_the_job_of_a_killed_run_goes_on(instance: dg.DagsterInstance) -> None:
+    gone = {PROCESS_TAG: f"{socket.gethostname()} {os.getpid()} 1"}
+    run = add_run(instance, STARTED, gone)
+    jobs = ListedJobs(orphan(run, "held"))
+    assert sweep(instance, jobs).ended_runs == (run,)
+    assert jobs.stopped == []
+
+
+def test_jobs_of_the_run_that_is_about_to_be_performed_are_spared(instance: dg.DagsterInstance) -> None:
+    jobs = ListedJobs(orphan("of-another-instance", "its lease lapsed"))
+    assert sweep(instance, jobs, spared=RunPlace("EXP-1", 1)).stopped_jobs == ()
+    assert jobs.stopped == []
+    assert sweep(instance, jobs, spared=RunPlace("EXP-1", 2)).stopped_jobs
+
+
+def test_a_job_of_a_canceled_run_is_stopped_and_the_run_left_as_it_ended(instance: dg.DagsterInstance) -> None:
     run = add_run(instance, dg.DagsterRunStatus.CANCELED)
-    jobs = ListedJobs(orphan(run, "its Dagster run has ended"))
+    jobs = ListedJobs(orphan(run, "its Dagster run was canceled"))
     sweep(instance, jobs)
     assert jobs.stopped
     found = instance.get_run_by_id(run)
@@ -113,7 +129,7 @@ def test_jobs_of_working_and_of_unknown_runs_go_on(instance: dg.DagsterInstance)
     jobs = ListedJobs(orphan(working, "held"), orphan("00000000-of-another-instance", "held"))
     assert sweep(instance, jobs).stopped_jobs == ()
     assert jobs.stopped == []
-    assert not has_ended(instance)("00000000-of-another-instance")
+    assert not was_canceled(instance)("00000000-of-another-instance")
 
 
 def test_the_sensor_says_what_it_did(instance: dg.DagsterInstance) -> None:

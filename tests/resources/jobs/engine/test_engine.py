@@ -4,7 +4,7 @@ from typing import Any
 
 from docml_contract.jobs import JobSpec
 from resources.jobs.backend import Job
-from resources.jobs.engine.records import LAPSE_SECONDS
+from resources.jobs.engine.records import LAPSE_SECONDS, ORPHAN_SECONDS
 from resources.jobs.interface import Orphan
 from tests.contracts.jobs_contract import FILES, PLACE, Hearing, training
 from tests.resources.jobs.simulation import URL, Actor, Interrupt, World
@@ -30,10 +30,10 @@ def killed_world() -> World:
     return world
 
 
-def look(world: World, ended: set[str], *, stop: bool = False, delay: float = 0.0) -> list[Orphan]:
+def look(world: World, canceled: set[str], *, stop: bool = False, delay: float = 0.0) -> list[Orphan]:
     def body(actor: Actor) -> list[Orphan]:
         engine = actor.engine()
-        found = engine.orphans(lambda holder: holder in ended)
+        found = engine.orphans(lambda holder: holder in canceled)
         for orphan in found if stop else ():
             engine.stop(orphan)
         return found
@@ -45,16 +45,17 @@ def look(world: World, ended: set[str], *, stop: bool = False, delay: float = 0.
     return result
 
 
-def test_a_job_is_an_orphan_when_its_lease_has_lapsed() -> None:
+def test_a_job_is_an_orphan_when_nobody_has_come_back_for_long() -> None:
     world = killed_world()
     assert look(world, set()) == []
-    (orphan,) = look(world, set(), delay=LAPSE_SECONDS + 5)
+    assert look(world, set(), delay=LAPSE_SECONDS + 5) == []
+    (orphan,) = look(world, set(), delay=ORPHAN_SECONDS)
     assert (orphan.name, orphan.experiment, orphan.run, orphan.step) == (NAME, PLACE.experiment, 1, "training")
     assert (orphan.model, orphan.attempt, orphan.holder) == ("m", 1, "run-a")
     assert "nobody has renewed its lease for" in orphan.reason
 
 
-def test_a_job_is_an_orphan_when_its_dagster_run_has_ended() -> None:
+def test_a_job_is_an_orphan_when_its_dagster_run_was_canceled() -> None:
     (orphan,) = look(killed_world(), {"run-a"})
     assert "run-a" in orphan.reason
 
@@ -65,6 +66,7 @@ def test_an_orphan_is_stopped_and_the_next_run_begins_the_next_attempt() -> None
     assert look(world, {"run-a"}, delay=60) == []
     assert world.service.job("TrainingJob", NAME).status == "Stopped"
     assert not [key for key in world.objects if key.startswith("_active_jobs/")]
+    look(world, set(), delay=LAPSE_SECONDS)
     world.runtime.seconds = 30
     again = orchestrator(world, "run-b")
     world.run()

@@ -29,13 +29,13 @@ def orchestrator(spec: JobSpec, holder: str) -> Callable[[Actor], Any]:
     return lambda actor: actor.engine().run(spec, FILES, holder=holder, listener=Hearing())
 
 
-def sweep(ended: set[str], ticks: int) -> Callable[[Actor], Any]:
+def sweep(canceled: set[str], ticks: int) -> Callable[[Actor], Any]:
     """The sensor: a look every minute."""
 
     def body(actor: Actor) -> None:
         for _ in range(ticks):
             engine = actor.engine()
-            for orphan in engine.orphans(lambda holder: holder in ended):
+            for orphan in engine.orphans(lambda holder: holder in canceled):
                 engine.stop(orphan)
             actor.pause(60)
 
@@ -71,6 +71,8 @@ def test_killed_at_every_boundary_then_run_again(kind: str) -> None:
         first = world.actor("first", orchestrator(SPECS[kind], "run-a"), kill_at=kill_at)
         world.run()
         assert isinstance(first.error, Killed)
+        world.actor("sweep", sweep(set(), 1))  # between the kill and the next run, which attaches
+        world.run()
         second = world.actor("second", orchestrator(SPECS[kind], "run-b"))
         world.run()
         assert second.error is None, f"killed at boundary {kill_at}: {second.error!r}"
