@@ -9,14 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from docml_contract import names
-from docml_contract.jobs import PrepareTask
-from docml_trainer import prepare
-from docml_trainer.preparation.near_duplicates import compute_signatures
 from tests.docml_trainer.jobfolder import JobFolder
 from tests.docml_trainer.preparations import (
     ENCODER,
@@ -175,22 +171,6 @@ def test_a_cap_is_stratified(whole: JobFolder, tmp_path: Path) -> None:
     found = metadata_of(job)
     assert found["dropped"]["over_max_artifacts"] == {"invoice": 30, "letter": 30, "receipt": 30}
     assert sum(found["documents"].values()) == 30
-
-
-def test_a_document_left_out_ties_nobody_together_any_more() -> None:
-    random = np.random.default_rng(3)
-    between = random.integers(0, 30_000, 600)
-    left, right = between.copy(), between.copy()
-    left[10:200:12], right[300:490:12] = 1, 2
-    found = compute_signatures([left, between, right])
-    task = PrepareTask(
-        model_names=("m",), own_hyperparameters={}, model_input_files=("f",), near_duplicate_threshold=0.8
-    )
-    guids, nothing = ["left", "between", "right"], [None] * 3
-    together = prepare._assign(task, guids, ["a"] * 3, nothing, found, {})
-    assert (len(set(together[0])), together[1]) == (1, ["between"] * 3)
-    apart = prepare._assign(task, guids, ["a"] * 3, nothing, found, {"left": "train", "right": "test"})
-    assert apart == (["train", None, "test"], nothing)
 
 
 BAD = [

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
-Instance = Mapping[str, Path]
+# What encode_data gets for an entry of MODEL_INPUT_FILES: a path for a name (None if it is optional and missing), a list for a pattern.
+InputFile = Path | list[Path] | None
+Instance = Mapping[str, InputFile]
 MODULE = "user_defined_funcs"
 
 

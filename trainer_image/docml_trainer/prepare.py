@@ -30,11 +30,11 @@ from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
 from docml_trainer.preparation.pool import BATCH, encode
-from docml_trainer.preparation.splits import Assignment, assign_splits
+from docml_trainer.preparation.splits import Assignment, assign
 from docml_trainer.preparation.worker import EncodingPlan
 
 if TYPE_CHECKING:
-    from docml_trainer.preparation.rows import Overview
+    pass
 
 COMMAND = "prepare"
 SHARD = "shard.json"
@@ -205,7 +205,11 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     found = rows.read_overview(files, declared, task.model_names, signed=compared)
     if not len(found.positions):
         raise DataError(f"no document is left: encode_data returned None for all; dropped {tally.returned_none}")
-    assignment = _assign(task, documents, found, read_previous_splits(folders))
+    guids, labels, groups = (
+        [column[position] for position in found.positions]
+        for column in (documents.guids, documents.labels, documents.groups)
+    )
+    assignment = assign(task, guids, labels, groups, found.signatures, _read_previous_splits(folders))
     splits = {int(position): split for position, split in zip(found.positions, assignment.splits, strict=True) if split}
     stored = rows.stored_features(declared, found.limits, documents.label_names)
     version = rows.data_version(documents, found, splits, stored)
@@ -231,35 +235,7 @@ def _check_failures(tally: Tally, documents: int, allowed: float) -> None:
         )
 
 
-def _assign(task: PrepareTask, documents: Documents, found: "Overview", previous: Mapping[str, str]) -> Assignment:
-    """Each row's split and its group of near-duplicates.
-
-    A document left out ties nobody together any more, so the groups that are reported are those of the others.
-    """
-    from docml_trainer.preparation import near_duplicates
-
-    guids = [documents.guids[position] for position in found.positions]
-    labels = [documents.labels[position] for position in found.positions]
-    groups = [documents.groups[position] for position in found.positions]
-
-    def near_duplicate_groups(rows: list[int]) -> list[str | None]:
-        if found.signatures is None:
-            return [None] * len(rows)
-        signatures, threshold = found.signatures[rows], task.near_duplicate_threshold
-        return near_duplicates.name_groups([guids[row] for row in rows], signatures, threshold)
-
-    everyone = list(range(len(guids)))
-    alike = near_duplicate_groups(everyone)
-    splits = assign_splits(guids, labels, groups, alike, previous=previous, shares=task.split, seed=task.split_seed)
-    kept = [row for row in everyone if splits[row]]
-    if len(kept) < len(everyone):
-        alike = [None] * len(everyone)
-        for row, group in zip(kept, near_duplicate_groups(kept), strict=True):
-            alike[row] = group
-    return Assignment(guids, labels, groups, alike, splits)
-
-
-def read_previous_splits(folders: Folders) -> Mapping[str, str]:
+def _read_previous_splits(folders: Folders) -> Mapping[str, str]:
     """Split by GUID, as earlier runs assigned them; {} for a first run."""
     path = folders.channel("spec") / names.PREVIOUS_SPLITS
     if not path.is_file():

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from docml_trainer.data.datasets import document_lengths, fetch, load_split, longest_axes
+from docml_trainer.data.datasets import document_lengths, fetch, leaves, load_split, longest_axes
 from docml_trainer.errors import DataError
 from tests.docml_trainer.trainings import split
 
@@ -42,7 +42,49 @@ def test_longest_axes() -> None:
 def test_rows_carry_their_number() -> None:
     rows = fetch(chunked(), np.array([2, 0]))
     assert [row["row_id"] for row in rows] == [2, 0]
-    assert rows[1]["input_ids"] == CHUNKS[0]
+    assert [page.tolist() for page in rows[1]["input_ids"]] == CHUNKS[0]
+
+
+def test_values_are_arrays_of_the_stored_type(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("uint16")),
+            "pages": datasets.List(datasets.List(datasets.List(datasets.Value("int32"), length=2))),
+            "pixels": datasets.Array4D((None, 1, 2, 3), "uint8"),
+            "flags": datasets.List(datasets.Value("bool"), length=2),
+            "score": datasets.Value("float32"),
+            "labels": datasets.ClassLabel(names=["a", "b"]),
+            "artifact_guid": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "input_ids": [[1, 2, 3], [], [4]],
+        "pages": [[[[1, 2]], []], [], [[[3, 4], [5, 6]]]],
+        "pixels": [np.arange(12).reshape(2, 1, 2, 3), np.zeros((1, 1, 2, 3)), np.ones((3, 1, 2, 3))],
+        "flags": [[True, False], [False, False], [True, True]],
+        "score": [0.5, 1.5, 2.5],
+        "labels": [0, 1, 0],
+        "artifact_guid": ["x", "y", "z"],
+    }
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path))
+    saved = datasets.load_from_disk(str(tmp_path))
+    for data, order in ((saved, [2, 0, 1]), (saved.select([1, 0]), [1, 0])):
+        rows = fetch(data, np.array(order))
+        for row, position in zip(rows, {3: [2, 0, 1], 2: [0, 1]}[len(order)], strict=True):
+            assert row["input_ids"].dtype == np.uint16
+            assert row["input_ids"].tolist() == columns["input_ids"][position]
+            assert [page.tolist() for page in row["pages"]] == columns["pages"][position]
+            assert [page.shape[1] for page in row["pages"]] == [2] * len(columns["pages"][position])
+            assert row["pixels"].dtype == np.uint8
+            assert np.array_equal(row["pixels"], columns["pixels"][position])
+            assert row["flags"].tolist() == columns["flags"][position]
+            assert (row["score"], row["labels"]) == (columns["score"][position], columns["labels"][position])
+            assert row["artifact_guid"] == columns["artifact_guid"][position]
+
+
+def test_leaves_are_all_numbers_in_order() -> None:
+    assert leaves([np.array([1, 2]), [np.array([3])], np.array([])]).tolist() == [1, 2, 3]
+    assert leaves(np.arange(6).reshape(2, 3)).tolist() == list(range(6))
 
 
 def test_a_model_reads_its_own_columns(tmp_path: Path) -> None:

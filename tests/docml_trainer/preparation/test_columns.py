@@ -12,6 +12,8 @@ from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_c
 IDS = Shape((None,), "int32")
 BOXES = Shape((None, 4), "int32")
 CHUNKS = Shape((None, None), "int64")
+PAGES = Shape((None, None, 4), "int32")
+HASHES = Shape((None,), "uint64")
 
 
 def test_plain_lists_arrays_and_tensors_are_equal() -> None:
@@ -30,6 +32,9 @@ def test_plain_lists_arrays_and_tensors_are_equal() -> None:
         (BOXES, [[[1, 2, 3, 4], [5, 6, 7, 8]], [], [[9, 9, 9, 9]]]),
         (CHUNKS, [[[1, 2], [3, 4], [5, 6]], [[7]]]),
         (Shape((None, 2, None), "float32"), [[[[1.0], [2.0]]], [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]]]),
+        (CHUNKS, [[[1, 2], [3]], [[], [4]], [[], []], []]),
+        (PAGES, [[[[1, 2, 3, 4]], [[5, 6, 7, 8], [9, 9, 9, 9]]], [[], []], [[[0, 0, 0, 0]]]]),
+        (HASHES, [[2**63 - 1], []]),
         (Shape((), "int64"), [1, 2, 3]),
         (Shape((), "float64"), [1, 2.5, 3]),
         (Shape((None,), "bool"), [[True, False], []]),
@@ -61,8 +66,14 @@ def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
         (IDS, [2**70], "beyond 64 bits"),
         (Shape((None,), "uint16"), [-1], "-1, expected uint16[*]: 0 to 65535"),
         (Shape((None,), "uint16"), [70_000], "70000"),
-        (BOXES, [[1, 2, 3, 4], [1, 2, 3]], "ragged inner lists of lengths 3, 4"),
-        (CHUNKS, [[1, 2], [1]], "ragged inner lists of lengths 1, 2"),
+        (BOXES, [[1, 2, 3, 4], [1, 2, 3]], "length 3 on axis 1"),
+        (CHUNKS, [[1, 2], [1, "a"]], "text"),
+        (CHUNKS, [[1, 2], 3], "1 axes"),
+        (CHUNKS, [[1, 2], [[3]]], "3 axes"),
+        (CHUNKS, [[1, 2], [2**70]], "beyond 64 bits"),
+        (IDS, [[1, 2], [1]], "found lists of lengths 1, 2 among the values"),
+        (HASHES, [5, 2**64 - 1], "found 18446744073709551615, expected uint64[*]: 0 to 9223372036854775807"),
+        (HASHES, np.array([2**63], dtype=np.uint64), "9223372036854775808"),
         (BOXES, [[1, 2, 3]], "length 3 on axis 1"),
         (Shape((3,), "float32"), [1.0, 2.0], "length 2 on axis 0"),
         (Shape((None,), "float32"), [1e300], "beyond the range of float32"),
@@ -81,3 +92,21 @@ def test_a_wrong_value_is_named_with_what_was_expected(shape: Shape, wrong: Any,
 def test_wide_values_do_not_depend_on_the_stored_type() -> None:
     narrow: Column = to_column(Shape((None,), "uint8"), [[1, 2]])
     assert narrow.wide().tobytes() == to_column(Shape((None,), "int64"), [[1, 2]]).wide().tobytes()
+
+
+def test_arrays_and_tensors_of_several_lengths_are_ragged_lists_too() -> None:
+    ragged = [[1, 2], [3], []]
+    for kind in (np.array, torch.tensor):
+        found = to_column(CHUNKS, [[kind(inner, dtype=kind([1]).dtype) for inner in ragged]])
+        assert found.to_arrow().to_pylist() == [ragged]
+    assert to_column(CHUNKS, [np.array([[1, 2], [3]], dtype=object)]).to_arrow().to_pylist() == [[[1, 2], [3]]]
+
+
+def test_lengths_are_a_number_for_each_axis_unless_lists_differ() -> None:
+    """Data versions hash them: those of documents without ragged lists are what they were before there were any."""
+    found = to_column(CHUNKS, [[[1, 2], [3, 4], [5, 6]], [[1, 2], [3]], [], [[]]])
+    assert found.document_lengths() == [[3, 2], [2, [2, 1]], [0, 0], [1, 0]]
+    assert found.offsets.tolist() == [0, 6, 9, 9, 9]
+    assert to_column(BOXES, [[], [[1, 2, 3, 4]]]).document_lengths() == [[0, 4], [1, 4]]
+    assert to_column(IDS, [[1, 2], []]).document_lengths() == [[2], [0]]
+    assert to_column(Shape((), "int64"), [1, 2]).document_lengths() == [[], []]

@@ -1,5 +1,6 @@
 """Which documents are taken: from the table and the task alone, in an order of their own."""
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,10 @@ import pytest
 
 from docml_contract.jobs import PrepareTask
 from docml_trainer.errors import DataError
-from docml_trainer.preparation.documents import Documents, labels_too_small, read_documents
+from docml_trainer.preparation.documents import Documents, labels_too_small, read_batch, read_documents
 from tests.docml_trainer.preparations import Doc, artifacts_table
+
+BARE = {"artifact_guid": "y", "label": "a", "group": None, "file": None, "path": None, "etag": None}
 
 
 def read(tmp_path: Path, docs: list[Doc], **task: object) -> Documents:
@@ -29,7 +32,7 @@ def test_the_order_does_not_depend_on_the_tables(tmp_path: Path) -> None:
     assert found == read(tmp_path, docs[::-1])
     assert found.guids != sorted(found.guids)
     assert found.label_names == ("a", "b")
-    assert found.paths[0] == [f"{found.guids[0]}/v1/raw_text.json"]
+    assert found.paths[0] == [[f"{found.guids[0]}/v1/raw_text.json"]]
 
 
 def test_parts_are_contiguous_whole_and_alike(tmp_path: Path) -> None:
@@ -54,11 +57,62 @@ def test_knobs(tmp_path: Path) -> None:
     assert capped <= set(read(tmp_path, docs, max_artifacts=20).guids)
 
 
-def test_a_file_that_an_artifact_lacks_is_none(tmp_path: Path) -> None:
+def test_a_file_that_an_artifact_lacks_has_no_path(tmp_path: Path) -> None:
     docs = [Doc("x", "a", files={"page.png": b"", "raw_text.json": b""}), Doc("y", "a", files={"page.png": b""})]
     found = read(tmp_path, docs, model_input_files=("raw_text.json", "page.png"))
     by_guid = dict(zip(found.guids, found.paths, strict=True))
-    assert by_guid == {"x": ["x/v1/raw_text.json", "x/v1/page.png"], "y": [None, "y/v1/page.png"]}
+    assert by_guid == {"x": [["x/v1/raw_text.json"], ["x/v1/page.png"]], "y": [[], ["y/v1/page.png"]]}
+
+
+def test_a_pattern_gives_all_its_files_in_natural_order(tmp_path: Path) -> None:
+    pages = {f"page_{number}.png": b"" for number in (10, 2, 1)}
+    docs = [Doc("x", "a", files={**pages, "raw_text.json": b"", "page_1.txt": b""}), Doc("y", "a", "text")]
+    found = read(tmp_path, docs, model_input_files=("page_*.png", "page_2.png", "raw_text.json"))
+    by_guid = dict(zip(found.guids, found.paths, strict=True))
+    assert by_guid == {
+        "x": [
+            ["x/v1/page_1.png", "x/v1/page_2.png", "x/v1/page_10.png"],
+            ["x/v1/page_2.png"],
+            ["x/v1/raw_text.json"],
+        ],
+        "y": [[], [], ["y/v1/raw_text.json"]],
+    }
+
+
+def test_encode_data_gets_paths_lists_and_none_and_only_what_has_to_be_there_is_missing(tmp_path: Path) -> None:
+    docs = [Doc("x", "a", files={"page_1.png": b"", "text.json": b""}), Doc("y", "a", files={"text.json": b""})]
+    entries = ("page_*.png", "text.json", "words.json")
+    path = tmp_path / "artifacts.parquet"
+    path.write_bytes(artifacts_table(docs))
+    task = PrepareTask(
+        model_names=("m",), own_hyperparameters={}, model_input_files=entries, optional_files=("words.json",)
+    )
+    found = read_documents(path, task)
+    read_back = read_batch(found.to_table(range(2)).to_pydict(), task, Path("/channel"))
+    by_guid = {document.guid: document for document in read_back}
+    assert by_guid["x"].files == {
+        "page_*.png": [Path("/channel/x/v1/page_1.png")],
+        "text.json": Path("/channel/x/v1/text.json"),
+        "words.json": None,
+    }
+    assert by_guid["x"].missing == ()
+    assert by_guid["y"].files["page_*.png"] == []
+    assert by_guid["y"].missing == ("page_*.png",)
+
+
+def test_a_document_that_lacks_all_its_files_which_are_optional_is_one_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "artifacts.parquet"
+    table = pq.read_table(io.BytesIO(artifacts_table([Doc("x", "a", files={"page_1.png": b""})])))
+    bare = pa.table({name: pa.array([value], pa.string()) for name, value in BARE.items()})
+    pq.write_table(pa.concat_tables([table, bare]), path)
+    task = PrepareTask(
+        model_names=("m",),
+        own_hyperparameters={},
+        model_input_files=("page_*.png",),
+        optional_files=("page_*.png",),
+    )
+    found = read_documents(path, task)
+    assert dict(zip(found.guids, found.paths, strict=True)) == {"x": [["x/v1/page_1.png"]], "y": [[]]}
 
 
 def test_labels_too_small_count_independent_documents(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The encoder's answers: rows that are right, documents that fail, encoders that are wrong."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,61 @@ def encode_data(instance, context):
     assert rows["@tokens b"].to_pylist() == [3]
 
 
+IMAGES = """
+import numpy as np
+import datasets
+from datasets import Features, List, Value
+
+def get_dataset_features(context):
+    features = {"pixels": datasets.Array3D((1, 2, 2), "uint8"), "boxes": List(List(Value("int32"), length=2))}
+    if context.model_name == "both":
+        features["ids"] = List(List(Value("int32")))
+    return Features(features)
+
+def encode_data(instance, context):
+    encoded = {"pixels": np.full((1, 2, 2), 255, dtype=np.uint8), "boxes": [[1, 2]] * 3}
+    if context.model_name == "both":
+        encoded["ids"] = [[1, 2, 3], [4]]
+    return encoded
+"""
+
+
+def test_images_and_boxes_are_no_tokens(tmp_path: Path) -> None:
+    alone = encoder(tmp_path, IMAGES, sign=True)
+    rows = alone([document(tmp_path, index, "word") for index in range(2)])
+    assert alone.near_duplicate_feature is None
+    assert rows[SIGNATURE].to_pylist() == [None, None]
+    assert rows["@tokens toy"].to_pylist() == [None, None]
+
+
+def test_near_duplicates_are_found_by_the_first_model_that_has_tokens(tmp_path: Path) -> None:
+    compared = encoder(tmp_path, IMAGES, models=("image", "both"), sign=True)
+    rows = compared([document(tmp_path, 0, "word")])
+    assert compared.near_duplicate_feature == "ids"
+    assert rows[SIGNATURE].to_pylist() == [compute_signatures([np.array([1, 2, 3, 4])])[0].tobytes()]
+    assert (rows["@tokens image"].to_pylist(), rows["@tokens both"].to_pylist()) == ([None], [4])
+    assert rows["both_ids"].to_pylist() == [[[1, 2, 3], [4]]]
+
+
+def test_the_digest_of_a_document_is_what_it_always_was(tmp_path: Path) -> None:
+    """Data versions hash it: name, lengths and values of every feature."""
+    rows = encoder(tmp_path, HEAD + ENCODE_DATA)([document(tmp_path, 0, "one three")])
+    expected = hashlib.sha256()
+    for name, lengths, values in (("input_ids", [2], [3, 5]), ("boxes", [2, 2], [3, 4, 5, 6])):
+        expected.update(json.dumps([name, lengths]).encode())
+        expected.update(np.array(values, dtype=np.int64).tobytes())
+    assert rows[DIGEST].to_pylist() == [expected.digest()]
+
+
+def test_the_digest_tells_how_ragged_lists_are_cut(tmp_path: Path) -> None:
+    first, second = (IMAGES.replace("[[1, 2, 3], [4]]", pages) for pages in ("[[1, 2], [3, 4]]", "[[1], [2, 3, 4]]"))
+    digests = {
+        encoder(tmp_path, source, models=("both", "image"))([document(tmp_path, 0, "word")])[DIGEST][0].as_py()
+        for source in (IMAGES, first, second)
+    }
+    assert len(digests) == 3
+
+
 def test_a_mask_tells_the_tokens_of_a_document_that_the_user_padded(tmp_path: Path) -> None:
     source = """
 from datasets import Features, List, Value
@@ -145,7 +201,10 @@ def test_a_file_that_cannot_be_read_is_a_failure_and_the_others_are_encoded(tmp_
         ('{"input_ids": [1, None], "boxes": []}', "feature 'input_ids': found None, expected uint16[*]"),
         ('{"input_ids": [1]}', "feature 'boxes' is missing; found ['input_ids'], expected ['input_ids', 'boxes']"),
         ('{"input_ids": [1], "boxes": [], "extra": 1}', "feature 'extra' is not declared"),
-        ('{"input_ids": [1], "boxes": [[1, 2], [3]]}', "feature 'boxes': found ragged inner lists of lengths 1, 2"),
+        (
+            '{"input_ids": [1], "boxes": [[1, 2], [3]]}',
+            "feature 'boxes': found length 1 on axis 1, expected int32[*, 2]",
+        ),
         ('{"input_ids": [1], "boxes": [[1, 2, 3]]}', "feature 'boxes': found length 3 on axis 1, expected int32[*, 2]"),
         ('{"input_ids": [70000], "boxes": []}', "feature 'input_ids': found 70000, expected uint16[*]: 0 to 65535"),
         ("[1, 2]", "found list [1, 2], expected a dict of ['input_ids', 'boxes'] or None"),

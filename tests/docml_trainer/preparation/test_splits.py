@@ -3,11 +3,15 @@
 import random
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
+from docml_trainer.preparation.near_duplicates import compute_signatures
+from docml_trainer.preparation.splits import assign as assign_compared
 from docml_trainer.preparation.splits import assign_splits
 
 SHARES = (0.8, 0.1, 0.1)
@@ -143,3 +147,18 @@ def test_large_groups_still_leave_splits_near_their_shares(sizes: list[int]) -> 
         by_group[group].add(splits[guid])
     assert all(len(found) == 1 for found in by_group.values())
     assert "train" in splits.values()
+
+
+def test_a_document_left_out_ties_nobody_together_any_more() -> None:
+    between = np.random.default_rng(3).integers(0, 30_000, 600)
+    left, right = between.copy(), between.copy()
+    left[10:200:12], right[300:490:12] = 1, 2
+    found = compute_signatures([left, between, right])
+    task = PrepareTask(
+        model_names=("m",), own_hyperparameters={}, model_input_files=("f",), near_duplicate_threshold=0.8
+    )
+    guids, nothing = ["left", "between", "right"], [None, None, None]
+    together = assign_compared(task, guids, ["a"] * 3, nothing, found, {})
+    assert (len(set(together.splits)), together.near_duplicate_groups) == (1, ["between"] * 3)
+    apart = assign_compared(task, guids, ["a"] * 3, nothing, found, {"left": "train", "right": "test"})
+    assert (apart.splits, apart.near_duplicate_groups) == (["train", None, "test"], nothing)

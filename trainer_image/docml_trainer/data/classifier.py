@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from docml_trainer.data.collate import ATTENTION_MASK, ROW_IDS
-from docml_trainer.data.shapes import LABELS
+from docml_trainer.data.collate import ROW_IDS
+from docml_trainer.data.shapes import ATTENTION_MASK, LABELS
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.functions import UserFunctions, explain
 from docml_trainer.machine import is_out_of_memory

@@ -1,7 +1,7 @@
 """Rows of encoded documents -> one batch of tensors. Padding happens here and nowhere else.
 
-Every sequence feature, also a nested one (boxes, chunks), is padded to the longest of its batch on every axis whose length is not
-declared as fixed. What the user padded already is as long as it is, and stays.
+Every sequence feature, also a nested one (boxes, chunks, pages), is padded to the longest of its batch on every axis whose length is
+not declared as fixed; lists of one document may differ in length, too. What the user padded already is as long as it is, and stays.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ import datasets
 import numpy as np
 import torch
 
-from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes
+from docml_trainer.data.shapes import ARTIFACT_GUID, ATTENTION_MASK, LABELS, Shape, is_image, main_feature, model_shapes
 from docml_trainer.errors import DataError
 
-ATTENTION_MASK = "attention_mask"
+Array = np.ndarray[Any, Any]
+Nested = Array | list["Nested"]  # a document's values of a feature; lists where they differ in length
 ROW_ID = "row_id"  # an optional integer column of the caller's; comes back as the tensor `row_ids`
 ROW_IDS = "row_ids"
 
@@ -25,10 +26,10 @@ class Collator:
     features: of the data set, with the columns of all models. padding: pad value by (unprefixed) feature, 0 where not
     named. prefix: of this model's columns (`docml_contract.names.column_prefix`). pad_to_multiple_of: rounds the token
     axis up, 8 for tensor cores. forward_parameters: of the model; where `attention_mask` is among them and the data
-    have none, it is derived from the lengths. fixed_shape: (batch, …) by feature, for exports that hold at one shape
+    have none, it is derived from the lengths of the tokens: 1 where one is real, on every axis. fixed_shape: (batch, …) by feature, for exports that hold at one shape
     only; the batch is filled up by repeating its last row, and longer documents are a DataError.
 
-    Integers become int64, floats float32, booleans stay. A row's `row_id`, if there is one, comes back in `row_ids`
+    Integers become int64, floats float32; booleans stay, and so do pixels (`is_image`): uint8. A row's `row_id`, if there is one, comes back in `row_ids`
     (int64[batch]) and is no feature. `artifact_guid` is left out.
     """
 
@@ -53,8 +54,9 @@ class Collator:
         self.pad_to_multiple_of = pad_to_multiple_of or 1
         self.fixed_shape = {name: tuple(shape) for name, shape in (fixed_shape or {}).items()}
         wants_mask = ATTENTION_MASK in (forward_parameters or ()) and ATTENTION_MASK not in self.shapes
-        self.masked_feature = main_feature(self.shapes) if wants_mask else None
-        self.token_axis = min((shape.rank for shape in self.shapes.values() if shape.is_sequence), default=0) - 1
+        main = main_feature(self.shapes)
+        self.masked_feature = main if wants_mask else None
+        self.token_axis = self.shapes[main].rank - 1 if main else None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -76,20 +78,19 @@ class Collator:
                 batch[name] = torch.tensor([int(row[column]) for row in rows], dtype=torch.int64)
         return batch
 
-    def _pad(
-        self, name: str, shape: Shape, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
-        """The padded feature, and where its values are real (int64 ones and zeros, of the same shape)."""
-        arrays = [_array(row[self.prefix + name], shape) for row in rows]
-        target = self._target(name, shape, arrays, rows)
-        padded = np.full((len(arrays), *target), self.padding[name], dtype=_dtype(shape))
-        real = np.zeros(padded.shape, dtype=np.int64) if name == self.masked_feature else np.empty(0, dtype=np.int64)
-        for index, array in enumerate(arrays):
-            place: tuple[Any, ...] = (index, *(slice(length) for length in array.shape))
-            padded[place] = array
+    def _pad(self, name: str, shape: Shape, rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, Array]:
+        """The padded feature, and where its values are real (int64 ones and zeros, of the same shape; empty if not wanted)."""
+        dtype = _dtype(name, shape)
+        values = [_nested(row[self.prefix + name], shape.axes, dtype) for row in rows]
+        target = self._target(name, shape, values, rows)
+        padded = np.full((len(values), *target), self.padding[name], dtype=dtype)
+        real = np.zeros(padded.shape if name == self.masked_feature else 0, dtype=np.int64)
+        for index, value in enumerate(values):
+            _put(padded[index, ...], value)
             if real.size:
-                real[place] = 1
-                real[index].flat[0] = 1  # an empty document attends to one pad value: attention over nothing is NaN
+                _mark(real[index, ...], value)
+                if not real[index].any():  # an empty document attends to one pad value: attention over nothing is NaN
+                    real[index].flat[0] = 1
         missing = self.fixed_shape[name][0] - len(rows) if name in self.fixed_shape else 0
         if missing > 0:
             padded = np.concatenate([padded, np.repeat(padded[-1:], missing, axis=0)])
@@ -97,22 +98,24 @@ class Collator:
         return torch.from_numpy(padded), real
 
     def _target(
-        self, name: str, shape: Shape, arrays: Sequence[np.ndarray[Any, Any]], rows: Sequence[Mapping[str, Any]]
+        self, name: str, shape: Shape, values: Sequence[Nested], rows: Sequence[Mapping[str, Any]]
     ) -> tuple[int, ...]:
         """The length of every axis in this batch."""
-        for array, row in zip(arrays, rows, strict=True):
-            if array.ndim != shape.rank:
+        extents = [_extent(value) for value in values]
+        for extent, row in zip(extents, rows, strict=True):
+            if len(extent) != shape.rank:
                 raise DataError(
-                    f"feature {name!r}{_of(row)}: found {array.ndim} axes, expected {shape} as it is declared"
+                    f"feature {name!r}{_of(row)}: found {len(extent)} axes, expected {shape} as it is declared"
                 )
         if name in self.fixed_shape:
             fixed = self.fixed_shape[name]
-            self._check_fits(name, fixed, arrays, rows)
+            self._check_fits(name, fixed, extents, rows)
             return fixed[1:]
-        longest = [max(array.shape[axis] for array in arrays) for axis in range(shape.rank)]
+        longest = [max(extent[axis] for extent in extents) for axis in range(shape.rank)]
+        rounded = None if is_image(name, shape) else self.token_axis
         return tuple(
             -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-            if axis == self.token_axis and shape.axes[axis] is None
+            if axis == rounded and shape.axes[axis] is None
             else length
             for axis, length in enumerate(longest)
         )
@@ -121,32 +124,66 @@ class Collator:
         self,
         name: str,
         fixed: tuple[int, ...],
-        arrays: Sequence[np.ndarray[Any, Any]],
+        extents: Sequence[tuple[int, ...]],
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
         if len(rows) > fixed[0]:
             raise DataError(
                 f"a batch of {len(rows)} rows; expected at most {fixed[0]}, the only size the export holds at"
             )
-        for array, row in zip(arrays, rows, strict=True):
-            if any(length > room for length, room in zip(array.shape, fixed[1:], strict=True)):
+        for extent, row in zip(extents, rows, strict=True):
+            if any(length > room for length, room in zip(extent, fixed[1:], strict=True)):
                 raise DataError(
-                    f"feature {name!r}{_of(row)}: shape {array.shape}, expected at most {fixed[1:]}, "
+                    f"feature {name!r}{_of(row)}: shape {extent}, expected at most {fixed[1:]}, "
                     "the only shape the export holds at (truncate in encode_data)"
                 )
 
 
-def _array(value: Any, shape: Shape) -> np.ndarray[Any, Any]:
-    array = np.asarray(value, dtype=_dtype(shape))
-    if array.size == 0 and array.ndim < shape.rank:  # an empty list does not tell how deep it is
-        return array.reshape((0, *(length or 0 for length in shape.axes[1:])))
+def _nested(value: Any, axes: Sequence[int | None], dtype: type[np.generic]) -> Nested:
+    """One array, or a list of such where lists differ in length."""
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value, dtype=dtype)
+    except ValueError:  # inhomogeneous
+        return [_nested(inner, axes[1:], dtype) for inner in value]
+    if array.size == 0 and array.ndim < len(axes):  # an empty list does not tell how deep it is
+        return array.reshape((*array.shape, *(length or 0 for length in axes[array.ndim :])))
     return array
 
 
-def _dtype(shape: Shape) -> type[np.generic]:
+def _extent(value: Nested) -> tuple[int, ...]:
+    """The greatest length on every axis. DataError if some lists are deeper than others."""
+    if isinstance(value, np.ndarray):
+        return value.shape
+    below = {_extent(inner) for inner in value}
+    if len({len(extent) for extent in below}) > 1:
+        raise DataError(f"found lists of several depths among the values of a document: {sorted(below)}")
+    return (len(value), *map(max, zip(*below, strict=True)))
+
+
+def _put(target: Array, value: Nested) -> None:
+    """Copy a document's values to the beginning of every axis."""
+    if isinstance(value, np.ndarray):
+        target[tuple(slice(length) for length in value.shape)] = value
+    else:
+        for place, inner in zip(target, value, strict=False):
+            _put(place, inner)
+
+
+def _mark(target: Array, value: Nested) -> None:
+    """Write 1 wherever `_put` writes a value."""
+    if isinstance(value, np.ndarray):
+        target[tuple(slice(length) for length in value.shape)] = 1
+    else:
+        for place, inner in zip(target, value, strict=False):
+            _mark(place, inner)
+
+
+def _dtype(name: str, shape: Shape) -> type[np.generic]:
     """Of the tensor: torch's embeddings take no small or unsigned integers."""
     if shape.dtype == "bool":
         return np.bool_
+    if is_image(name, shape):
+        return np.uint8
     return np.int64 if shape.is_integer else np.float32
 
 

@@ -1,5 +1,7 @@
 """The encoded splits as the training reads them: labels and one model's columns, rows by number, lengths without reading rows."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_trainer.data.shapes import LABELS, main_feature, model_shapes
+from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes, shape_of
 from docml_trainer.errors import DataError
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]  # numbers of rows of a data set
@@ -28,12 +30,54 @@ def load_split(folder: Path, prefix: str) -> datasets.Dataset:
 
 
 def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
-    """Rows as the collator takes them, each with its `row_id`."""
-    columns = data[rows.tolist()]
+    """Rows as the collator takes them, each with its `row_id`.
+
+    A feature's values are an array of the stored type, or a list of arrays where inner lists may differ in length.
+    """
+    table = data.with_format("arrow")[rows.tolist()]
+    columns = {
+        name: column.to_pylist() if name == ARTIFACT_GUID else _values(column, shape_of(name, data.features[name]))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
     return [
         {name: values[index] for name, values in columns.items()} | {"row_id": int(row)}
         for index, row in enumerate(rows)
     ]
+
+
+def leaves(value: Any) -> np.ndarray[Any, Any]:
+    """All numbers of a feature of a fetched row, one after the other."""
+    if isinstance(value, list):
+        return np.concatenate([leaves(inner) for inner in value]) if value else np.empty(0)
+    return np.asarray(value).reshape(-1)
+
+
+def _values(column: pa.ChunkedArray, shape: Shape) -> Sequence[Any]:
+    """A column document by document, without making a Python object of every number."""
+    array = column.combine_chunks()
+    if not shape.rank:
+        return array.to_numpy(zero_copy_only=False)
+    return _nested(array, shape.axes)
+
+
+def _nested(array: pa.Array, axes: Sequence[int | None]) -> list[Any]:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    inner = array.flatten()
+    if pa.types.is_fixed_size_list(array.type):
+        bounds = np.arange(len(array) + 1) * array.type.list_size
+    else:
+        bounds = array.offsets.to_numpy()
+        bounds = bounds - bounds[0]
+    pairs = pairwise(bounds.tolist())
+    below = axes[1:]
+    if None in below:
+        lists = _nested(inner, below)
+        return [lists[start:end] for start, end in pairs]
+    while pa.types.is_nested(inner.type):
+        inner = inner.flatten()
+    flat = inner.to_numpy(zero_copy_only=False).reshape(-1, *below)
+    return [flat[start:end] for start, end in pairs]
 
 
 def document_lengths(dataset: datasets.Dataset, prefix: str) -> Rows:

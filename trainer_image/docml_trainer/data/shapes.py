@@ -4,6 +4,7 @@ The declared features are the contract between the encoder, the saved data and t
 tensors, so anything else is refused here, by name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from docml_trainer.errors import DataError
 LABELS = "labels"
 ARTIFACT_GUID = "artifact_guid"
 OWN_COLUMNS = (LABELS, ARTIFACT_GUID)  # what the platform adds to the encoder's features
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
 
 _NUMBERS = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -77,10 +80,28 @@ def model_shapes(features: datasets.Features, prefix: str) -> dict[str, Shape]:
     }
 
 
-def main_feature(shapes: dict[str, Shape]) -> str | None:
-    """The feature that holds the tokens: `input_ids`, else the first integer sequence; None if there is none."""
-    sequences = [name for name, shape in shapes.items() if shape.is_integer and shape.rank]
-    return "input_ids" if "input_ids" in sequences else next(iter(sequences), None)
+def is_image(name: str, shape: Shape) -> bool:
+    """Whether a feature holds pixels: bytes with at least two axes, which reach the model as bytes.
+
+    A list of small tuples (boxes) is none, and neither is what is named as ids or as a mask, which models look up or multiply with.
+    """
+    if shape.dtype != "uint8" or name.endswith(("_ids", "_mask")):
+        return False
+    return shape.rank > 2 or (shape.rank == 2 and shape.axes.count(None) != 1)
+
+
+def main_feature(shapes: Mapping[str, Shape]) -> str | None:
+    """The feature that holds the tokens; None if there is none.
+
+    `input_ids`, else the first list of integers that may have any length on every axis: so no image, no boxes, no mask.
+    """
+    if INPUT_IDS in shapes and shapes[INPUT_IDS].is_integer and shapes[INPUT_IDS].rank:
+        return INPUT_IDS
+    for name, shape in shapes.items():
+        free = shape.rank > 0 and all(length is None for length in shape.axes)
+        if shape.is_integer and free and name != ATTENTION_MASK and not is_image(name, shape):
+            return name
+    return None
 
 
 def _number(name: str, dtype: str, feature: Any) -> str:

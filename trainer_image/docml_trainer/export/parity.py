@@ -11,7 +11,7 @@ import torch
 
 from docml_trainer.data.classifier import find_logits
 from docml_trainer.data.collate import Collator
-from docml_trainer.data.datasets import document_lengths, fetch, longest_axes
+from docml_trainer.data.datasets import document_lengths, fetch, leaves, longest_axes
 from docml_trainer.data.shapes import main_feature
 
 # A long document takes seconds on a CPU, and each case is computed twice: so few documents, but of every kind.
@@ -166,7 +166,7 @@ class Samples:
         row = dict(self.documents[2])
         for name, (_, *sizes) in shape.items():
             column = self.collate.prefix + name
-            row[column] = np.resize(np.asarray(row[column]), sizes).tolist()
+            row[column] = np.resize(leaves(row[column]), sizes)
         return row
 
     def _longest(self) -> dict[str, list[int]]:
@@ -205,7 +205,7 @@ class Samples:
 
     def _length(self, row: Row) -> int:
         name = main_feature(self.collate.shapes)
-        return int(sum(np.size(part) for part in row[self.collate.prefix + name])) if name else 1
+        return len(leaves(row[self.collate.prefix + name])) if name else 1
 
 
 def _logits(eager: PositionalModel, case: Case) -> torch.Tensor | None:

@@ -4,9 +4,10 @@ Arrow alone is too obliging: it takes 2.0 for an integer, truncates float arrays
 the declared feature says, or a BadValue that says what was found and what was expected.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,25 +29,43 @@ class BadValue(Exception):
 
 @dataclass(frozen=True)
 class Column:
-    """A feature of n documents: `flat` holds all values one after the other, `lengths` (int64[n, rank]) every document's axes."""
+    """A feature of n documents: `flat` holds all values one after the other.
+
+    `lengths` holds, by axis, the length of every list: int64[n] for the documents themselves, then one number for each of their
+    lists, and so on. Lists of one document may differ in length.
+    """
 
     shape: Shape
     flat: Array
-    lengths: Array
+    lengths: tuple[Array, ...]
 
     @property
     def offsets(self) -> Array:
         """Where each document begins in `flat`, and the end: int64[n + 1]."""
-        return _offsets(self.lengths.prod(axis=1))
+        if not self.lengths:
+            return np.arange(len(self.flat) + 1)
+        found = np.arange(len(self.lengths[0]) + 1)
+        for lengths in self.lengths:
+            found = _offsets(lengths)[found]
+        return found
+
+    def document_lengths(self) -> list[list[Any]]:
+        """By document, the length on every axis; where a document's lists differ, the lengths of all of them."""
+        described: list[list[Any]] = [[] for _ in range(len(self.lengths[0]) if self.lengths else len(self.flat))]
+        bounds = np.arange(len(described) + 1)
+        for lengths, declared in zip(self.lengths, self.shape.axes, strict=True):
+            for document, (start, end) in zip(described, pairwise(bounds), strict=True):
+                own = lengths[start:end]
+                equal = not own.size or (own == own[0]).all()
+                document.append((int(own[0]) if own.size else declared or 0) if equal else own.tolist())
+            bounds = _offsets(lengths)[bounds]
+        return described
 
     def to_arrow(self) -> pa.Array:
         """Nested lists of the declared type, all of variable length."""
         array = pa.array(self.flat)
-        for axis in reversed(range(self.shape.rank)):
-            repeats = self.lengths[:, :axis].prod(axis=1)
-            array = pa.ListArray.from_arrays(
-                pa.array(_offsets(np.repeat(self.lengths[:, axis], repeats)), pa.int32()), array
-            )
+        for lengths in reversed(self.lengths):
+            array = pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), array)
         return array
 
     def wide(self) -> Array:
@@ -69,7 +88,7 @@ def arrow_type(shape: Shape) -> pa.DataType:
 
 def _plain(shape: Shape, values: Sequence[Any]) -> Column | None:
     """The common case, quickly: plain lists of plain numbers within the range. None: look closer."""
-    if shape.axes != (None,) or not all(type(value) is list for value in values):
+    if shape.axes != (None,) or shape.dtype == "uint64" or not all(type(value) is list for value in values):
         return None
     if not set(map(type, chain.from_iterable(values))) <= _PLAIN_TYPES[shape.dtype.lstrip("u").rstrip("0123456789")]:
         return None
@@ -78,55 +97,99 @@ def _plain(shape: Shape, values: Sequence[Any]) -> Column | None:
     except (pa.ArrowInvalid, OverflowError):
         return None
     lengths = np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return Column(shape, array.values.to_numpy(zero_copy_only=False), lengths.reshape(-1, 1))
+    return Column(shape, array.values.to_numpy(zero_copy_only=False), (lengths,))
 
 
 def _checked(shape: Shape, values: Sequence[Any]) -> Column:
-    arrays = [_one(index, shape, value) for index, value in enumerate(values)]
-    lengths = np.array([array.shape for array in arrays], dtype=np.int64).reshape(len(arrays), shape.rank)
-    flat = np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.empty(0, dtype=shape.dtype)
-    return Column(shape, flat, lengths)
+    documents = [_Document(index, shape).convert(value) for index, value in enumerate(values)]
+    flat = _joined([flat for flat, _ in documents], shape.dtype)
+    lengths = (_joined([lengths[axis] for _, lengths in documents], np.int64) for axis in range(shape.rank))
+    return Column(shape, flat, tuple(lengths))
 
 
-def _one(index: int, shape: Shape, value: Any) -> Array:
-    """One document's value as an array of the declared type."""
-    array = _as_array(index, shape, value)
-    expected = f"expected {shape}"
-    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(shape.dtype).kind]
-    if array.size and array.dtype.kind not in allowed:
-        raise BadValue(index, f"found {_kind(array)}, {expected}")
-    if array.size == 0 and 0 < array.ndim < shape.rank:  # an empty list does not tell how deep it is
-        array = array.reshape((0, *(length or 0 for length in shape.axes[1:])))
-    if array.ndim != shape.rank:
-        raise BadValue(index, f"found {array.ndim} axes {list(array.shape)}, {expected}")
-    for axis, (found, declared) in enumerate(zip(array.shape, shape.axes, strict=True)):
+@dataclass(frozen=True)
+class _Document:
+    """Converts one document's value, and says in a BadValue what is wrong with it."""
+
+    index: int
+    shape: Shape
+
+    def convert(self, value: Any, axis: int = 0) -> tuple[Array, list[Array]]:
+        """The values of the declared type, flat, and the lengths on every axis from `axis` on, as `Column.lengths` has them."""
+        axes = self.shape.axes[axis:]
+        array = self._as_array(value, ragged=len(axes) > 1)
+        if array is None or _is_ragged(array, len(axes)):
+            self._check_length(axis, len(value))
+            parts = [self.convert(inner, axis + 1) for inner in value]
+            flat = _joined([flat for flat, _ in parts], self.shape.dtype)
+            below = [_joined([lengths[i] for _, lengths in parts], np.int64) for i in range(len(axes) - 1)]
+            return flat, [np.array([len(value)], dtype=np.int64), *below]
+        if array.size == 0 and 0 < array.ndim < len(axes):  # an empty list does not tell how deep it is
+            array = array.reshape((0, *(length or 0 for length in axes[1:])))
+        self._check(array, axis)
+        sizes = array.shape
+        lengths = [np.full(math.prod(sizes[:i]), size, dtype=np.int64) for i, size in enumerate(sizes)]
+        return self._cast(array).reshape(-1), lengths
+
+    def _as_array(self, value: Any, *, ragged: bool) -> Array | None:
+        """None where lists of one axis differ in length and may do so."""
+        if hasattr(value, "detach"):  # a torch tensor
+            value = value.detach().cpu().numpy()
+        try:
+            array = np.asarray(value)
+            mixed = (
+                array.dtype == np.float64 and self.shape.dtype == "uint64"
+            )  # what NumPy makes of small and large integers
+            return _as_integers(value, array) if mixed else array
+        except ValueError as error:  # inhomogeneous
+            if ragged and hasattr(value, "__len__"):
+                return None
+            raise self._wrong(f"found lists{_inner_lengths(value)} among the values") from error
+        except OverflowError as error:
+            raise self._wrong("found an integer beyond 64 bits") from error
+
+    def _check(self, array: Array, axis: int) -> None:
+        allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(self.shape.dtype).kind]
+        if array.size and array.dtype.kind not in allowed:
+            raise self._wrong(f"found {_kind(array)}")
+        if array.ndim != self.shape.rank - axis:
+            raise self._wrong(f"found {axis + array.ndim} axes {list(array.shape)}")
+        for position, length in enumerate(array.shape, start=axis):
+            self._check_length(position, length)
+        if array.size and self.shape.is_integer:
+            # A tensor holds int64.
+            low, high = np.iinfo(self.shape.dtype).min, min(np.iinfo(self.shape.dtype).max, np.iinfo("int64").max)
+            for extreme in (int(array.min()), int(array.max())):
+                if not low <= extreme <= high:
+                    raise self._wrong(f"found {extreme}", f": {low} to {high}")
+
+    def _check_length(self, axis: int, found: int) -> None:
+        declared = self.shape.axes[axis]
         if declared is not None and found != declared:
-            raise BadValue(index, f"found length {found} on axis {axis}, {expected}")
-    if array.size and shape.is_integer:
-        limits = np.iinfo(shape.dtype)
-        for extreme in (int(array.min()), int(array.max())):
-            if not limits.min <= extreme <= limits.max:
-                raise BadValue(index, f"found {extreme}, {expected}: {limits.min} to {limits.max}")
-    with np.errstate(over="ignore"):
-        converted = array.astype(shape.dtype)
-    if shape.dtype.startswith("float") and not np.array_equal(np.isinf(converted), np.isinf(array)):
-        raise BadValue(index, f"found a number beyond the range of {shape.dtype}, {expected}")
-    return converted
+            raise self._wrong(f"found length {found} on axis {axis}")
+
+    def _cast(self, array: Array) -> Array:
+        with np.errstate(over="ignore"):
+            converted = array.astype(self.shape.dtype)
+        if self.shape.dtype.startswith("float") and not np.array_equal(np.isinf(converted), np.isinf(array)):
+            raise self._wrong(f"found a number beyond the range of {self.shape.dtype}")
+        return converted
+
+    def _wrong(self, found: str, limits: str = "") -> BadValue:
+        return BadValue(self.index, f"{found}, expected {self.shape}{limits}")
 
 
-def _as_array(index: int, shape: Shape, value: Any) -> Array:
-    if hasattr(value, "detach"):  # a torch tensor
-        value = value.detach().cpu().numpy()
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # inhomogeneous
-        raise BadValue(
-            index,
-            f"found ragged inner lists{_inner_lengths(value)}, expected {shape}: "
-            "inner lists of one document need equal lengths (pad them in the encoder)",
-        ) from error
-    except OverflowError as error:
-        raise BadValue(index, f"found an integer beyond 64 bits, expected {shape}") from error
+def _as_integers(value: Any, floats: Array) -> Array:
+    """Integers that NumPy has made floats, which cannot hold them; `floats` where these are what was given."""
+    exact = np.asarray(value, dtype=object)
+    whole = exact.size and all(type(number) is int for number in exact.flat)
+    return exact.astype(np.uint64 if min(exact.flat) >= 0 else np.int64) if whole else floats
+
+
+def _is_ragged(array: Array, rank: int) -> bool:
+    """Whether NumPy stopped above the innermost axis: at lists of several lengths, or at empty ones."""
+    stopped = 0 < array.ndim < rank and len(array) > 0
+    return stopped and (array.dtype == object or array.size == 0)
 
 
 def _inner_lengths(value: Any) -> str:
@@ -145,6 +208,10 @@ def _kind(array: Array) -> str:
         return f"{array.dtype} values" if array.ndim else f"a {array.dtype}"
     odd = next((item for item in array.reshape(-1) if not isinstance(item, int | float)), 0)
     return "an integer beyond 64 bits" if odd == 0 else "None" if odd is None else f"a {type(odd).__name__}"
+
+
+def _joined(parts: Sequence[Array], dtype: Any) -> Array:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
 def _offsets(lengths: Array) -> Array:

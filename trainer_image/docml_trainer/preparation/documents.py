@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from docml_contract.jobs import PrepareTask
+from docml_contract.patterns import is_pattern, matches, matching
 from docml_trainer.errors import DataError
+from docml_trainer.functions import InputFile
 
 IGNORED = "ignored_label"
 BELOW_THRESHOLD = "below_num_labels_threshold"
@@ -29,13 +31,14 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Documents:
-    """The taken documents. `paths[i]` holds document i's input files in the order of `files`, None where one is missing."""
+    """The taken documents. `paths[i]` holds document i's input files by entry of MODEL_INPUT_FILES: as many as a pattern matches,
+    one for a name, none where it is missing.
+    """
 
     guids: list[str]
     labels: list[str]
     groups: list[str | None]
-    paths: list[list[str | None]]
-    files: tuple[str, ...]
+    paths: list[list[list[str]]]
     label_names: tuple[str, ...]  # in the order of their ids
     dropped: dict[str, Counts]  # reason -> label -> documents
 
@@ -60,7 +63,7 @@ class Documents:
                 "position": pa.array(positions, pa.int64()),
                 "artifact_guid": pa.array(self.guids[part], pa.string()),
                 "label": pa.array(self.labels[part], pa.string()),
-                "paths": pa.array(self.paths[part], pa.list_(pa.string())),
+                "paths": pa.array(self.paths[part], pa.list_(pa.list_(pa.string()))),
             }
         )
 
@@ -84,8 +87,7 @@ def read_documents(artifacts: Path, task: PrepareTask) -> Documents:
         guids=ordered,
         labels=[rows[guid].label for guid in ordered],
         groups=[rows[guid].group for guid in ordered],
-        paths=[[rows[guid].paths.get(file) for file in task.model_input_files] for guid in ordered],
-        files=task.model_input_files,
+        paths=[[rows[guid].paths_of(entry) for entry in task.model_input_files] for guid in ordered],
         label_names=tuple(sorted({rows[guid].label for guid in ordered})),
         dropped=dropped,
     )
@@ -97,8 +99,14 @@ class _Row:
     group: str | None
     paths: dict[str, str]
 
+    def paths_of(self, entry: str) -> list[str]:
+        """The paths of the files that an entry of MODEL_INPUT_FILES means; in natural order where it is a pattern."""
+        if is_pattern(entry):
+            return [self.paths[file] for file in matching(self.paths, entry)]
+        return [self.paths[entry]] if entry in self.paths else []
 
-def _read_rows(artifacts: Path, files: Sequence[str]) -> dict[str, _Row]:
+
+def _read_rows(artifacts: Path, entries: Sequence[str]) -> dict[str, _Row]:
     if not artifacts.is_file():
         raise DataError(f"{artifacts}: no such file; expected the table of reconciled artifacts in the channel 'spec'")
     schema = pq.read_schema(artifacts)
@@ -116,7 +124,8 @@ def _read_rows(artifacts: Path, files: Sequence[str]) -> dict[str, _Row]:
                     f"{artifacts.name}: artifact {guid} has labels {row.label!r} and {label!r}; expected one "
                     "(reconciliation settles conflicts)"
                 )
-            if file in files:
+            # A document that lacks all of its files, which are optional then, has a row without a file.
+            if file is not None and any(matches(file, entry) for entry in entries):
                 row.paths[file] = path
     return rows
 
@@ -170,12 +179,12 @@ def labels_too_small(documents: Documents, shares: Sequence[float]) -> Counts:
 
 @dataclass(frozen=True)
 class InputDocument:
-    """One document on its way through the encoder: its files by name, and the names of those that it lacks."""
+    """One document on its way through the encoder: its files by name or pattern, and what it lacks although it may not."""
 
     position: int
     guid: str
     label: str
-    files: Mapping[str, Path]
+    files: Mapping[str, InputFile]
     missing: tuple[str, ...]
 
 
@@ -192,14 +201,14 @@ class EncodingFailure:
         return f"artifact {self.artifact_guid} (label {self.label!r}, file {self.file}): {self.error}"
 
 
-class Instance(dict[str, Path]):
+class Instance(dict[str, InputFile]):
     """The mapping that encode_data gets; remembers the file that was asked for last, to name it when reading fails."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, InputFile]) -> None:
         super().__init__(files)
         self.asked: str | None = None
 
-    def __getitem__(self, file: str) -> Path:
+    def __getitem__(self, file: str) -> InputFile:
         self.asked = file
         return super().__getitem__(file)
 
@@ -236,13 +245,19 @@ class Tally:
         return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
 
 
-def read_batch(batch: Mapping[str, Sequence[Any]], files: Sequence[str], folder: Path) -> list[InputDocument]:
+def read_batch(batch: Mapping[str, Sequence[Any]], task: PrepareTask, folder: Path) -> list[InputDocument]:
     """Documents out of a batch of `Documents.to_table`; `folder` is the channel in which their files lie."""
     documents = []
     for position, guid, label, paths in zip(
         *(batch[key] for key in ("position", "artifact_guid", "label", "paths")), strict=True
     ):
-        found = {file: folder / path for file, path in zip(files, paths, strict=True) if path is not None}
-        missing = tuple(file for file in files if file not in found)
-        documents.append(InputDocument(position, guid, label, found, missing))
+        found = dict(zip(task.model_input_files, paths, strict=True))
+        missing = tuple(entry for entry, own in found.items() if not own and entry not in task.optional_files)
+        files = {entry: _input_file(entry, [folder / path for path in own]) for entry, own in found.items()}
+        documents.append(InputDocument(position, guid, label, files, missing))
     return documents
+
+
+def _input_file(entry: str, paths: list[Path]) -> InputFile:
+    """What encode_data gets: for a pattern all paths, for a name its path or None."""
+    return paths if is_pattern(entry) else paths[0] if paths else None

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from docml_contract.names import column_prefix
-from docml_trainer.data.shapes import OWN_COLUMNS, Shape, main_feature, shape_of
+from docml_trainer.data.shapes import ATTENTION_MASK, OWN_COLUMNS, Shape, main_feature, shape_of
 from docml_trainer.errors import UserCodeError
 from docml_trainer.functions import Context, UserFunctions, describe, explain
 from docml_trainer.preparation import near_duplicates
@@ -26,7 +26,6 @@ from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_c
 from docml_trainer.preparation.documents import EncodingFailure, InputDocument, Instance, Tally
 
 UNTRUNCATED_LENGTH = "untruncated_length"
-ATTENTION_MASK = "attention_mask"
 # Columns of a row besides the features; no feature's name begins with "@".
 POSITION = "@position"
 DIGEST = "@digest"
@@ -82,8 +81,14 @@ class Encoder:
 
     @property
     def near_duplicate_feature(self) -> str | None:
-        """The tokens that are compared: the first model's main integer sequence."""
-        return main_feature(self._shapes[self.contexts[0].model_name])
+        """The tokens that are compared: those of the first model that has any."""
+        return self._compared[1] if self._compared else None
+
+    @cached_property
+    def _compared(self) -> tuple[str, str] | None:
+        """Model and feature by which near-duplicates are found."""
+        tokens = ((model, main_feature(shapes)) for model, shapes in self._shapes.items())
+        return next(((model, name) for model, name in tokens if name), None)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -103,7 +108,7 @@ class Encoder:
         kept = [index for index, document in enumerate(documents) if self._keep(document, index, encoded)]
         arrays: dict[str, pa.Array] = {POSITION: pa.array([documents[i].position for i in kept], pa.int64())}
         digests = [hashlib.sha256() for _ in kept]
-        signatures = None
+        signatures = pa.nulls(len(kept), pa.binary())
         for context in self.contexts:
             model = context.model_name
             rows = [encoded[model][index] for index in kept]
@@ -114,8 +119,8 @@ class Encoder:
                 _update_digests(digests, prefix + name, values)
             arrays[TOKENS + model] = pa.array(_token_lengths(columns, len(kept)), pa.int64())
             arrays[UNTRUNCATED + model] = pa.array([row.get(UNTRUNCATED_LENGTH) for row in rows], pa.int64())
-            if signatures is None:
-                signatures = self._signatures(columns, len(kept))
+            if self.sign and self._compared and self._compared[0] == model:
+                signatures = _signatures(columns[self._compared[1]])
         arrays[DIGEST] = pa.array([digest.digest() for digest in digests], pa.binary())
         arrays[SIGNATURE] = signatures
         return pa.Table.from_arrays([arrays[name] for name in self.schema.names], schema=self.schema)
@@ -235,15 +240,6 @@ class Encoder:
                 ) from wrong
         return columns
 
-    def _signatures(self, columns: Mapping[str, Column], count: int) -> pa.Array:
-        name = self.near_duplicate_feature
-        if not self.sign or name is None:
-            return pa.nulls(count, pa.binary())
-        tokens = columns[name]
-        offsets = tokens.offsets
-        documents = (tokens.flat[start:end] for start, end in pairwise(offsets))
-        return pa.array([row.tobytes() for row in near_duplicates.compute_signatures(documents)], pa.binary())
-
     def _wrong(self, message: str) -> UserCodeError:
         return UserCodeError(f"{self.functions.path.name}: {self.function_name} returned a wrong encoding {message}")
 
@@ -254,14 +250,19 @@ def _failure(document: InputDocument, error: str, file: str | None) -> EncodingF
 
 def _update_digests(digests: Sequence[Any], name: str, values: Column) -> None:
     """Add one feature's values to every document's digest: name, lengths and values, whatever type stores them."""
-    wide, offsets = np.ascontiguousarray(values.wide()), values.offsets
+    wide, offsets, lengths = np.ascontiguousarray(values.wide()), values.offsets, values.document_lengths()
     for index, digest in enumerate(digests):
-        digest.update(json.dumps([name, values.lengths[index].tolist()]).encode())
+        digest.update(json.dumps([name, lengths[index]]).encode())
         digest.update(wide[offsets[index] : offsets[index + 1]].data)
 
 
+def _signatures(tokens: Column) -> pa.Array:
+    documents = (tokens.flat[start:end] for start, end in pairwise(tokens.offsets))
+    return pa.array([row.tobytes() for row in near_duplicates.compute_signatures(documents)], pa.binary())
+
+
 def _token_lengths(columns: Mapping[str, Column], count: int) -> list[int | None]:
-    """Tokens of each document: what its attention mask marks, or else the size of its main feature."""
+    """Tokens of each document: what its attention mask marks, or else the size of its main feature; None without tokens."""
     name = main_feature({name: values.shape for name, values in columns.items()})
     if name is None:
         return [None] * count

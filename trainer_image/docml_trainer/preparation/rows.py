@@ -1,7 +1,7 @@
 """The encoders' rows -> the data sets of the splits. Read as streams, batch by batch: memory does not grow with the documents.
 
-On disk ids take the smallest integer type that holds every value of the data set, and lists have their own length: padding
-and int64 are the collator's business.
+On disk integers take the smallest type that holds every value of the data set, and lists have their own length: padding and
+int64 are the collator's business. Only what is declared as uint8 is stored as uint8: pixels, which stay what they are.
 """
 
 import hashlib
@@ -216,7 +216,8 @@ def _narrowed(name: str, feature: Any, limits: tuple[int, int] | None) -> Any:
 
 
 def _smallest(shape: Shape, limits: tuple[int, int]) -> str:
-    fitting = (kind for kind in _INTEGERS if np.iinfo(kind).min <= limits[0] and limits[1] <= np.iinfo(kind).max)
+    allowed = (kind for kind in _INTEGERS if kind != "uint8" or shape.dtype == "uint8")
+    fitting = (kind for kind in allowed if np.iinfo(kind).min <= limits[0] and limits[1] <= np.iinfo(kind).max)
     return min(fitting, default=shape.dtype, key=lambda kind: np.dtype(kind).itemsize)
 
 

@@ -9,11 +9,15 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
 from docml_trainer.preparation.documents import order_key
+from docml_trainer.preparation.near_duplicates import name_groups
 
 Group = tuple[str, str]  # kind and name
 
@@ -36,6 +40,36 @@ class Assignment:
         return pa.table(
             {column: pa.array([row[index] for row in rows], pa.string()) for index, column in enumerate(columns)}
         )
+
+
+def assign(
+    task: PrepareTask,
+    guids: list[str],
+    labels: list[str],
+    groups: list[str | None],
+    signatures: np.ndarray[Any, Any] | None,
+    previous: Mapping[str, str],
+) -> Assignment:
+    """Each document's split and its group of near-duplicates.
+
+    signatures: uint32[documents, 128], or None where documents are not compared. previous: split by GUID, from earlier runs.
+    A document left out ties nobody together any more, so the groups that are reported are those of the others.
+    """
+
+    def near_duplicate_groups(rows: list[int]) -> list[str | None]:
+        if signatures is None:
+            return [None] * len(rows)
+        return name_groups([guids[row] for row in rows], signatures[rows], task.near_duplicate_threshold)
+
+    everyone = list(range(len(guids)))
+    alike = near_duplicate_groups(everyone)
+    splits = assign_splits(guids, labels, groups, alike, previous=previous, shares=task.split, seed=task.split_seed)
+    kept = [row for row in everyone if splits[row]]
+    if len(kept) < len(everyone):
+        alike = [None] * len(everyone)
+        for row, group in zip(kept, near_duplicate_groups(kept), strict=True):
+            alike[row] = group
+    return Assignment(guids, labels, groups, alike, splits)
 
 
 def assign_splits(

@@ -72,7 +72,7 @@ class EncodingPlan:
 
     def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
         """Documents out of a batch of `Documents.to_table`."""
-        return read_batch(batch, self.task.model_input_files, self.artifacts)
+        return read_batch(batch, self.task, self.artifacts)
 
 
 @dataclass(frozen=True)
