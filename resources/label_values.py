@@ -127,3 +127,11 @@ def _texts(values: Iterable[str | None]) -> pa.Array:
 
 def _one_chunk(array: pa.Array) -> pa.ChunkedArray:
     return pa.chunked_array([array])
+
+
+def column_named(names: Sequence[str], wanted: str) -> str | None:
+    """The column that `wanted` names: itself, else the only one that differs in case; None if there is none or several."""
+    if wanted in names:
+        return wanted
+    found = [name for name in names if name.lower() == wanted.lower()]
+    return found[0] if len(found) == 1 else None

@@ -13,12 +13,13 @@ from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.label_counts import label_counts as count_labels
-from docml_assets.steps.label_counts import read_counts
+from docml_assets.steps.label_counts import look_alikes, read_counts
 from docml_assets.steps.production import describe_change, versions
 from docml_assets.steps.reconciliation import read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
+from docml_contract.patterns import is_optional, matches
 from resources.errors import ResourceError
 from resources.store.manifests import read_manifest
 
@@ -115,9 +116,16 @@ def files_complete(work: Work) -> Finding:
     """Every document has every file of FILES_ON_RESEARCH."""
     files = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
     guids = set(read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))["artifact_guid"].to_pylist())
-    have = set(zip(files["artifact_guid"].to_pylist(), files["file"].to_pylist(), strict=True))
+    files_of: dict[str, list[str]] = {guid: [] for guid in guids}
+    for guid, name in zip(files["artifact_guid"].to_pylist(), files["file"].to_pylist(), strict=True):
+        files_of[guid].append(name)
+    settings = work.settings
+    entries = [name for name in settings.files_on_research if not is_optional(name, settings.files_optional)]
     lacking = [
-        (guid, name) for guid in sorted(guids) for name in work.settings.files_on_research if (guid, name) not in have
+        (guid, entry)
+        for guid in sorted(guids)
+        for entry in entries
+        if not any(matches(name, entry) for name in files_of[guid])
     ]
     return Finding(
         passed=not lacking,
@@ -136,7 +144,10 @@ def duplicates_share(work: Work) -> Finding:
 def refused_share(work: Work) -> Finding:
     """Few label rows were refused (unsafe GUIDs, labels that are none)."""
     funnel = read_findings(work).funnel
-    return _share(funnel, "refused", MANY_REFUSED, "were refused")
+    reasons = [
+        f"{count} {stage.removeprefix('refused: ')}" for stage, count in funnel.items() if stage.startswith("refused: ")
+    ]
+    return _share(funnel, "refused", MANY_REFUSED, "were refused" + (f" ({', '.join(reasons)})" if reasons else ""))
 
 
 def _share(funnel: dict[str, int], stage: str, limit: float, what: str) -> Finding:
@@ -182,6 +193,20 @@ def minimum_counts(work: Work) -> Finding:
         facts={"rare labels": table({"label": label, "documents": count} for label, count in few.items())}
         if few
         else {},
+    )
+
+
+def distinct_labels(work: Work) -> Finding:
+    """No two labels look the same."""
+    groups = look_alikes(read_counts(work))
+    shown = "; ".join(" = ".join(map(repr, group)) for group in groups[:5])
+    return Finding(
+        passed=not groups,
+        text=f"{len(groups)} group(s) of labels look the same but for case, blanks or the way accents are written: {shown}; they are "
+        "different classes: make them one in LABELS_QUERY (lower(trim(label)), say), or ignore them in IGNORED_LABELS"
+        if groups
+        else "all labels look different",
+        facts={"look-alikes": table({"labels": " = ".join(map(repr, group))} for group in groups)} if groups else {},
     )
 
 
@@ -241,5 +266,6 @@ count_checks = make_checks(
     LABEL_COUNTS,
     Check("enough_labels", "At least two labels remain to tell apart.", enough_labels, blocking=True),
     Check("minimum_counts", "Every remaining label has a document for each split.", minimum_counts),
+    Check("distinct_labels", "No two labels look the same (case, blanks, accents).", distinct_labels),
     Check("label_balance", "No label is overwhelmingly more frequent than another.", label_balance),
 )

@@ -23,6 +23,7 @@ _SCHEMAS = {
     "conflicts": ("by", "value", "artifact_guid", "label"),
     "labels_without_files": ("artifact_guid", "label"),
     "files_without_labels": ("artifact_guid",),
+    "near_misses": ("artifact_guid", "in_production", "reason"),
     "failures": ("artifact_guid", "file", "reason", "traceback"),
 }
 
@@ -66,12 +67,49 @@ class ReconciliationFindings:
     conflicts: pa.Table = field(default_factory=lambda: findings_table("conflicts", []))
     labels_without_files: pa.Table = field(default_factory=lambda: findings_table("labels_without_files", []))
     files_without_labels: pa.Table = field(default_factory=lambda: findings_table("files_without_labels", []))
+    near_misses: pa.Table = field(default_factory=lambda: findings_table("near_misses", []))
     failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
 
     def together(self, other: "ReconciliationFindings") -> "ReconciliationFindings":
         """What two stages found that ran side by side: labels, and files."""
         refused = pa.concat_tables([self.refused, other.refused])
         return replace(self, funnel=self.funnel | other.funnel, refused=refused)
+
+    def first_examples(self) -> list[str]:
+        """One sentence for each way in which labels and files missed each other, with one example of each side."""
+        found = []
+        counted: dict[str, int] = {}
+        for row in self.near_misses.to_pylist():
+            counted[row["reason"]] = counted.get(row["reason"], 0) + 1
+        for row in self.near_misses.to_pylist():
+            if count := counted.pop(row["reason"], 0):
+                found.append(
+                    f"{count:,} artifact_guid differ from production's in {row['reason']} only: the label's "
+                    f"{printable(row['artifact_guid'])}, in production {printable(row['in_production'])}"
+                )
+        for row in self.refused.to_pylist():
+            if row["reason"] not in counted:
+                counted[row["reason"]] = 0
+                found.append(f"{row['source']} are refused, such as {row['name']}: {row['reason']}")
+        return found
+
+    def say_why_nothing_is_left(self) -> str:
+        """The stages at which everything was left out, with examples of either side."""
+        stages = "; ".join(f"{stage}: {count}" for stage, count in self.funnel.items())
+        examples = self.first_examples()
+        labels, files = self.labels_without_files["artifact_guid"], self.files_without_labels["artifact_guid"]
+        if len(labels) and len(files) and not self.near_misses.num_rows:
+            ours, theirs = printable(labels[0].as_py()), printable(files[0].as_py())
+            examples.append(f"a label's artifact_guid is {ours}, a folder in production {theirs}")
+        elif len(labels) and not len(files):
+            ours = printable(labels[0].as_py())
+            examples.append(
+                f"production has no <artifact_guid>/<file> of FILES_FROM_PROD, neither for {ours} nor for another label"
+            )
+        return (
+            f"no artifact is left after joining labels and files ({stages}); check LABELS_QUERY and FILES_FROM_PROD"
+            + "".join(f"\n  {example}" for example in examples)
+        )
 
     @property
     def problems(self) -> dict[str, pa.Table]:

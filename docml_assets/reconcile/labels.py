@@ -1,5 +1,6 @@
 """From the label table to one trusted row an artifact: refusals, repeated rows, conflicting labels."""
 
+import re
 from collections.abc import Mapping
 
 import polars as pl
@@ -12,13 +13,15 @@ from docml_assets.reconcile.findings import (
     findings_table,
     printable,
 )
+from resources.label_values import TEXT_COLUMNS, column_named
 from resources.store.safe_names import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
 MAX_LABEL_BYTES = 256
 # Rows judged together, so that what is needed on the way stays small.
 CHUNK = 100_000
-REQUIRED = ("artifact_guid", "label", "file_hash")
+# By what text that is not UTF-8 comes, see resources.label_values.
+NOT_UTF8 = "\ufffd"
 
 
 def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFrame:
@@ -28,17 +31,44 @@ def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFr
     (which of them is right nobody here can say). Of several rows for one GUID with one label the first in the order of all
     columns stays.
     """
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    if missing:
-        raise ReconciliationError(
-            f"LABELS_QUERY yields {', '.join(table.column_names)}; expected {', '.join(REQUIRED)} too: "
-            f"give {', '.join(missing)} a name with AS"
-        )
-    rows = pl.DataFrame(pl.from_arrow(table)).with_columns(pl.col(name).cast(pl.String) for name in REQUIRED)
+    rows = pl.DataFrame(pl.from_arrow(table.rename_columns(_names(table.column_names))))
+    rows = rows.with_columns(pl.col(name).cast(pl.String) for name in TEXT_COLUMNS)
     findings.funnel["labels"] = rows.height
+    rows = _without_hashes_that_are_none(rows, findings)
     rows = _without_refused(rows, findings)
     rows = _without_conflicts(rows, findings)
     return _one_row_each(rows, findings)
+
+
+def _names(names: list[str]) -> list[str]:
+    """The query's columns, the required ones as docml writes them: databases differ in the case that they give back."""
+    found = {column_named(names, wanted): wanted for wanted in TEXT_COLUMNS}
+    missing = [wanted for wanted in TEXT_COLUMNS if wanted not in [found[name] for name in found if name is not None]]
+    if missing:
+        raise ReconciliationError(
+            f"LABELS_QUERY yields {', '.join(names)}; expected {', '.join(TEXT_COLUMNS)} too: "
+            f"give {', '.join(missing)} a name with AS"
+        )
+    return [found.get(name, name) for name in names]
+
+
+def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
+    """`rows` with NULL for hashes that tell nothing: artifacts that have none are no duplicates of each other."""
+    text = pl.col("file_hash").str.strip_chars()
+    reasons = {
+        "file_hash is NULL": pl.col("file_hash").is_null(),
+        "file_hash is empty": (text == "").fill_null(False),
+        "file_hash is not UTF-8": text.str.contains(NOT_UTF8, literal=True).fill_null(False),
+    }
+    counts = rows.select(condition.sum().alias(reason) for reason, condition in reasons.items()).row(0)
+    found = {reason: count for reason, count in zip(reasons, counts, strict=True) if count}
+    if found:
+        findings.funnel["without file_hash"] = sum(found.values())
+        findings.funnel |= {f"without file_hash: {reason}": count for reason, count in found.items()}
+    if found.keys() <= {"file_hash is NULL"}:
+        return rows
+    none = pl.any_horizontal(*reasons.values())
+    return rows.with_columns(pl.when(~none).then(pl.col("file_hash")).alias("file_hash"))
 
 
 def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
@@ -47,13 +77,15 @@ def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
     reason = (
         pl.when(guid.is_null() | guid.is_in([name for name in unsafe if name is not None]))
         .then(pl.lit("unsafe artifact_guid"))
+        .when(guid.str.contains(NOT_UTF8, literal=True))
+        .then(pl.lit("artifact_guid is not UTF-8"))
         .when(label.is_null())
         .then(pl.lit("label is NULL"))
         .when(label.str.strip_chars() == "")
         .then(pl.lit("label is empty"))
         .when(label.str.len_bytes() > MAX_LABEL_BYTES)
         .then(pl.lit(f"label is longer than {MAX_LABEL_BYTES} bytes"))
-        .when(label.str.contains("\ufffd", literal=True))
+        .when(label.str.contains(NOT_UTF8, literal=True))
         .then(pl.lit("label is not UTF-8"))
         .when(label.str.contains(r"[\x00-\x1f\x7f]"))
         .then(pl.lit("label has control characters"))
@@ -68,22 +100,26 @@ def _without_refused(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl
         found = refusals(some["artifact_guid"].to_arrow().cast(pa.string()))
         unsafe |= found
         reasons.append(_reasons(some, found))
-    judged = rows.with_columns(pl.concat(reasons))
-    refused = judged.filter(pl.col("__reason").is_not_null())
+    why = pl.concat(reasons)
+    refused = rows.select("artifact_guid").with_columns(why).filter(why.is_not_null())
     findings.funnel["refused"] = refused.height
     for name, count in refused["__reason"].value_counts().sort("__reason").iter_rows():
         findings.funnel[f"refused: {name}"] = count
-    shown_rows = refused.select("artifact_guid", "label", "__reason").head(MAX_ROWS).iter_rows()
+    shown_rows = refused.head(MAX_ROWS).iter_rows()
     findings.refused = findings_table(
         "refused",
         (
-            {"source": "labels", "name": printable(guid), "reason": f"{why}: {unsafe[guid]}" if guid in unsafe else why}
-            for guid, _, why in shown_rows
+            {
+                "source": "labels",
+                "name": printable(guid),
+                "reason": f"{reason}: {unsafe[guid]}" if guid in unsafe else reason,
+            }
+            for guid, reason in shown_rows
         ),
     )
     if not refused.height:
         return rows
-    return judged.filter(pl.col("__reason").is_null()).drop("__reason")
+    return rows.filter(why.is_null())
 
 
 def _repeated(rows: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -144,3 +180,39 @@ def drop_duplicates(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.
     if dropped.is_empty():
         return rows
     return rows.filter(~pl.col("artifact_guid").is_in(dropped["artifact_guid"].implode()))
+
+
+def near_misses(rows: pl.DataFrame, guids: pl.Series) -> pl.DataFrame:
+    """artifact_guid of label rows, in_production, reason: GUIDs without files that some artifact in production nearly has.
+
+    rows: label rows without files. guids: of artifacts in production without labels.
+    """
+    wanted = rows.select("artifact_guid").head(MAX_ROWS).with_columns(_bare(pl.col("artifact_guid")).alias("bare"))
+    found = [pl.DataFrame(schema={"artifact_guid": pl.String, "in_production": pl.String})]
+    for some in guids.to_frame("in_production").iter_slices(CHUNK):
+        nearly = some.with_columns(_bare(pl.col("in_production")).alias("bare")).join(wanted, on="bare")
+        found.append(nearly.select("artifact_guid", "in_production"))
+    pairs = pl.concat(found).unique("artifact_guid", keep="first", maintain_order=True).sort("artifact_guid")
+    reasons = [_difference(*pair) for pair in pairs.iter_rows()]
+    return pairs.with_columns(pl.Series("reason", reasons, dtype=pl.String))
+
+
+def _bare(guid: pl.Expr) -> pl.Expr:
+    """A GUID without what people and databases vary: case, blanks, zeros in front, braces and hyphens."""
+    return guid.str.to_lowercase().str.replace_all(r"[\s{}\-]", "").str.strip_chars_start("0")
+
+
+def _difference(label: str, production: str) -> str:
+    """What tells two GUIDs apart that are equal when bare."""
+    differences = {
+        "case": str.lower,
+        "blanks": lambda guid: "".join(guid.split()),
+        "zeros in front": lambda guid: guid.lstrip("0"),
+        "braces or hyphens": lambda guid: re.sub(r"[{}\-]", "", guid),
+    }
+    found = [
+        name for name, change in differences.items() if (change(label) == label) != (change(production) == production)
+    ]
+    if not found and label.lower() == production.lower():
+        found = ["case"]
+    return " and ".join(found) or "spelling"

@@ -2,16 +2,18 @@
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.reconcile.findings import MAX_ROWS, ReconciliationFindings, findings_table, printable
-from docml_assets.reconcile.labels import drop_duplicates
+from docml_assets.reconcile.labels import drop_duplicates, near_misses
 from docml_contract.base import short
+from docml_contract.patterns import is_optional, is_pattern, matches
 from resources.store.safe_names import refusal
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
@@ -23,6 +25,8 @@ SOURCE = pl.col("artifact_guid") + "/" + pl.col("file")
 
 
 KEY = pl.col("artifact_guid") + "/" + pl.col("version") + "/" + pl.col("file")
+# The column of a label row's version: no query yields a column of this name, so that a `version` of its own stays the row's.
+VERSION = "docml: version"
 
 
 def key_below(base: str) -> pl.Expr:
@@ -32,28 +36,51 @@ def key_below(base: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides an artifact's version besides its source files."""
+    """What decides an artifact's version besides its source files, and which files it consists of: names and patterns."""
 
     files_from_prod: tuple[str, ...]
     files_on_research: tuple[str, ...]
     process_digest: str | None
     overwrite_run: int | None
+    files_optional: tuple[str, ...] = ()
+
+    @property
+    def required_from_prod(self) -> tuple[str, ...]:
+        """The names and patterns of which every artifact has a file in production."""
+        return tuple(entry for entry in self.files_from_prod if not is_optional(entry, self.files_optional))
 
     @property
     def made_files(self) -> tuple[str, ...]:
-        """The files that process_func has to make."""
-        return tuple(name for name in self.files_on_research if name not in self.files_from_prod)
+        """The names and patterns of files that process_func has to make."""
+        others = (entry for entry in self.files_on_research if entry not in self.files_from_prod)
+        return tuple(entry for entry in others if not is_optional(entry, self.files_optional))
 
 
 @dataclass(frozen=True)
 class ReconciliationPlan:
-    """artifacts: the label rows of the kept artifacts, with `version`. files: their files from production, one row each:
+    """artifacts: the label rows of the kept artifacts, with VERSION. files: their files from production, one row each:
     artifact_guid, file, size, source_etag, version; sorted by artifact_guid and file. incomplete: artifact_guid, file of
-    artifacts that lack a file in production. Keys are made when they are needed: a million of them are 100 MB."""
+    artifacts that lack a file (or any file of a pattern) in production. Keys are made when they are needed: a million of them
+    are 100 MB."""
 
     artifacts: pl.DataFrame
     files: pl.DataFrame
     incomplete: pl.DataFrame
+
+    @property
+    def versions(self) -> pl.DataFrame:
+        """artifact_guid, version of every kept artifact."""
+        return self.artifacts.select("artifact_guid", pl.col(VERSION).alias("version"))
+
+
+def entries_with_files(files: pl.DataFrame, entries: Sequence[str]) -> pl.DataFrame:
+    """artifact_guid, entry: which of the names and patterns every artifact has a file of. files: artifact_guid, file."""
+    names = files["file"].unique()
+    pairs = [(name, entry) for name in names for entry in entries if matches(name, entry)]
+    schema = {"file": pl.String, "entry": pl.String}
+    meant = pl.DataFrame(pairs, schema=schema, orient="row")
+    found = files.select("artifact_guid", "file").join(meant, on="file").select("artifact_guid", "entry")
+    return found.unique() if any(map(is_pattern, entries)) else found
 
 
 def production_files(listing: pa.Table, names: Sequence[str], findings: ReconciliationFindings) -> pl.DataFrame:
@@ -69,17 +96,26 @@ def production_files(listing: pa.Table, names: Sequence[str], findings: Reconcil
         accepted = suspects.filter(_judged(suspects["key"].to_pylist(), findings))
         listing = pa.concat_tables([listing.filter(plain), accepted])
     table = pl.DataFrame(pl.from_arrow(listing))
-    parts = [
-        table.select(
-            pl.lit("").alias("artifact_guid"), pl.lit("").alias("file"), "size", pl.col("etag").alias("source_etag")
-        ).clear()
-    ]
-    for name in sorted(names):
+    guid, etag = pl.col("key").str.split("/").list.first(), pl.col("etag").alias("source_etag")
+    columns = (guid.alias("artifact_guid"), pl.lit("").alias("file"), "size", etag)
+    parts = [table.clear().select(*columns)]
+    for name in sorted(_file_names(table, names)):
         guid = pl.col("key").str.strip_suffix(f"/{name}").alias("artifact_guid")
         found = table.filter(pl.col("key").str.ends_with(f"/{name}"))
-        parts.append(found.select(guid, pl.lit(name).alias("file"), "size", pl.col("etag").alias("source_etag")))
+        parts.append(found.select(guid, pl.lit(name).alias("file"), "size", etag))
     files = pl.concat(parts, rechunk=False)
-    return files if len(names) == 1 and files["artifact_guid"].is_sorted() else files.sort("artifact_guid", "file")
+    return files if len(parts) == 2 and files["artifact_guid"].is_sorted() else files.sort("artifact_guid", "file")
+
+
+def _file_names(listing: pl.DataFrame, entries: Sequence[str]) -> set[str]:
+    """The names among `entries`, and the names in the listing that its patterns match."""
+    names = {entry for entry in entries if not is_pattern(entry)}
+    if len(names) == len(entries):
+        return names
+    there: set[str] = set()
+    for some in listing.iter_slices(CHUNK):
+        there |= set(some.select(pl.col("key").str.extract(r"([^/]*)$")).to_series().unique())
+    return names | {name for name in there if any(matches(name, entry) for entry in entries)}
 
 
 def _judged(keys: list[str], findings: ReconciliationFindings) -> pa.Array:
@@ -131,6 +167,10 @@ def join(
         findings.files_without_labels = findings_table(
             "files_without_labels", ({"artifact_guid": guid} for guid in unlabelled.head(MAX_ROWS))
         )
+        nearly = near_misses(without, unlabelled)
+        if nearly.height:
+            findings.funnel["labels without files that nearly match"] = nearly.height
+            findings.near_misses = findings_table("near_misses", nearly.iter_rows(named=True))
         rows = rows.filter(with_files) if without.height else rows
     findings.funnel["joined"] = rows.height
     rows = drop_duplicates(rows, findings)
@@ -140,23 +180,23 @@ def join(
 
 def make_plan(rows: pl.DataFrame, files: pl.DataFrame, recipe: Recipe) -> ReconciliationPlan:
     """Versions for joined artifacts; `files` with their source etags."""
-    expected = pl.DataFrame({"file": recipe.files_from_prod}, schema={"file": pl.String})
+    expected = pl.DataFrame({"entry": recipe.required_from_prod}, schema={"entry": pl.String})
     artifacts, planned, incomplete = [], [], []
     for some_rows, some_files in _aligned(rows, files):
-        counts = some_files.group_by("artifact_guid").agg(pl.len().alias("n"))
+        found = entries_with_files(some_files, recipe.required_from_prod)
+        counts = found.group_by("artifact_guid").agg(pl.len().alias("n"))
         full = counts.filter(pl.col("n") == expected.height)["artifact_guid"]
         if expected.height and len(full) < some_rows.height:
             complete = pl.col("artifact_guid").is_in(full.implode())
-            all_files = some_rows.filter(~complete).select("artifact_guid").join(expected, how="cross")
-            incomplete.append(
-                all_files.join(some_files, on=["artifact_guid", "file"], how="anti", maintain_order="left")
-            )
+            all_entries = some_rows.filter(~complete).select("artifact_guid").join(expected, how="cross")
+            lacking = all_entries.join(found, on=["artifact_guid", "entry"], how="anti", maintain_order="left")
+            incomplete.append(lacking.rename({"entry": "file"}))
             some_rows, some_files = some_rows.filter(complete), some_files.filter(complete)
-        versioned = some_rows.with_columns(_versions(some_rows, some_files, recipe))
-        artifacts.append(versioned)
-        versions = versioned.select("artifact_guid", "version")
+        versions = _versions(some_rows, some_files, recipe)
+        artifacts.append(some_rows.with_columns(versions.alias(VERSION)))
+        of_artifact = some_rows.select("artifact_guid").with_columns(versions)
         # Only the new column is made; the others go on sharing their memory.
-        of_files = some_files.select("artifact_guid").join(versions, on="artifact_guid", maintain_order="left")
+        of_files = some_files.select("artifact_guid").join(of_artifact, on="artifact_guid", maintain_order="left")
         planned.append(some_files.with_columns(of_files["version"]))
     nothing = pl.DataFrame(schema={"artifact_guid": pl.String, "file": pl.String})
     return ReconciliationPlan(
@@ -202,25 +242,46 @@ def artifact_files(plan: ReconciliationPlan, existing: pa.Table) -> pl.DataFrame
         "size",
         "etag",
     )
-    return there.join(
-        plan.artifacts.select("artifact_guid", "version"), on=["artifact_guid", "version"], how="semi"
-    ).sort("artifact_guid", "file")
+    return there.join(plan.versions, on=["artifact_guid", "version"], how="semi").sort("artifact_guid", "file")
+
+
+def not_planned(files: pl.DataFrame, plan: ReconciliationPlan) -> pl.DataFrame:
+    """Of what lies in the store (see `artifact_files`), what process_func made: neither from production nor a mark."""
+    others = files.filter(~pl.col("file").str.starts_with(MARKER))
+    return others.join(plan.files, on=["artifact_guid", "file"], how="anti", maintain_order="left")
 
 
 def to_process(plan: ReconciliationPlan, files: pl.DataFrame, recipe: Recipe) -> pl.DataFrame:
-    """Label rows (with `version`) of artifacts that process_func has to see: never finished, or with a file gone since."""
+    """Label rows (with VERSION) of artifacts that process_func has to see: never finished, or with a file gone since."""
     if recipe.process_digest is None:
         return plan.artifacts.clear()
-    made = ~pl.col("file").is_in(list(recipe.files_from_prod)) & ~pl.col("file").str.starts_with(MARKER)
-    state = files.group_by("artifact_guid").agg(
-        made.sum().alias("made"),
-        pl.col("file").is_in(list(recipe.made_files)).sum().alias("required"),
-        pl.col("file")
-        .filter(pl.col("file").str.starts_with(MARKER))
-        .str.strip_prefix(MARKER)
-        .cast(pl.Int64, strict=False)
-        .max()
-        .alias("marked"),
+    marks = files.filter(pl.col("file").str.starts_with(MARKER))
+    marked = marks.group_by("artifact_guid").agg(
+        pl.col("file").str.strip_prefix(MARKER).cast(pl.Int64, strict=False).max().alias("marked")
+    )
+    made = not_planned(files, plan).group_by("artifact_guid").agg(pl.len().cast(pl.Int64).alias("made"))
+    required = entries_with_files(files, recipe.made_files).group_by("artifact_guid").agg(pl.len().alias("required"))
+    state = (
+        marked.join(made, on="artifact_guid", how="left").join(required, on="artifact_guid", how="left").fill_null(0)
     )
     done = state.filter((pl.col("marked") == pl.col("made")) & (pl.col("required") == len(recipe.made_files)))
     return plan.artifacts.join(done, on="artifact_guid", how="anti", maintain_order="left")
+
+
+def lacking_files(
+    plan: ReconciliationPlan, files: pl.DataFrame, recipe: Recipe, already: set[str]
+) -> Iterable[dict[str, Any]]:
+    """Files of FILES_ON_RESEARCH that production lacks, or that process_func did not make."""
+    for guid, file in plan.incomplete.iter_rows():
+        yield {"artifact_guid": guid, "file": file, "reason": "not in production", "traceback": ""}
+    if not recipe.made_files:
+        return
+    expected = plan.artifacts.select("artifact_guid").join(
+        pl.DataFrame({"entry": list(recipe.made_files)}), how="cross"
+    )
+    found = entries_with_files(files, recipe.made_files)
+    missing = expected.join(found, on=["artifact_guid", "entry"], how="anti", maintain_order="left")
+    reason = "process_func did not write it" if recipe.process_digest else "nothing makes it: there is no process_func"
+    for guid, file in missing.iter_rows():
+        if guid not in already:
+            yield {"artifact_guid": guid, "file": file, "reason": reason, "traceback": ""}

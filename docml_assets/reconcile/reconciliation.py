@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,21 +24,27 @@ from docml_assets.reconcile.copies import (
 )
 from docml_assets.reconcile.findings import (
     NothingLeft,
+    ReconciliationError,
     ReconciliationFindings,
     TooManyFailures,
     findings_table,
 )
 from docml_assets.reconcile.plan import (
+    CHUNK,
     MARKER,
+    VERSION,
     Recipe,
     ReconciliationPlan,
     artifact_files,
     key_below,
+    lacking_files,
+    not_planned,
     to_process,
 )
 from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
+from resources.label_values import column_named
 from resources.labels import LabelSource
 from resources.store import Store
 
@@ -77,6 +83,7 @@ class ReconciliationInputs:
                 files_on_research=tuple(sorted(set(settings.files_on_research))),
                 process_digest=functions_digest(source, [PROCESS_FUNC]) if with_process else None,
                 overwrite_run=self.place.number if settings.overwrite else None,
+                files_optional=tuple(sorted(set(settings.files_optional))),
             ),
         )
 
@@ -133,9 +140,19 @@ def reconcile(inputs: ReconciliationInputs) -> ReconciledArtifacts:
     inputs.progress("labels and files listed", 0, 1)
     listings = step.sources.ask()
     inputs.progress("labels and files listed", 1, 1)
+    _check_groups(inputs.settings, listings.rows.columns)
     copies = copy_until_settled(step.sources, listings, inputs.log, inputs.progress)
+    for example in copies.findings.first_examples():
+        inputs.log(example)
     copies.existing = _process(step, copies.plan, copies.existing)
     return _result(step, copies, started)
+
+
+def _check_groups(settings: Settings, columns: list[str]) -> None:
+    if settings.split_by and column_named(columns, settings.split_by) is None:
+        raise ReconciliationError(
+            f"SPLIT_BY = {settings.split_by}, but LABELS_QUERY yields {', '.join(columns)}: select it too, or correct SPLIT_BY"
+        )
 
 
 def _process(step: _Step, plan: ReconciliationPlan, existing: pa.Table) -> pa.Table:
@@ -153,7 +170,7 @@ def _process(step: _Step, plan: ReconciliationPlan, existing: pa.Table) -> pa.Ta
         inputs.log(f"process_func: {pending.height:,} artifacts")
         meter = ProgressMeter("artifacts processed", pending.height, inputs.log, inputs.progress)
         step.failures += process_artifacts(
-            _tasks(step, pending, files),
+            _tasks(step, plan, pending, files),
             store=inputs.store,
             functions_source=inputs.functions_source,
             environment=inputs.environment,
@@ -165,16 +182,20 @@ def _process(step: _Step, plan: ReconciliationPlan, existing: pa.Table) -> pa.Ta
     return existing
 
 
-def _tasks(step: _Step, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[ArtifactTask]:
-    made = files.filter(
-        ~pl.col("file").is_in(list(step.recipe.files_from_prod)) & ~pl.col("file").str.starts_with(MARKER)
-    ).join(pending.select("artifact_guid"), on="artifact_guid", how="semi")
-    already = dict(made.group_by("artifact_guid").agg("file").iter_rows())
-    for row in pending.iter_rows(named=True):
-        version = row.pop("version")
-        guid = row["artifact_guid"]
-        folder = f"{step.base}/{guid}/{version}"
-        yield ArtifactTask(row, folder, step.recipe.files_from_prod, frozenset(already.get(guid, ())))
+def _tasks(step: _Step, plan: ReconciliationPlan, pending: pl.DataFrame, files: pl.DataFrame) -> Iterator[ArtifactTask]:
+    made = not_planned(files, plan)
+    for rows in pending.iter_slices(CHUNK):
+        from_prod, already = _names_by_guid(plan.files, rows), _names_by_guid(made, rows)
+        for row in rows.iter_rows(named=True):
+            version = row.pop(VERSION)
+            guid = row["artifact_guid"]
+            folder = f"{step.base}/{guid}/{version}"
+            yield ArtifactTask(row, folder, tuple(from_prod.get(guid, ())), frozenset(already.get(guid, ())))
+
+
+def _names_by_guid(files: pl.DataFrame, rows: pl.DataFrame) -> dict[str, list[str]]:
+    some = files.join(rows.select("artifact_guid"), on="artifact_guid", how="semi")
+    return dict(some.group_by("artifact_guid").agg("file").iter_rows())
 
 
 def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
@@ -185,7 +206,7 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
             {"artifact_guid": f.artifact_guid, "file": None, "reason": f.reason, "traceback": f.traceback}
             for f in step.failures
         ),
-        *_lacking(plan, files, recipe, {failure.artifact_guid for failure in step.failures}),
+        *lacking_files(plan, files, recipe, {failure.artifact_guid for failure in step.failures}),
     ]
     out = {str(row["artifact_guid"]) for row in failed}
     findings.failures = findings_table("failures", failed)
@@ -193,10 +214,7 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
     _check_share(step, failed, out, candidates)
     artifacts = plan.artifacts.filter(~pl.col("artifact_guid").is_in(list(out)))
     if artifacts.is_empty():
-        stages = "; ".join(f"{stage}: {count}" for stage, count in findings.funnel.items())
-        raise NothingLeft(
-            f"no artifact is left after joining labels and files ({stages}); check LABELS_QUERY and FILES_FROM_PROD"
-        )
+        raise NothingLeft(findings.say_why_nothing_is_left())
     table = _table(step, artifacts, files, plan)
     findings.funnel |= {
         "failed": len(out),
@@ -209,28 +227,12 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
     }
     return ReconciledArtifacts(
         table=table,
-        label_rows=_arrow(artifacts.drop("version")),
+        label_rows=_arrow(artifacts.drop(VERSION)),
         findings=findings,
         data_version=data_version(table),
         bytes_copied=copies.bytes,
         seconds=time.monotonic() - started,
     )
-
-
-def _lacking(
-    plan: ReconciliationPlan, files: pl.DataFrame, recipe: Recipe, already: set[str]
-) -> Iterable[dict[str, Any]]:
-    """Files of FILES_ON_RESEARCH that production lacks, or that process_func did not make."""
-    for guid, file in plan.incomplete.iter_rows():
-        yield {"artifact_guid": guid, "file": file, "reason": "not in production", "traceback": ""}
-    if not recipe.made_files:
-        return
-    expected = plan.artifacts.select("artifact_guid").join(pl.DataFrame({"file": list(recipe.made_files)}), how="cross")
-    missing = expected.join(files, on=["artifact_guid", "file"], how="anti", maintain_order="left")
-    reason = "process_func did not write it" if recipe.process_digest else "nothing makes it: there is no process_func"
-    for guid, file in missing.iter_rows():
-        if guid not in already:
-            yield {"artifact_guid": guid, "file": file, "reason": reason, "traceback": ""}
 
 
 def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candidates: int) -> None:
@@ -256,11 +258,14 @@ def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candi
 
 def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: ReconciliationPlan) -> pa.Table:
     """reconciled_manifest: one row a file, sorted by artifact_guid and file."""
-    from_prod = pl.col("file").is_in(list(step.recipe.files_from_prod))
+    from_prod = pl.col("source_etag").is_not_null()
     rows = (
         files.with_columns(key_below(step.base).alias("key"))
         .drop("version")
-        .join(artifacts.select("artifact_guid", "label", "file_hash", "version"), on="artifact_guid")
+        .join(
+            artifacts.select("artifact_guid", "label", "file_hash", pl.col(VERSION).alias("version")),
+            on="artifact_guid",
+        )
         .join(plan.files.select("artifact_guid", "file", "source_etag"), on=["artifact_guid", "file"], how="left")
         .with_columns(
             pl.when(from_prod).then(pl.lit("prod")).otherwise(pl.lit("process_func")).alias("origin"),

@@ -48,6 +48,7 @@ from docml_contract.names import (
 from docml_contract.patterns import matches
 from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
+from resources.label_values import column_named
 from resources.store.manifests import check_finished, read_manifest
 
 # What of user_defined_funcs.py decides the encoded rows.
@@ -245,9 +246,10 @@ def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
 
 def _groups(work: Work, rows: pa.Table) -> list[str | None]:
     """The SPLIT_BY value of every label row, as text."""
-    column = work.settings.split_by
-    if column is None:
+    if work.settings.split_by is None:
         return [None] * rows.num_rows
+    column = column_named(rows.column_names, work.settings.split_by)
+    assert column is not None, "reconciliation refuses a query without it"
     return [None if value is None else str(value) for value in rows[column].to_pylist()]
 
 

@@ -13,9 +13,9 @@ from docml_contract.hyperparameters import Interval, SearchRange
 from docml_contract.log_lines import TRAINER_METRICS
 from docml_contract.patterns import matches
 from resources.errors import RefusedQuery
+from resources.label_values import TEXT_COLUMNS, column_named
 from resources.queries import check_query
 
-COLUMNS = ("artifact_guid", "label", "file_hash")
 # What deployments' databases speak. Settings do not know which, so a query is right if one of them understands it; the label
 # source checks it again in its own dialect.
 _DIALECTS = ("postgres", "sqlite", "mysql", "tsql")
@@ -272,15 +272,14 @@ def _missing_columns(query: str, dialect: str, split_by: str | None) -> Iterator
     assert isinstance(statement, exp.Query)
     if statement.is_star or any(isinstance(part, exp.Star) for part in statement.selects):
         return  # the database knows which columns a star stands for
-    columns = {name.lower() for name in statement.named_selects}
-    missing = [name for name in COLUMNS if name not in columns]
+    missing = [name for name in TEXT_COLUMNS if column_named(statement.named_selects, name) is None]
     if missing:
         yield (
             f"a query without the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            f"{', '.join(COLUMNS)} and any further columns",
+            f"{', '.join(TEXT_COLUMNS)} and any further columns",
             f"select {missing[0]}, or rename a column: SELECT … AS {missing[0]}",
         )
-    if split_by and split_by.lower() not in columns:
+    if split_by and column_named(statement.named_selects, split_by) is None:
         yield (
             f"a query without the column {split_by} that SPLIT_BY names",
             "the grouping column among the query's columns",

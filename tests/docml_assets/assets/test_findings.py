@@ -7,6 +7,7 @@ import pytest
 
 from docml_assets.assets.preparation import every_label_everywhere, splits_not_empty, truncation_share
 from docml_assets.assets.reconciliation import (
+    distinct_labels,
     duplicates_share,
     enough_labels,
     files_complete,
@@ -51,12 +52,29 @@ def test_a_missing_file_is_an_error_that_names_it(work: Work) -> None:
     assert "1 file(s)" in found.text
 
 
+def test_files_by_pattern_are_complete_with_one_and_optional_ones_without(world: World) -> None:
+    pages = {"files_from_prod": "raw_text.json, page_*.png, scan_?.tif", "files_optional": "scan_*"}
+    world.write_experiment(**pages)
+    for guid in world.deployment.production.list_folders():
+        world.deployment.production.put(f"{guid}/page_1.png", b"")
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    assert files_complete(work).passed
+    key = f"{work.place.reconciliation}/{RECONCILED_TABLE}"
+    rows = read_parquet(work.store.get(key))
+    work.store.put(key, parquet_bytes(rows.filter([name != "page_1.png" for name in rows["file"].to_pylist()])))
+    assert "24 file(s)" in files_complete(work).text
+
+
 def test_many_duplicates_or_refusals_are_a_warning(work: Work) -> None:
     funnel = {"labels": 100, "duplicates": 31, "refused": 2}
     work.store.put(f"{work.place.reconciliation}/{FINDINGS}", FindingsDocument(funnel=funnel, samples={}).to_bytes())
     assert not duplicates_share(work).passed
     assert "2 of 100 label rows (2.0%) were refused" in refused_share(work).text
     assert not refused_share(work).error
+    funnel |= {"refused: label is NULL": 2}
+    work.store.put(f"{work.place.reconciliation}/{FINDINGS}", FindingsDocument(funnel=funnel, samples={}).to_bytes())
+    assert "were refused (2 label is NULL)" in refused_share(work).text
 
 
 @pytest.mark.parametrize(
@@ -77,6 +95,16 @@ def test_labels(work: Work, counts: dict[str, int], enough: bool, minimum: bool,
         balance,
     )
     assert enough_labels(work).error
+
+
+def test_labels_that_look_alike_are_named(work: Work) -> None:
+    assert distinct_labels(work).passed
+    counts = {"invoice": 3, "Invoice": 2, "invoice ": 2, "Caf\u00e9": 1, "cafe\u0301": 1, "memo": 4, "memos": 1}
+    work.store.put(f"{work.place.labels}/{COUNTS_BY_LABEL}", json.dumps(counts).encode())
+    found = distinct_labels(work)
+    assert (found.passed, found.error) == (False, False)
+    assert "2 group(s)" in found.text
+    assert "'Invoice' = 'invoice' = 'invoice '" in found.text
 
 
 def test_splits(work: Work) -> None:

@@ -47,10 +47,13 @@ class Scene:
     environment: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
+    query: str = QUERY
 
     def settings(self, **keys: Any) -> Settings:
         files = {"FILES_FROM_PROD": "raw_text.json", **keys}
-        lines = [f"{key} = {value}" for key, value in {"LABELS_QUERY": QUERY, "MODEL_NAMES": "tiny", **files}.items()]
+        lines = [
+            f"{key} = {value}" for key, value in {"LABELS_QUERY": self.query, "MODEL_NAMES": "tiny", **files}.items()
+        ]
         return parse_settings(
             "[settings]\n" + "\n".join([*lines, "MODEL_INPUT_FILES = raw_text.json"]) + "\n", "settings.ini"
         )
@@ -109,6 +112,7 @@ def build(
     environment: Mapping[str, str] | None = None,
 ) -> Scene:
     """A scene in a folder, its stores elsewhere if URLs are given."""
+    folder.mkdir(exist_ok=True)
     settings = dict(environment or {})
     return Scene(
         folder,

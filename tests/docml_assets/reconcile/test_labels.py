@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
-from docml_assets.reconcile.labels import drop_duplicates, trusted_rows
+from docml_assets.reconcile.labels import drop_duplicates, near_misses, trusted_rows
 from tests.resources.store.test_safe_names import HOSTILE
 
 
@@ -105,3 +105,58 @@ def test_of_duplicates_the_smallest_guid_stays(order: int) -> None:
         {"file_hash": "1", "kept": "B", "artifact_guid": "a"},
         {"file_hash": "1", "kept": "B", "artifact_guid": "b"},
     ]
+
+
+def test_hashes_that_tell_nothing_are_missing_and_counted() -> None:
+    rows, findings = trusted(
+        [("a", "x", ""), ("b", "y", "  "), ("c", "x", None), ("d", "x", "caf\ufffd"), ("e", "x", "1")]
+    )
+    assert rows["file_hash"].to_list() == [None, None, None, None, "1"]
+    assert findings.funnel["conflicts"] == 0
+    assert {name: count for name, count in findings.funnel.items() if name.startswith("without")} == {
+        "without file_hash": 4,
+        "without file_hash: file_hash is NULL": 1,
+        "without file_hash: file_hash is empty": 2,
+        "without file_hash: file_hash is not UTF-8": 1,
+    }
+    drop_duplicates(rows, findings)
+    assert findings.funnel["duplicates"] == 0
+
+
+def test_a_guid_that_is_not_utf8_is_refused() -> None:
+    rows, findings = trusted([("caf\ufffd", "x", "1"), ("a", "x", "2")])
+    assert rows["artifact_guid"].to_list() == ["a"]
+    assert findings.funnel["refused: artifact_guid is not UTF-8"] == 1
+
+
+def test_columns_are_found_whatever_their_case() -> None:
+    table = pa.table({"Artifact_GUID": ["a"], "LABEL": ["x"], "file_hash": ["1"], "Site": ["s"]})
+    assert trusted_rows(table, ReconciliationFindings()).columns == ["artifact_guid", "label", "file_hash", "Site"]
+    with pytest.raises(ReconciliationError, match="expected artifact_guid, label"):
+        trusted_rows(
+            pa.table({"GUID": ["a"], "Guid": ["b"], "label": ["x"], "file_hash": ["1"]}), ReconciliationFindings()
+        )
+
+
+def test_columns_of_ones_own_keep_their_values() -> None:
+    names = ["version", "path", "file", "key", "size", "etag", "n", "kept", "__reason", "bare", "entry"]
+    rows, _ = trusted(
+        [("b", "x", "1"), ("b", "x", "1"), ("", "x", "2")], **{name: ["own", "own", "bad"] for name in names}
+    )
+    assert rows.select(names).rows() == [("own",) * len(names)]
+
+
+@pytest.mark.parametrize(
+    ("label", "production", "reason"),
+    [
+        ("B6753A83-34D8", "b6753a83-34d8", "case"),
+        ("a b", "ab", "blanks"),
+        ("7", "007", "zeros in front"),
+        ("{b6753a83-34d8}", "b6753a8334d8", "braces or hyphens"),
+        ("{B6753A83}", "b6753a83", "case and braces or hyphens"),
+    ],
+)
+def test_guids_that_nearly_match_are_named_with_the_reason(label: str, production: str, reason: str) -> None:
+    rows = pl.DataFrame({"artifact_guid": [label, "another"]})
+    found = near_misses(rows, pl.Series(["elsewhere", production]))
+    assert found.rows() == [(label, production, reason)]

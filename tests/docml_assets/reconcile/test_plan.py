@@ -38,7 +38,7 @@ RECIPE = Recipe(FILES, FILES, None, None)
 
 
 def versions(of: ReconciliationPlan) -> dict[str, str]:
-    return dict(of.artifacts.select("artifact_guid", "version").iter_rows())
+    return dict(of.versions.iter_rows())
 
 
 def test_wanted_files_are_found_and_unsafe_keys_counted() -> None:

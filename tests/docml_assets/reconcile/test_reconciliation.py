@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from docml_assets.reconcile import NothingLeft, ProcessFuncBroken, TooManyFailures
+from docml_assets.reconcile import NothingLeft, ProcessFuncBroken, ReconciliationError, TooManyFailures
 from docml_assets.reconcile.reconciliation import TABLE_COLUMNS
 from docml_contract.base import digest
 from resources.store import Store
-from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids
+from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids, label_database
 from tests.resources.store.test_safe_names import HOSTILE
 from tests.servers.postgres import PostgresServer
 from tests.servers.s3 import S3Server
@@ -202,6 +202,119 @@ def test_nothing_left(tmp_path: Path) -> None:
     scene = build(tmp_path, [("a", "x", "h", 0)])
     with pytest.raises(NothingLeft, match="labels without files: 1"):
         scene.run()
+
+
+def test_nothing_joined_gives_examples_and_reasons(tmp_path: Path) -> None:
+    scene = build(
+        tmp_path, [("ABC-1", "x", "h1", 0), ("ABC-2", "x", "h2", 0), ("007", "x", "h3", 0), ("a ", "x", "h4", 0)]
+    )
+    for guid in ("abc-1", "abc-2", "7"):
+        scene.artifact(guid)
+    with pytest.raises(NothingLeft) as caught:
+        scene.run()
+    said = str(caught.value)
+    assert "2 artifact_guid differ from production's in case only: the label's 'ABC-1', in production 'abc-1'" in said
+    assert (
+        "1 artifact_guid differ from production's in zeros in front only: the label's '007', in production '7'" in said
+    )
+    assert "labels are refused, such as 'a ': unsafe artifact_guid: white space at an end" in said
+    scene = build(tmp_path / "other", [("one", "x", "h", 0)])
+    scene.artifact("two")
+    with pytest.raises(NothingLeft, match="a label's artifact_guid is 'one', a folder in production 'two'"):
+        scene.run()
+    scene = build(tmp_path / "wrong name", [("one", "x", "h", 0)])
+    scene.production.put("one/text.json", b"{}")
+    with pytest.raises(NothingLeft, match="no <artifact_guid>/<file> of FILES_FROM_PROD, neither for 'one' nor"):
+        scene.run()
+
+
+def test_near_misses_are_said_where_others_match(scene: Scene) -> None:
+    scene.labels = label_database(
+        scene.folder / "labels.db", [(guids(6)[0], "a", "h", 0), (guids(6)[1].upper(), "b", "i", 0)]
+    )
+    result = scene.run()
+    assert result.funnel["labels without files that nearly match"] == 1
+    assert result.problems["near_misses"].to_pylist() == [
+        {"artifact_guid": guids(6)[1].upper(), "in_production": guids(6)[1], "reason": "case"}
+    ]
+    assert any("differ from production's in case only" in line for line in scene.said)
+
+
+def test_the_rows_own_version_reaches_process_func(scene: Scene) -> None:
+    scene.query = (
+        "SELECT artifact_guid, label, file_hash, site AS version, 'p' AS path, 'f' AS file, 'k' AS key FROM labels"
+    )
+    source = (
+        "def process_func(artifact, directory):\n"
+        "    (directory / 'words.txt').write_text(' '.join(str(artifact[n]) for n in ('version', 'path', 'file', 'key')))\n"
+    )
+    result = scene.run(functions=source, SPLIT_BY="Version", **WORDS)
+    assert result.label_rows["version"].to_pylist() == [row["site"] for row in _sites(scene)]
+    row = next(row for row in result.table.to_pylist() if row["file"] == "words.txt")
+    site = next(other["site"] for other in _sites(scene) if other["artifact_guid"] == row["artifact_guid"])
+    assert scene.store.get(row["key"]).decode() == f"{site} p f k"
+    scene.query = "SELECT * FROM labels"
+    with pytest.raises(ReconciliationError, match="SPLIT_BY = batch, but LABELS_QUERY yields artifact_guid, label"):
+        scene.run(2, SPLIT_BY="batch")
+
+
+def _sites(scene: Scene) -> list[dict[str, Any]]:
+    return scene.labels.fetch("SELECT artifact_guid, site FROM labels ORDER BY artifact_guid").to_pylist()
+
+
+PAGES = {"FILES_FROM_PROD": "raw_text.json, page_*.png"}
+
+
+def test_patterns_take_as_many_files_as_there_are(scene: Scene) -> None:
+    pages = {guid: i % 3 + 1 for i, guid in enumerate(guids(6))}
+    for guid, count in pages.items():
+        scene.artifact(guid, **{f"page_{n}__png": f"{guid} {n}".encode() for n in range(count)}, notes__txt=b"")
+    plain = scene.run()
+    first = scene.run(**PAGES)
+    found = [(row["artifact_guid"], row["file"]) for row in first.table.to_pylist() if row["file"] != "raw_text.json"]
+    assert found == [(guid, f"page_{n}.png") for guid in sorted(pages) for n in range(pages[guid])]
+    assert {row["origin"] for row in first.table.to_pylist()} == {"prod"}
+
+    more = guids(6)[2]
+    scene.artifact(more, page_10__png=b"one more")
+    second = scene.run(2, **PAGES)
+    changed = set(second.table["key"].to_pylist()) - set(first.table["key"].to_pylist())
+    assert {key.split("/")[3] for key in changed} == {more}, "a new version of this document only"
+    assert (second.funnel["copied"], second.funnel["reused"]) == (5, second.table.num_rows - 5)
+    assert scene.run(3).table == plain.table, "versions of artifacts without patterns stay as they are"
+
+
+def test_a_pattern_that_matches_nothing_is_a_missing_file_unless_it_is_optional(scene: Scene) -> None:
+    lacking = guids(6)[3]
+    for guid in guids(6):
+        if guid != lacking:
+            scene.artifact(guid, page_1__png=b"")
+    with pytest.raises(TooManyFailures, match=rf"{lacking} page_\*\.png: not in production"):
+        scene.run(**PAGES)
+    result = scene.run(FILES_OPTIONAL="page_*.png", **PAGES)
+    assert result.funnel["artifacts"] == 6
+    assert result.table.num_rows == 11
+
+
+def test_process_func_may_make_files_by_pattern(scene: Scene) -> None:
+    source = (
+        "def process_func(artifact, directory):\n"
+        "    for n in range(artifact['site'] if artifact['site'] < 3 else 0):\n"
+        "        (directory / f'crop_{n}.txt').write_text('x')\n"
+        "    (directory / 'pages.txt').write_text(' '.join(sorted(p.name for p in directory.glob('page_*'))))\n"
+    )
+    for guid in guids(6):
+        scene.artifact(guid, page_1__png=b"", page_2__png=b"")
+    files = {**PAGES, "FILES_ON_RESEARCH": "raw_text.json, page_*.png, pages.txt, crop_*.txt"}
+    with pytest.raises(TooManyFailures, match=r"4 of 6 .*\n.* crop_\*\.txt: process_func did not write it"):
+        scene.run(functions=source, **files)
+    result = scene.run(functions=source, FILES_OPTIONAL="crop_*", **files)
+    rows = result.table.to_pylist()
+    made = [row["file"] for row in rows if row["origin"] == "process_func"]
+    assert sorted(made) == sorted(["pages.txt"] * 6 + ["crop_0.txt"] * 2 + ["crop_1.txt"])
+    assert scene.store.get(next(row["key"] for row in rows if row["file"] == "pages.txt")) == b"page_1.png page_2.png"
+    again = scene.run(2, functions=source, FILES_OPTIONAL="crop_*", **files)
+    assert (again.funnel["processed"], again.table) == (0, result.table)
 
 
 def test_a_file_that_vanishes_or_changes_while_it_is_copied(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,10 @@ def test_only_what_the_experiment_reads_counts(world: World) -> None:
     (world.root / "production" / "doc-00" / "page_01.png").write_bytes(b"png")
     assert files_version(production, ["raw_text.json"]) == before
     assert files_version(production, ["raw_text.json", "page_01.png"]) != before
-    assert files_version(production, ["raw_text.json", "page_*.png"]) != before
+    pages = files_version(production, ["raw_text.json", "page_*.png"])
+    assert pages != before
+    (world.root / "production" / "doc-00" / "page_10.png").write_bytes(b"png")
+    assert files_version(production, ["raw_text.json", "page_*.png"]) != pages
     (world.root / "production" / "doc-00" / "raw_text.json").write_text("{}")
     assert files_version(production, ["raw_text.json"]) != before
 
