@@ -1,10 +1,11 @@
-"""A real `dagster dev` for a test: its own home, a free port, stopped with everything that it started.
+"""A real `dagster dev` for a test: its own home, a free port, stopped with everything that it started, also when the test is killed.
 
 A process started in the background of a non-interactive shell ignores SIGINT and SIGTERM, and its children inherit that; the
 handlers are put back before it is started, so that its runs can be terminated.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 120
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that the kernel sends when the parent is gone
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def dagster_dev(home: Path, environment: Mapping[str, str]) -> Iterator[DagsterD
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_restore_signals,
+            preexec_fn=_prepare_child,
         )
     server = DagsterDev(f"http://127.0.0.1:{port}", home, log, process)
     try:
@@ -86,9 +89,11 @@ def dagster_dev(home: Path, environment: Mapping[str, str]) -> Iterator[DagsterD
         _stop(process)
 
 
-def _restore_signals() -> None:
+def _prepare_child() -> None:
+    """Between fork and exec: signals as they are by default, and an interrupt when the test process dies, however it dies."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _ready(server: DagsterDev) -> bool:
