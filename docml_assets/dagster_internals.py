@@ -6,6 +6,7 @@ import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.execution.plan.objects import ErrorSource
@@ -15,6 +16,21 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster_shared.error import SerializableErrorInfo
+
+
+class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):
+    """A `dagster.Failure` whose sentence is all that the run's log shows: no class name before it, no stack behind it.
+
+    Dagster takes the recorded error of an exception that crossed a process boundary as it stands; that is how the stack stays out.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        shown = SerializableErrorInfo(message=sentence, stack=[], cls_name="Failure")
+        DagsterUserCodeProcessError.__init__(self, sentence, user_code_process_error_infos=[shown])
+        self.description = sentence
+        self.metadata = {}
+        self.allow_retries = False
 
 
 def partition_tags(key: dg.MultiPartitionKey) -> dict[str, str]:

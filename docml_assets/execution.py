@@ -1,16 +1,14 @@
 """One run of an experiment, executed in this process on Dagster's persistent instance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
 from docml_assets.dagster_internals import execute_run, is_interrupt, job_origin, partition_tags
-from docml_assets.errors import DocmlError
 from docml_assets.partitions import register
 from docml_assets.runs.claims import Claim
 from docml_assets.tags import PROCESS_TAG
-from docml_contract.errors import ContractError
 from docml_contract.names import (
     BEST_MODEL,
     ENCODED_SPLITS,
@@ -24,7 +22,6 @@ from docml_contract.names import (
     TRAINING,
     TUNING,
 )
-from resources.errors import ResourceError
 from resources.processes import this_process
 
 JOB = "run_experiment"
@@ -108,17 +105,11 @@ def execute(
 
 
 def _failure(event: dg.DagsterEvent) -> Failure:
-    """The innermost error of a step that failed: Dagster's own wrapping says nothing more."""
-    explained = {kind.__name__ for base in (DocmlError, ResourceError, ContractError) for kind in _family(base)}
-    error = event.step_failure_data.error
-    while error is not None and error.cause is not None and error.cls_name not in explained:
+    """Why a step failed: its own sentence, or else its innermost error, since Dagster's wrapping says nothing more."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return Failure(event.step_key or "", data.user_failure_data.description, explained=True)
+    error = data.error
+    while error is not None and error.cause is not None:
         error = error.cause
-    known = error is not None and error.cls_name in explained
-    message = (error.message if error else event.message or "").strip()
-    return Failure(event.step_key or "", message.partition(": ")[2] if known else message, known)
-
-
-def _family(base: type[Exception]) -> Iterator[type[Exception]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _family(kind)
+    return Failure(event.step_key or "", (error.message if error else event.message or "").strip(), explained=False)

@@ -8,7 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.assets.materialization import RESOURCES, Context, work_for
+from docml_assets.assets.materialization import RESOURCES, explained, work_for
+from docml_assets.dagster_internals import ExplainedFailure
 from docml_assets.partitions import experiment_runs
 from docml_assets.steps.work import Work
 
@@ -59,18 +60,23 @@ def make_checks(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(name=f"{asset}_checks", specs=specs, can_subset=True, required_resource_keys=set(RESOURCES))
     def run_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         selected = {key.name for key in context.selected_asset_check_keys}
-        work = work_for(context, asset)
-        for name, check in by_name.items():
-            if name in selected:
-                yield check_result(context, asset, name, check.find(work))
+        stopping = []
+        with explained():
+            work = work_for(context, asset)
+            for name, check in by_name.items():
+                if name in selected:
+                    finding = check.find(work)
+                    yield check_result(asset, name, finding)
+                    if check.blocking and finding.error and not finding.passed:
+                        stopping.append(finding.text)
+        if stopping:  # Dagster's own error would only name the check
+            raise ExplainedFailure("\n".join(stopping))
 
     return run_checks
 
 
-def check_result(context: Context, asset: str, name: str, finding: Finding) -> dg.AssetCheckResult:
+def check_result(asset: str, name: str, finding: Finding) -> dg.AssetCheckResult:
     """A finding as Dagster records it."""
-    if not finding.passed:
-        (context.log.error if finding.error else context.log.warning)(f"{asset}: {name}: {finding.text}")
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=name,

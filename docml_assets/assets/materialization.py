@@ -3,14 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import dagster as dg
 
 from docml_assets.assets.metadata import Metadata, common
+from docml_assets.dagster_internals import ExplainedFailure
+from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.partitions import experiment_runs, run_place
 from docml_assets.progress import display
-from docml_assets.steps.snapshot import existing_claim, frozen_settings
+from docml_assets.runs.claims import Claim
+from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tags import PROCESS_TAG, operation_of, steps_of
 from docml_contract import log_lines
@@ -32,7 +37,7 @@ def run_asset(
     name: str, *, deps: Sequence[Any] = (), group: str, kinds: set[str], description: str, **more: Any
 ) -> Callable[[Body], dg.AssetsDefinition]:
     """Decorates the body of an asset of a run; `more` goes to `dagster.asset`."""
-    return dg.asset(
+    make = dg.asset(
         name=name,
         deps=list(deps),
         partitions_def=experiment_runs,
@@ -45,6 +50,25 @@ def run_asset(
         output_required=False,
         **more,
     )
+
+    def decorate(body: Body) -> dg.AssetsDefinition:
+        @wraps(body)
+        def explained_body(context: dg.AssetExecutionContext) -> Results:
+            with explained():
+                yield from body(context)
+
+        return make(explained_body)
+
+    return decorate
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """An error that explains itself fails the step with its sentence, and nothing else; others keep their stack."""
+    try:
+        yield
+    except EXPLAINED_ERRORS as error:
+        raise ExplainedFailure(str(error)) from None
 
 
 def materialize(
@@ -74,19 +98,35 @@ def place_of(context: Context) -> RunPlace:
     return run_place(context.partition_key)
 
 
-def note_process(context: Context) -> None:
-    """Let the run carry the process that executes it: a run whose process is gone can be told from one that works on."""
+def note_process(context: Context) -> bool:
+    """Let the run carry the process that executes it: a run whose process is gone can be told from one that works on.
+
+    Whether this was the first time: then nothing of this execution has been said yet.
+    """
     mine = str(this_process())
-    if context.run.tags.get(PROCESS_TAG) != mine:
-        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: mine})
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is None or run.tags.get(PROCESS_TAG) == mine:
+        return False
+    context.instance.add_run_tags(run.run_id, {PROCESS_TAG: mine})
+    return True
+
+
+def say_changes(context: Context, claim: Claim) -> None:
+    """A run keeps what it was claimed with: say so where its folder has changed since."""
+    resources = context.op_execution_context.resources
+    changes = describe_folder(resources.store, claim, resources.deployment.experiment_folder(claim.experiment))
+    if changes:
+        context.log.warning(changes)
 
 
 def work_for(context: Context, asset: str) -> Work:
     """Everything that a step of this partition needs. UnclaimedRun if nobody claimed the run."""
     place = place_of(context)
-    note_process(context)
+    begun = note_process(context)
     resources = context.op_execution_context.resources
     claim = existing_claim(resources.store, place)
+    if begun:
+        say_changes(context, claim)
     tags = context.run.tags
     return Work(
         place=place,

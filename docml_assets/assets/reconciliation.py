@@ -242,7 +242,7 @@ def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetChe
     else:
         production.observe(context, current)
         finding = unchanged(work, current)
-    return check_result(context, RECONCILED_DATA, "production_unchanged", finding)
+    return check_result(RECONCILED_DATA, "production_unchanged", finding)
 
 
 with preview_features():

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from docml_assets.assets.materialization import Results, materialize, note_process, place_of, run_asset
+from docml_assets.assets.materialization import Results, materialize, note_process, place_of, run_asset, say_changes
 from docml_assets.assets.metadata import Metadata, table
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
@@ -18,7 +18,7 @@ from docml_contract.names import EXPERIMENT_SNAPSHOT
     "experiment folder. An unclaimed run is accepted here only if it is the experiment's RUN_NUM.",
 )
 def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
-    note_process(context)
+    begun = note_process(context)
     place = place_of(context)
     resources = context.resources
     claim = claim_from_ui(
@@ -29,6 +29,8 @@ def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
         holder=context.run.root_run_id or context.run.run_id,
         trigger=trigger_of(context.run.tags, context.run.run_id),
     )
+    if begun:
+        say_changes(context, claim)
     yield from materialize(
         context, EXPERIMENT_SNAPSHOT, lambda work: snapshot(work.store, claim), lambda work, outcome: _metadata(claim)
     )

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import click
 
+from docml_assets.errors import EXPLAINED_ERRORS
+
 COMMANDS = {
     "new": "Scaffold an experiment folder that validates and runs as it is.",
     "validate": "Find every mistake of an experiment that can be known before a job starts.",
@@ -67,18 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except Exception as error:
-        if not _is_explained(error):
-            raise
+    except EXPLAINED_ERRORS as error:
         click.secho(f"docml: {error}", fg="red", err=True)
         return 1
     return code if isinstance(code, int) else 0
-
-
-def _is_explained(error: Exception) -> bool:
-    """Whether the error's message says what was found, what was expected and the remedy: then it needs no traceback."""
-    from docml_assets.errors import DocmlError
-    from docml_contract.errors import ContractError
-    from resources.errors import ResourceError
-
-    return isinstance(error, DocmlError | ResourceError | ContractError)

@@ -63,11 +63,15 @@ def claim_for(
     from docml_assets.experiment.problems import ProblemsError
     from docml_assets.runs.claims import claim_next, claim_or_continue, claim_run, read_claim
     from docml_assets.runs.preflight import validate
+    from docml_assets.steps.snapshot import describe_folder
 
     path = deployment.experiment_folder(experiment)
     store = deployment.store
     existing = read_claim(store, experiment, number) if number else None
     if existing is not None:
+        changes = describe_folder(store, existing, path)
+        if changes:
+            click.secho(f"{changes[0].upper()}{changes[1:]}.", fg="yellow")
         return existing, _operated(existing, path)
     problems = validate(path, deployment.environment)
     if problems:

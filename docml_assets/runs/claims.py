@@ -7,7 +7,7 @@ everything a run needs of its experiment folder; the readable files beside it ar
 import ast
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -155,9 +155,7 @@ def claim_or_continue(
     changed = changed_keys(claim, folder)
     if changed:
         raise RunChanged(
-            f"run {number} of {folder.name} was claimed on {claim.created_at}, and its folder has changed since: "
-            f"{', '.join(changed)}. A run keeps its settings: take the next number (docml run {folder.name} --next, or "
-            f"RUN_NUM = {next_run(store, folder.name)}), or continue it as it was with --run {number}"
+            f"{describe_changes(claim, changed, next_run(store, folder.name))}; or continue run {number} as it was: --run {number}"
         )
     return claim
 
@@ -185,6 +183,14 @@ def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
 
 
 _SECTIONS = ("hyperparameters", "tunable")
+
+
+def describe_changes(claim: Claim, changed: Sequence[str], free: int) -> str:
+    """What is said of a run whose folder differs from its claim in `changed`; `free`: the next free number."""
+    return (
+        f"run {claim.run} of {claim.experiment} was claimed on {claim.created_at} and keeps its settings; its folder has changed "
+        f"since: {', '.join(changed)}. To use what is new take run {free}: docml run {claim.experiment} --next, or RUN_NUM = {free}"
+    )
 
 
 def _code(source: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from docml_assets.errors import DocmlError
+from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.problems import ProblemsError
-from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, next_run, read_claim
+from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import (
     Launch,
@@ -28,8 +28,6 @@ from docml_assets.sensors.launching import (
 )
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
-from docml_contract.errors import ContractError
-from resources.errors import ResourceError
 from resources.store import Store
 
 NAME = "experiment_sensor"
@@ -99,7 +97,7 @@ def deal_with(
             findings.launches.append(outcome)
             return seen.model_copy(update={"handled": True, "launched": (*seen.launched, outcome.claim.run)})
         handled, report = True, outcome
-    except (DocmlError, ContractError, ResourceError, OSError) as error:
+    except (*EXPLAINED_ERRORS, OSError) as error:
         handled, report = False, f"{path.name}: nothing starts: {error}"
     said = digest(report) if report else None
     if report and said != seen.said:
@@ -144,9 +142,4 @@ class NothingToDo(DocmlError):
 def frozen_edits(claim: Claim, folder: ExperimentFolder, free: int) -> str | None:
     """What to say of a folder whose RUN_NUM is claimed already: nothing, if it says what the run froze."""
     changed = changed_keys(claim, folder)
-    if not changed:
-        return None
-    return (
-        f"{folder.name}: run {claim.run} was claimed on {claim.created_at} and keeps its settings; changed since: "
-        f"{', '.join(changed)}. Write RUN_NUM = {free} to start a run with them"
-    )
+    return describe_changes(claim, changed, free) if changed else None

@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from docml_assets.dagster_internals import check_history
-from docml_assets.errors import DocmlError
+from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
@@ -30,9 +30,7 @@ from docml_assets.sensors.launching import (
 from docml_assets.steps.production import describe_change, files_version
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
-from docml_contract.errors import ContractError
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_DATA, RECONCILIATION, RunPlace
-from resources.errors import ResourceError
 from resources.labels import LabelSource
 from resources.store import Store
 from resources.store.manifests import read_manifest
@@ -180,7 +178,7 @@ class Watch:
             seen = known.get(name, ExperimentMemory())
             try:
                 known[name] = self._look_at(name, seen, cursor.id, findings)
-            except (DocmlError, ContractError, ResourceError, OSError) as error:
+            except (*EXPLAINED_ERRORS, OSError) as error:
                 known[name] = report_once(name, error, seen, findings)
         return cursor.model_copy(update={"experiments": known, "after": last}), findings
 

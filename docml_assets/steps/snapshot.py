@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.settings import Settings
-from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
+from docml_assets.runs.claims import (
+    Claim,
+    changed_keys,
+    claim_run,
+    describe_changes,
+    next_run,
+    read_claim,
+    write_snapshot,
+)
 from docml_assets.runs.preflight import validate
 from docml_assets.steps.work import Outcome, UnclaimedRun
 from docml_contract.names import EXPERIMENT_SNAPSHOT, RunPlace
@@ -18,6 +27,16 @@ from resources.store.manifests import check_finished, read_manifest
 def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settings:
     """The claim's settings; `operation` (keys that do not freeze, from the folder or a tag) goes before the claim's own."""
     return claim.settings.with_operational({**operation, "run_num": claim.run}) if operation else claim.settings
+
+
+def describe_folder(store: Store, claim: Claim, path: Path) -> str | None:
+    """What is said where a run is executed whose experiment folder has changed since its claim; None if it has not, or is gone."""
+    try:
+        folder = ExperimentFolder.load(path)
+        changed = changed_keys(claim, folder)
+    except DocmlError:
+        return None
+    return describe_changes(claim, changed, next_run(store, claim.experiment)) if changed else None
 
 
 def existing_claim(store: Store, place: RunPlace) -> Claim:

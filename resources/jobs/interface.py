@@ -111,7 +111,8 @@ class JobFailed(JobError):
         self.reason = reason
         self.last_lines = tuple(last_lines)
         self.links = dict(links or {})
-        lines = "".join(f"\n  | {line}" for line in self.last_lines)
+        more = [line for line in self.last_lines if not reason or reason not in line]  # what is said is not said again
+        lines = "".join(f"\n  | {line}" for line in more)
         where = "".join(f"\n  {title}: {link}" for title, link in self.links.items())
         super().__init__(f"job {name}: {reason}{lines}{where}")
 

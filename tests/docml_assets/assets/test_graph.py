@@ -71,6 +71,24 @@ def test_the_next_run_reuses_what_did_not_change(world: World, instance: dg.Dags
     assert second["encoded_splits"].metadata["reused_from"].value == "run 1"
 
 
+def test_executing_a_run_again_says_first_that_its_folder_has_changed(
+    world: World, instance: dg.DagsterInstance
+) -> None:
+    def first_said(run_id: str) -> str:
+        logs = [entry for entry in instance.all_logs(run_id) if entry.dagster_event is None]
+        return logs[0].user_message if logs else ""
+
+    world.write_experiment()
+    assets = ["experiment_snapshot", "reconciled_data"]
+    assert "changed" not in first_said(materialize(world, instance, 1, assets=assets).run_id)
+    world.write_experiment(hyperparameters={"epochs": 2}, split_seed=4)
+    for selected in (assets, assets[1:]):
+        said = first_said(materialize(world, instance, 1, assets=selected).run_id)
+        assert (
+            "its folder has changed since: SPLIT_SEED, [hyperparameters] epochs. To use what is new take run 2" in said
+        )
+
+
 def test_steps_that_are_not_performed_leave_no_materialization_unless_something_fits(
     world: World, instance: dg.DagsterInstance
 ) -> None:
@@ -111,6 +129,13 @@ def test_leaking_splits_stop_the_run_before_training(world: World, instance: dg.
     assert not result.success
     assert checks(result)["no_leakage"] == (False, dg.AssetCheckSeverity.ERROR)
     assert jobs.ran == ["preparation"]
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert failed.step_key == "encoded_splits_checks"
+    assert failed.step_failure_data.error is not None
+    assert failed.step_failure_data.error.message.startswith(
+        "0 document(s) occur twice, 0 SPLIT_BY group(s) and 1 group(s)"
+    )
+    assert failed.step_failure_data.error.stack == []
 
 
 def test_production_that_cannot_be_read_is_a_warning(world: World, instance: dg.DagsterInstance) -> None:

@@ -185,6 +185,12 @@ def test_runs_shows_what_they_came_to(finished: Here) -> None:
     assert "No runs of EXP-8" in finished.docml("runs", "EXP-8")
 
 
+def test_a_run_whose_folder_changed_says_so_in_its_first_line(finished: Here) -> None:
+    first = finished.docml("run", "EXP-7-words", "--run", "1", "--steps", "reconciliation").splitlines()[0]
+    assert first.startswith("Run 1 of EXP-7-words was claimed on ")
+    assert "its folder has changed since: [hyperparameters] epochs. To use what is new take run 3: docml run" in first
+
+
 def test_one_step_of_a_fresh_run_is_performed_with_what_it_needs(finished: Here) -> None:
     said = finished.docml("run", "EXP-7-words", "--run", "8", "--steps", "preparation")
     assert "taken from run" in said
@@ -221,5 +227,8 @@ def test_a_failed_step_says_its_reason(finished: Here) -> None:
         said = finished.docml("run", "EXP-7-words", "--run", "9", code=1)
     finally:
         functions.write_text(text)
-    assert "encoded_splits failed" in said
-    assert "no such page" in said
+    (failed,) = re.findall(r"encoded_splits failed: (.*)", said)
+    assert "152 of 152 documents could not be encoded" in failed
+    assert said.count("documents could not be encoded") == 1
+    assert "ValueError: no such page (user_defined_funcs.py, line" in failed
+    assert "Traceback" not in said

@@ -94,7 +94,7 @@ def test_edits_of_a_frozen_run_are_reported_once(daemon: Daemon, tmp_path: Path)
         assert daemon.tick() == []
         said.append(daemon.skipped or "")
     (report,) = [text for text in said if "SPLIT_SEED" in text]
-    assert "Write RUN_NUM = 2" in report
+    assert "take run 2: docml run EXP-1 --next, or RUN_NUM = 2" in report
     experiment(tmp_path, settings="SPLIT_SEED = 13\nTRAINING_INSTANCE_TYPE = ml.g5.2xlarge")  # does not freeze
     for _ in range(3):
         assert daemon.tick() == []
