@@ -4,6 +4,7 @@ import ast
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from docml_assets.experiment.canonical_source import canonical_source
 from docml_contract.base import canonical_json
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -24,11 +25,13 @@ def functions_digest(source: str, names: Sequence[str]) -> str:
     effects = [statement for statement in module.body if _has_effect(statement, bindings)]
     reached = _reachable([*names, *(name for statement in effects for name in _names_used(statement))], bindings)
     if reached is None or _registers_classes(module):
-        return hashlib.sha256(ast.unparse(module).encode()).hexdigest()
+        return hashlib.sha256(canonical_source(module).encode()).hexdigest()
     content = {
         "functions": sorted(name for name in names if name in bindings),
-        "definitions": {name: [ast.unparse(statement) for statement in bindings[name]] for name in sorted(reached)},
-        "effects": [ast.unparse(statement) for statement in effects],
+        "definitions": {
+            name: [canonical_source(statement) for statement in bindings[name]] for name in sorted(reached)
+        },
+        "effects": [canonical_source(statement) for statement in effects],
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()
 

@@ -149,3 +149,18 @@ def test_imports_that_always_run() -> None:
         "if TYPE_CHECKING:\n    import k\nif x:\n    import l\ndef m():\n    import n\n"
     )
     assert [name for name, _ in plain_imports(module)] == ["a.b", "c", "d.e", ".", ".h", "l"]
+
+
+def test_digests_do_not_depend_on_the_version_of_python() -> None:
+    """Stored by Python 3.11, before others were supported: a run prepared there is not prepared again after an upgrade."""
+    source = """
+SEPARATOR = ", "
+
+def encode_data(instance, context):
+    raise ValueError(f"{instance['guid']}: {SEPARATOR.join(f'{key}={context[key]!r}' for key in context)}\\n")
+"""
+    assert digest(source) == "1f98b9d2131fafcf68d9e1970f5899dbb6c5317114acc75b92e245adacf1aa9a"
+    assert (
+        digest("class A:\n    def __init_subclass__(cls): pass\n" + source)
+        == "cdaff72131088b9a802101bceb14efad88e7a8c88ec95dc050bd93607f1f466f"
+    )
