@@ -14,8 +14,16 @@ Made from the code by `python docs/make_settings.py > docs/settings.md`; a test 
 
 `settings.ini` has three sections. `docml validate` reports every mistake in it at once.
 
-- A value may go on over further lines if these are indented. Lines whose first character is `#` or `;` are comments; everywhere else
-  these two, and `%`, are ordinary characters. Lists are comma-separated. Keys of `[settings]` are upper-case.
+- A value may go on over further lines if these are indented. Lines whose first character is `#` or `;` are comments; a comment
+  behind a value is an error. `%` is an ordinary character. Keys of `[settings]` are upper-case.
+- Values may be quoted, with `"` or `'` around all of them; inside, a doubled quote stands for one. What stands in quotes is taken as
+  it is.
+- Lists are comma-separated, or one item a line. An item that holds a comma, a quote, `#`, `;`, `*`, `?` or `[` stands in quotes:
+  `IGNORED_LABELS = "invoice, paid", other`.
+- File names may be patterns: `page_*.png` stands for one or more files, in natural order (`page_2.png` before `page_10.png`); `?` stands
+  for one character, `[12]` for one of these. Keys that do not say so take no patterns.
+- `none` leaves a key at its default where that is none, auto, a list or a name.
+- A byte order mark and Windows line ends are accepted, in every file of the folder.
 - The file is copied into the store with every run: it must hold no secret.
 - A run keeps its settings for ever. Only the keys marked *free* do not freeze with it: the sensors and `docml run` take them
   from the folder, everything else from the run's claim.
@@ -29,8 +37,9 @@ HYPERPARAMETERS = """
 ## [hyperparameters]
 
 Constants. These are read by the training loop; any further key is the experiment's own: `load_model` sees all, `encode_data`
-only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `[1, 2]`), and as
-text where they are none. A key that is nearly one of these is refused: a typo would go unnoticed.
+only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `null`, `[1, 2]`,
+`"text"`), and as text where they are not JSON. A key that is nearly one of these is refused, and so is a value that is nearly a number
+(`.5`, `1,024`) or a switch (`yes`, `off`): a typo would go unnoticed. A text of that kind stands in quotes.
 
 Of the further keys one means something to the platform: `max_length`, a whole number, says how long a document may become, in values of
 its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export holds at one shape only
@@ -52,7 +61,26 @@ What `RUN_TUNING = true` searches. A key may stand in `[hyperparameters]` too: t
 | `warmup_steps = 0 -> 100` | an interval of whole numbers, as both ends are |
 | `train_batch_size = 8, 16, 32` | a choice; the only kind that `TUNING_STRATEGY = Grid` takes |
 
-At most 30 keys, and at most 30 values a choice; at most 100 hyperparameters in all (limits of SageMaker)."""
+At most 30 keys, and at most 30 values a choice; at most 100 hyperparameters in all (limits of SageMaker).
+
+## [hyperparameters.MODEL] and [tunable.MODEL]
+
+In a comparison, values and ranges of one model, beside those that all have in common:
+
+```ini
+[settings]
+MODEL_NAMES = minilm, longformer
+
+[hyperparameters]
+epochs = 3
+max_length = 512
+
+[hyperparameters.longformer]
+max_length = 4096
+train_batch_size = 2
+```
+
+A constant of a model's own is not searched for it, unless `[tunable.MODEL]` names it too."""
 
 
 def reference() -> str:

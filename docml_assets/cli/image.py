@@ -13,7 +13,6 @@ from docml_assets.errors import DocmlError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = "trainer_image/Dockerfile"
-EXTENSION = "sagemaker.Dockerfile"
 _REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/")
 
 
@@ -71,6 +70,7 @@ def push(experiment: str, dry_run: bool) -> None:
 def _target(experiment: str) -> tuple[str, Path | None]:
     """(image URI, the experiment's own Dockerfile if it has one)."""
     from docml_assets.deployment import Deployment
+    from docml_assets.experiment.folder import DOCKERFILE as EXTENSION
     from docml_assets.experiment.folder import ExperimentFolder
 
     deployment = Deployment.current()

@@ -1,15 +1,19 @@
 """An experiment's folder: its two files, as they were when they were read."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from docml_assets.errors import ExperimentError
+from docml_assets.experiment.problems import Problem, shown
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name
 
 SETTINGS = "settings.ini"
+DOCKERFILE = "sagemaker.Dockerfile"
+_NO_SHELL = re.compile(r"\s*(FROM|ARG|ENV|LABEL|COPY|ADD|WORKDIR|USER|EXPOSE|VOLUME|STOPSIGNAL)\b(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class ExperimentFolder:
 
 
 def read_text(path: Path) -> str:
+    """A file's text without a byte order mark, lines ended by \\n; ExperimentError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ExperimentError(
             f"{path}: no such file; an experiment has settings.ini and {USER_FUNCTIONS}: restore it, or take one that "
@@ -47,3 +52,26 @@ def read_text(path: Path) -> str:
         raise ExperimentError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except OSError as error:
         raise ExperimentError(f"{path}: {error.strerror}; expected a file that can be read") from error
+
+
+def dockerfile_problems(folder: Path) -> list[Problem]:
+    """What is wrong with the text of the folder's sagemaker.Dockerfile, if it has one. Docker takes byte order marks and CRLF."""
+    path = folder / DOCKERFILE
+    if not path.exists():
+        return []
+    try:
+        lines = read_text(path).splitlines()
+    except ExperimentError as error:
+        found, _, remedy = str(error).removeprefix(f"{path}: ").partition("; ")
+        return [Problem(str(path), 0, found, "a text that Docker can read", remedy)]
+    return [
+        Problem(
+            str(path),
+            number,
+            f"{shown(line)} (a comment behind the instruction, of which Docker makes arguments)",
+            "comments on lines of their own",
+            "move it above the line",
+        )
+        for number, line in enumerate(lines, start=1)
+        if (match := _NO_SHELL.fullmatch(line)) and re.search(r"\s#", re.sub(r"\"[^\"]*\"|'[^']*'", "", match[2]))
+    ]

@@ -5,6 +5,7 @@ Nothing of it is executed here.
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ OPTIONAL = frozenset({"process_func", "encode_batch"})
 RETURN_NOTHING = frozenset({"process_func"})
 PADDING = "PADDING"
 
+_ENCODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # as Python looks for it
 # Run by the worker's Python: prints those of its arguments that it cannot find. Top-level names only, so nothing is imported.
 _FIND = """
 import importlib.util, json, sys
@@ -50,9 +52,11 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         said = getattr(error, "msg", None) or str(error)
-        return [Problem(path, line, f"no Python: {said}", "a module that Python can parse", "correct the line")]
+        return [
+            Problem(path, line, f"what is not Python: {said}", "a module that Python can parse", "correct the line")
+        ]
     bindings = module_bindings(module)
-    problems = []
+    problems = [*_encoding_problems(source, path)]
     for name in PARAMETERS:
         if name not in bindings:
             if name not in OPTIONAL and not (name == "encode_data" and "encode_batch" in bindings):
@@ -64,6 +68,16 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
     problems += _padding_problems(bindings.get(PADDING, []), path)
     problems += _import_problems(module, path, worker_python, needed="process_func" in defined_functions(source))
     return problems
+
+
+def _encoding_problems(source: str, path: str) -> Iterator[Problem]:
+    """A line that says another encoding than the file has: the jobs would read other characters than stand there."""
+    for number, line in enumerate(source.splitlines()[:2], start=1):
+        said = _ENCODING.match(line)
+        if said and said[1].lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig", "ascii", "us-ascii"):
+            yield Problem(
+                path, number, f"the encoding {said[1]}", "UTF-8, in which the file is read", "remove the line"
+            )
 
 
 def _missing(path: str, name: str) -> Problem:

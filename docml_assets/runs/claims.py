@@ -15,6 +15,7 @@ from pydantic import Field
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
+from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.base import Document
 from docml_contract.manifests import Manifest, utc_now
@@ -44,6 +45,7 @@ class Claim(Document):
     run: int = Field(ge=1)
     settings_text: str = Field(description="settings.ini")
     functions_source: str = Field(description="user_defined_funcs.py")
+    dialect: int = Field(1, ge=1, description="of settings_text: how its values are read (experiment/settings/ini.py)")
     trigger: dict[str, Any] = Field(description="what started the run, for people")
     request_id: str = Field(min_length=1, description="of the request that claimed; settles a lost response")
     created_at: str = Field(description="UTC, ISO 8601")
@@ -55,7 +57,7 @@ class Claim(Document):
     def settings(self) -> Settings:
         """The frozen settings, under this run's number."""
         path = PurePath(f"{self.experiment}/run_{self.run}/experiment/{SETTINGS}")
-        return parse_settings(self.settings_text, path).with_operational({"run_num": self.run})
+        return parse_settings(self.settings_text, path, self.dialect).with_operational({"run_num": self.run})
 
     @property
     def place(self) -> RunPlace:
@@ -115,6 +117,7 @@ def _draft(content: Content, number: int, trigger: Mapping[str, Any], request_id
         run=number,
         settings_text=content.settings_text,
         functions_source=content.functions_source,
+        dialect=DIALECT if isinstance(content, ExperimentFolder) else content.dialect,
         trigger=dict(trigger),
         request_id=request_id,
         created_at=utc_now(),
@@ -172,17 +175,31 @@ def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
 def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
     """What the folder says otherwise than the claim, of all that freezes. Comments and formatting do not count."""
     frozen, now = claim.settings.frozen_content(), folder.settings.frozen_content()
-    keys = [key for key in {**frozen, **now} if key not in _SECTIONS]
+    keys = [key for key in {**frozen, **now} if key not in (*_SECTIONS, *_MODEL_SECTIONS)]
     changed = [key.upper() for key in keys if frozen.get(key) != now.get(key)]
-    for section in _SECTIONS:
-        old, new = frozen[section], now[section]
-        changed += [f"[{section}] {key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    old, new = _sections(frozen), _sections(now)
+    for section in sorted(old.keys() | new.keys()):
+        before, after = old.get(section, {}), new.get(section, {})
+        changed += [
+            f"[{section}] {key}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+        ]
     if _code(claim.functions_source) != _code(folder.functions_source):
         changed.append(USER_FUNCTIONS)
     return changed
 
 
 _SECTIONS = ("hyperparameters", "tunable")
+_MODEL_SECTIONS = {"model_hyperparameters": "hyperparameters", "model_tunable": "tunable"}
+
+
+def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Section -> key -> value of what froze beside [settings]."""
+    models = {
+        f"{section}.{model}": values
+        for key, section in _MODEL_SECTIONS.items()
+        for model, values in content.get(key, {}).items()
+    }
+    return {section: content[section] for section in _SECTIONS} | models
 
 
 def describe_changes(claim: Claim, changed: Sequence[str], free: int) -> str:

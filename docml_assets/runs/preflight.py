@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from docml_assets.errors import ExperimentError
-from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, read_text
+from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, dockerfile_problems, read_text
 from docml_assets.experiment.functions import check_functions, defined_functions
 from docml_assets.experiment.problems import Problem, SettingsError
 from docml_assets.experiment.settings.ini import parse_ini
@@ -41,6 +41,7 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
     problems = check_functions(
         folder.functions_source, str(path / USER_FUNCTIONS), environment.get("DOCML_WORKER_PYTHON") or None
     )
+    problems += dockerfile_problems(path)
     try:
         settings = folder.settings
     except SettingsError as error:

@@ -222,7 +222,7 @@ class Watch:
         claim = read_claim(self.store, name, run)
         if claim is None:
             raise NewDataIgnored(f"run {run} has reconciled data and no claim: restore {RunPlace(name, run).claim}")
-        return read_settings(claim.settings_text, claim.place.root)
+        return read_settings(claim.settings_text, claim.place.root, claim.dialect)
 
     def _newest_reconciled(self, name: str, runs: list[int], seen: ExperimentMemory) -> ExperimentMemory:
         """`seen` with the newest run that has reconciled; runs older than the one known are not read again."""

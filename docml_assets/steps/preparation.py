@@ -111,6 +111,7 @@ def preparation_key(work: Work, reconciled: Manifest, rows: pa.Table) -> str:
         functions=functions_digest(work.functions_source, ENCODING_NAMES),
         model_names=list(settings.model_names),
         hyperparameters=settings.own_hyperparameters,
+        **({"model_hyperparameters": by_model} if (by_model := settings.own_model_hyperparameters) else {}),
         model_input_files=sorted(settings.model_input_files),
         **({"optional_files": optional} if (optional := sorted(settings.optional_input_files)) else {}),
         ignored_labels=sorted(settings.ignored_labels),

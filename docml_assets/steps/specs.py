@@ -32,6 +32,7 @@ def preparation_spec(
             phase=phase,
             model_names=settings.model_names,
             own_hyperparameters=settings.own_hyperparameters,
+            model_hyperparameters=settings.own_model_hyperparameters,
             model_input_files=settings.model_input_files,
             optional_files=settings.optional_input_files,
             ignored_labels=settings.ignored_labels,
@@ -79,10 +80,10 @@ def training_spec(
             objective_type=settings.objective_type,
             tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes),
         ),
-        hyperparameters=settings.tuning_constants if work.tunes else settings.hyperparameters,
+        hyperparameters=settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model),
         channels=tuple(Channel(name=split, prefix=f"{prepared}/{split}") for split in ("train", "valid")),
         files=hash_files(files),
-        tuning=_search(work) if work.tunes else None,
+        tuning=_search(work, model) if work.tunes else None,
         metric_definitions=settings.metric_definitions,
         inputs=dict(inputs),
         provenance=dict(provenance),
@@ -90,16 +91,16 @@ def training_spec(
     )
 
 
-def _search(work: Work) -> Tuning:
+def _search(work: Work, model: str) -> Tuning:
     settings = work.settings
     return Tuning(
-        ranges=settings.tunable,
+        ranges=settings.ranges_of(model),
         strategy=settings.tuning_strategy,
         objective_metric=settings.objective_metric_name,
         objective_type=settings.objective_type,
         max_jobs=settings.max_jobs,
         max_parallel_jobs=settings.max_parallel_jobs,
-        seed=int(settings.hyperparameters["seed"]),
+        seed=int(settings.hyperparameters_of(model)["seed"]),
     )
 
 

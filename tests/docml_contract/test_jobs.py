@@ -26,3 +26,7 @@ def test_a_spec_without_optional_files_keeps_the_hash_it_had_before_there_were_a
 
 def test_optional_files_decide_the_result() -> None:
     assert spec(optional_files=("raw_text.json",)).spec_hash != spec().spec_hash
+
+
+def test_values_of_one_model_decide_the_result() -> None:
+    assert spec(model_hyperparameters={"tiny": {"max_length": 8}}).spec_hash != spec().spec_hash

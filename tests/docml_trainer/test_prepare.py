@@ -227,3 +227,18 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
 
     # 1,800 more documents of 4,000 int64 ids are 55 MiB, if they were held.
     assert peak(2_000) - peak(200) < 30 * 1024
+
+
+def test_each_model_of_a_comparison_encodes_with_its_own_values(tmp_path: Path) -> None:
+    job = preparation(
+        tmp_path,
+        PLAIN[:30],
+        model_names=("short", "long"),
+        own_hyperparameters={"max_length": 5},
+        model_hyperparameters={"long": {"max_length": 9}},
+    )
+    finished = job.run()
+    assert finished.returncode == 0, finished.stderr
+    rows = datasets.load_from_disk(str(job.output / "train"))
+    longest = {model: max(map(len, rows[f"{model}_input_ids"])) for model in ("short", "long")}
+    assert longest == {"short": 5, "long": 9}

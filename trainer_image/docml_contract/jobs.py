@@ -49,6 +49,9 @@ class PrepareTask(Document):
     )
     model_names: tuple[str, ...]
     own_hyperparameters: dict[str, Any] = Field(description="the experimenter's own, all that encode_data sees")
+    model_hyperparameters: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="model of a comparison -> those of them that differ for it"
+    )
     model_input_files: tuple[str, ...] = Field(description="names and patterns of the files that encode_data gets")
     optional_files: tuple[str, ...] = Field((), description="those of model_input_files that an artifact may lack")
     ignored_labels: tuple[str, ...] = ()
@@ -174,6 +177,7 @@ class JobSpec(Document):
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any
-        if not content["task"].get("optional_files"):
-            content["task"].pop("optional_files", None)  # specs of before there were optional files keep their hashes
+        for later in ("optional_files", "model_hyperparameters"):
+            if not content["task"].get(later):
+                content["task"].pop(later, None)  # specs of before there were any keep their hashes
         return digest(content)

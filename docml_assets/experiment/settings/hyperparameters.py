@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from docml_assets.experiment.problems import nearest, shown
 from docml_assets.experiment.settings.ini import Entry, Ini
+from docml_assets.experiment.settings.keys import Keys
+from docml_assets.experiment.settings.values import find_constant_slip, split_items, unquoted
 from docml_contract.base import canonical_json
 from docml_contract.hyperparameters import (
     KNOWN,
@@ -25,6 +27,8 @@ from docml_contract.hyperparameters import (
     parse_scalar,
 )
 
+HYPERPARAMETERS, TUNABLE = "hyperparameters", "tunable"
+SETTINGS_KEYS = frozenset(name.upper() for name in Keys.model_fields)
 # SageMaker's limits
 MAX_HYPERPARAMETERS = 100
 MAX_TUNED = 30
@@ -34,6 +38,8 @@ MAX_VALUE = 2500
 MAX_TUNED_VALUE = 256
 
 _INTERVAL = re.compile(r"(?P<low>\S+)\s*->\s*(?P<high>\S+)(?:\s+(?P<scale>\S+))?")
+# What people write for an interval, and what would be one text.
+_NO_INTERVAL = re.compile(r"[\d.]\S*\s*(\u2192|=>|\.\.+|\bto\b|[-\u2013:])\s*[\d.]\S*(\s+log)?")
 _INTEGER = re.compile(r"[+-]?\d+")
 _WORDS = {"true": True, "false": False}
 
@@ -49,12 +55,28 @@ def parse_constant(text: str) -> Any:
 
 
 def read_hyperparameters(ini: Ini) -> dict[str, Any]:
-    """The constants: the platform's own, with defaults, and the experimenter's. Complains in `ini`."""
-    values: dict[str, Any] = TrainingHyperparameters().model_dump()
-    for entry in ini.section("hyperparameters").values():
-        if not _is_good_key(ini, entry, "hyperparameters"):
+    """The constants of [hyperparameters]: the platform's own, with defaults, and the experimenter's. Complains in `ini`."""
+    values = {**TrainingHyperparameters().model_dump(), **read_constants(ini, HYPERPARAMETERS)}
+    total = len(values.keys() | ini.section(TUNABLE).keys())
+    if total > MAX_HYPERPARAMETERS:
+        ini.complain(
+            ini.section_lines.get(HYPERPARAMETERS, 1),
+            f"{total} hyperparameters (the platform's {len(KNOWN)} count)",
+            f"at most {MAX_HYPERPARAMETERS}, SageMaker's limit",
+            "move some to user_defined_funcs.py",
+        )
+    return values
+
+
+def read_constants(ini: Ini, section: str) -> dict[str, Any]:
+    """The constants that a section names. Complains in `ini`."""
+    values: dict[str, Any] = {}
+    for entry in ini.section(section).values():
+        if not _is_good_key(ini, entry, section) or _has_slip(ini, entry):
             continue
-        value = parse_constant(entry.value)
+        value = parse_constant(
+            unquoted(entry.value) if entry.value.startswith("'") and ini.dialect > 1 else entry.value
+        )
         if entry.key in KNOWN:
             _take_known(ini, entry, value, values)
         elif len(encode({entry.key: value})[entry.key]) > MAX_VALUE:
@@ -66,15 +88,15 @@ def read_hyperparameters(ini: Ini) -> dict[str, Any]:
             )
         else:
             values[entry.key] = value
-    total = len(values.keys() | ini.section("tunable").keys())
-    if total > MAX_HYPERPARAMETERS:
-        ini.complain(
-            ini.section_lines.get("hyperparameters", 1),
-            f"{total} hyperparameters (the platform's {len(KNOWN)} count)",
-            f"at most {MAX_HYPERPARAMETERS}, SageMaker's limit",
-            "move some to user_defined_funcs.py",
-        )
     return values
+
+
+def _has_slip(ini: Ini, entry: Entry) -> bool:
+    """Complain of the experimenter's own value if it is not written as what it seems to be."""
+    slip = find_constant_slip(entry.value) if ini.dialect > 1 and entry.key not in KNOWN else None
+    if slip:
+        ini.complain(entry.line, f"{entry.key} = {shown(entry.value)} ({slip[0]})", slip[1], slip[2])
+    return slip is not None
 
 
 def _take_known(ini: Ini, entry: Entry, value: Any, values: dict[str, Any]) -> None:
@@ -89,7 +111,8 @@ def _take_known(ini: Ini, entry: Entry, value: Any, values: dict[str, Any]) -> N
 
 def _typed(key: str, value: Any) -> Any:
     """The value as the training loop will read it; ValidationError if it will not."""
-    value = None if value == "none" and key != "class_weights" else value
+    if isinstance(value, str) and value.lower() == "none" and key != "class_weights":
+        value = None
     return getattr(TrainingHyperparameters.model_validate({key: value}), key)
 
 
@@ -121,6 +144,14 @@ def _is_good_key(ini: Ini, entry: Entry, section: str) -> bool:
             "rename it",
         )
         return False
+    if ini.dialect > 1 and entry.key.upper() in SETTINGS_KEYS:
+        ini.complain(
+            entry.line,
+            f"{entry.key} in [{section}]",
+            f"{entry.key.upper()} in [settings], or a name that is none of its keys",
+            "move it up into [settings]",
+        )
+        return False
     guess = None if entry.key in KNOWN else nearest(entry.key, KNOWN, cutoff=0.9)
     if guess:
         ini.complain(
@@ -132,18 +163,18 @@ def _is_good_key(ini: Ini, entry: Entry, section: str) -> bool:
     return guess is None
 
 
-def read_tunable(ini: Ini) -> dict[str, SearchRange]:
-    """The search space. Complains in `ini`."""
+def read_ranges(ini: Ini, section: str = TUNABLE) -> dict[str, SearchRange]:
+    """The search space that a section names. Complains in `ini`."""
     ranges: dict[str, SearchRange] = {}
-    for entry in ini.section("tunable").values():
-        if not _is_good_key(ini, entry, "tunable"):
+    for entry in ini.section(section).values():
+        if not _is_good_key(ini, entry, section):
             continue
         found = _interval(ini, entry) if "->" in entry.value else _choice(ini, entry)
         if found and _values_fit(ini, entry, found):
             ranges[entry.key] = found
     if len(ranges) > MAX_TUNED:
         ini.complain(
-            ini.section_lines["tunable"],
+            ini.section_lines[section],
             f"{len(ranges)} tunable hyperparameters",
             f"at most {MAX_TUNED}, SageMaker's limit",
             "move some to [hyperparameters]",
@@ -181,9 +212,14 @@ def _number(text: str) -> float | None:
 
 
 def _choice(ini: Ini, entry: Entry) -> Choice | None:
-    words = [word.strip() for word in re.split(r"[,\n]", entry.value)]
-    values = tuple(parse_constant(word) for word in words if word)
     found = f"{entry.key} = {shown(entry.value) or 'nothing'}"
+    try:
+        words, values = _words(entry.value, ini.dialect)
+    except ValueError as error:
+        ini.complain(
+            entry.line, f"{found} ({error})", "LOW -> HIGH, or values between commas", f"write {entry.key} = 8, 16, 32"
+        )
+        return None
     if not values:
         ini.complain(entry.line, found, "LOW -> HIGH, or values between commas", f"write {entry.key} = 8, 16, 32")
     elif len(values) > MAX_CHOICES:
@@ -197,6 +233,21 @@ def _choice(ini: Ini, entry: Entry) -> Choice | None:
     else:
         return Choice(values=values)
     return None
+
+
+def _words(text: str, dialect: int) -> tuple[list[str], tuple[Any, ...]]:
+    """The values of a choice as they are written, and what they mean; ValueError if they are not written as they should be."""
+    if dialect == 1:
+        plain = [word.strip() for word in re.split(r"[,\n]", text)]
+        return plain, tuple(parse_constant(word) for word in plain if word)
+    items = split_items(text)
+    for word, quoted in items:
+        slip = None if quoted else find_constant_slip(word)
+        if slip:
+            raise ValueError(f"{word}: {slip[0]}")
+    if len(items) == 1 and _NO_INTERVAL.fullmatch(items[0][0]):
+        raise ValueError("an interval is written with ->")
+    return [word for word, _ in items], tuple(word if quoted else parse_constant(word) for word, quoted in items)
 
 
 def _values_fit(ini: Ini, entry: Entry, found: SearchRange) -> bool:

@@ -1,7 +1,7 @@
 """The INI dialect of settings.ini, with line numbers.
 
 `[section]`, then `key = value`; further lines that are indented continue the value, joined by newlines. Lines whose first
-character other than a space is `#` or `;` are comments; elsewhere these two, and `%`, are ordinary characters. A blank line ends a value.
+character other than a space is `#` or `;` are comments. A blank line ends a value. How a value may be written, values.py says.
 """
 
 import re
@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from docml_assets.experiment.problems import Problem, nearest, shown
 from resources.secrets import is_reference
 
+# How values are read. 1: as they stand, so that quotes belong to them, and comments behind them too: how the runs of that time go on.
+# 2: quotes are understood, and slips of the pen are refused.
+DIALECT = 2
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
 _SECRET_KEY = re.compile(r"passw(or)?d|secret|api[_-]?key|access[_-]?key|auth[_-]?token", re.IGNORECASE)
 _SECRET_VALUES = (
@@ -37,9 +40,11 @@ class Ini:
     """What a file says: entries by section and key, the sections' lines, and the mistakes of form."""
 
     path: str
+    dialect: int = DIALECT
     entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
     section_lines: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    headers: frozenset[str] = frozenset()  # the lines that begin with a bracket
 
     def section(self, name: str) -> dict[str, Entry]:
         return self.entries.get(name, {})
@@ -58,12 +63,16 @@ class Ini:
         self.problems.append(Problem(self.path, line, found, expected, remedy))
 
 
-def parse_ini(text: str, path: str, sections: tuple[str, ...]) -> Ini:
-    """Read `text`; `path` names the file in problems, `sections` are the ones allowed. Raises nothing."""
-    ini = Ini(path)
+def parse_ini(text: str, path: str, sections: tuple[str, ...], dialect: int = DIALECT) -> Ini:
+    """Read `text`; `path` names the file in problems, `sections` are the ones allowed, all but the first also for one model
+    (`[tunable.minilm]`). Raises nothing."""
+    ini = Ini(path, dialect)
     current: dict[str, Entry] | None = None  # of the section that is being read
     last: str | None = None  # the key whose value may go on
-    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+    text = text.removeprefix("\ufeff")
+    lines = text.splitlines() if dialect == 1 else re.split(r"\r\n|\r|\n", text)
+    ini.headers = frozenset(line.strip() for line in lines if line.strip().startswith("["))
+    for number, raw in enumerate(lines, start=1):
         stripped = raw.strip()
         if stripped.startswith(("#", ";")):
             continue
@@ -85,18 +94,28 @@ def _open_section(ini: Ini, stripped: str, line: int, sections: tuple[str, ...])
     known = ", ".join(f"[{name}]" for name in sections)
     if match is None:
         ini.complain(line, shown(stripped), f"a section such as {known}", "write its name between one pair of brackets")
-        return {}
+        meant = next((name for name in sections if stripped.startswith(f"[{name}]")), None)
+        return _open_meant(ini, meant, line)
     name = match[1].strip()
-    if name not in sections:
-        guess = nearest(name, sections)
-        remedy = f"did you mean [{guess}]?" if guess else "remove the section"
+    base, dot, model = name.partition(".")
+    if name not in sections and not (dot and model and base in sections[1:]):
+        guess = nearest(base, sections)
+        remedy = f"did you mean [{guess}{dot}{model}]?" if guess else "remove the section"
         ini.complain(line, f"the section [{shown(name)}]", known, remedy)
-        return {}
+        return _open_meant(ini, None if dot else guess, line)
     if name in ini.section_lines:
         first = ini.section_lines[name]
         ini.complain(line, f"[{name}] again (first on line {first})", "each section once", "join the two sections")
         return ini.entries[name]
     ini.section_lines[name] = line
+    return ini.entries.setdefault(name, {})
+
+
+def _open_meant(ini: Ini, name: str | None, line: int) -> dict[str, Entry]:
+    """The entries of the section that a wrong line means, so that what stands below it is not missed too."""
+    if name is None or ini.dialect == 1 or f"[{name}]" in ini.headers:
+        return {}
+    ini.section_lines.setdefault(name, line)
     return ini.entries.setdefault(name, {})
 
 

@@ -1,7 +1,7 @@
 """Rules between settings. Each is a function from the settings to what is broken; those that read a wrong key are left out."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlglot
@@ -51,10 +51,11 @@ def rule(*reads: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def broken_rules(keys: Keys, ranges: Ranges, bad: Iterable[str]) -> list[Broken]:
-    """All broken rules among those that read none of the `bad` attributes."""
+def broken_rules(keys: Keys, searches: Sequence[Ranges], bad: Iterable[str]) -> list[Broken]:
+    """All broken rules among those that read none of the `bad` attributes. searches: what the models' tunings search."""
     wrong = frozenset(bad)
-    return [broken for reads, check in _RULES if not reads & wrong for broken in check(keys, ranges)]
+    rules = [check for reads, check in _RULES if not reads & wrong]
+    return list(dict.fromkeys(broken for check in rules for ranges in searches for broken in check(keys, ranges)))
 
 
 @rule("run_training", "run_tuning")

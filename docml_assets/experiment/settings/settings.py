@@ -3,25 +3,34 @@
 text --ini.py--> entries with lines --keys.py--> values --rules.py--> Settings, or all problems at once
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from docml_assets.experiment.problems import Problem, SettingsError, nearest, shown
-from docml_assets.experiment.settings.hyperparameters import read_hyperparameters, read_tunable
-from docml_assets.experiment.settings.ini import Ini, looks_secret, parse_ini
-from docml_assets.experiment.settings.keys import Keys, extra_of, operational_keys
-from docml_assets.experiment.settings.rules import broken_rules
-from docml_contract.hyperparameters import SearchRange, own
+from docml_assets.experiment.settings.hyperparameters import (
+    HYPERPARAMETERS,
+    SETTINGS_KEYS,
+    TUNABLE,
+    read_constants,
+    read_hyperparameters,
+    read_ranges,
+)
+from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, parse_ini
+from docml_assets.experiment.settings.keys import ABSENT, Keys, extra_of, operational_keys, read_value
+from docml_assets.experiment.settings.rules import Broken, broken_rules
+from docml_assets.experiment.settings.values import find_slip
+from docml_contract.hyperparameters import KNOWN, SearchRange, own
 from docml_contract.jobs import Compute
 from docml_contract.patterns import is_optional
 
-SECTIONS = ("settings", "hyperparameters", "tunable")
+SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
 OPERATIONAL = operational_keys()
 # Keys that came when there were runs already: where they are not used, versions and hashes are those of before.
-LATER = frozenset({"files_optional"})
+LATER = frozenset({"files_optional", "model_hyperparameters", "model_tunable"})
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
 _PLACEHOLDERS: dict[str, Any] = {
@@ -37,6 +46,10 @@ class Settings(Keys):
 
     hyperparameters: dict[str, Any] = Field(description="[hyperparameters], with the platform's defaults for its own")
     tunable: dict[str, SearchRange] = Field(description="[tunable]: what a tuning searches")
+    model_hyperparameters: dict[str, dict[str, Any]] = Field(
+        {}, description="[hyperparameters.<model>]: model -> its own"
+    )
+    model_tunable: dict[str, dict[str, SearchRange]] = Field({}, description="[tunable.<model>]: model -> its own")
 
     @property
     def own_hyperparameters(self) -> dict[str, Any]:
@@ -44,9 +57,30 @@ class Settings(Keys):
         return own(self.hyperparameters)
 
     @property
-    def tuning_constants(self) -> dict[str, Any]:
-        """The hyperparameters of a tuning that are not searched: a range replaces the constant of its name."""
-        return {key: value for key, value in self.hyperparameters.items() if key not in self.tunable}
+    def own_model_hyperparameters(self) -> dict[str, dict[str, Any]]:
+        """The same for the models that have their own values, of these only."""
+        found = {model: own(values) for model, values in self.model_hyperparameters.items()}
+        return {model: values for model, values in found.items() if values}
+
+    def hyperparameters_of(self, model: str) -> dict[str, Any]:
+        """The constants of one model's training."""
+        return {**self.hyperparameters, **self.model_hyperparameters.get(model, {})}
+
+    def ranges_of(self, model: str) -> dict[str, SearchRange]:
+        """What one model's tuning searches. A constant of the model's own is not searched for it, unless a range of its own is."""
+        ranges, mine = self.tunable, self.model_tunable.get(model, {})
+        constants = self.model_hyperparameters.get(model, {})
+        return {**{key: found for key, found in ranges.items() if key not in constants}, **mine}
+
+    @property
+    def searches(self) -> list[dict[str, SearchRange]]:
+        """What each model's tuning searches."""
+        return [self.ranges_of(model) for model in self.model_names]
+
+    def tuning_constants_of(self, model: str) -> dict[str, Any]:
+        """The hyperparameters of one model's tuning that are not searched: a range replaces the constant of its name."""
+        ranges = self.ranges_of(model)
+        return {key: value for key, value in self.hyperparameters_of(model).items() if key not in ranges}
 
     @property
     def optional_input_files(self) -> tuple[str, ...]:
@@ -92,7 +126,7 @@ class Settings(Keys):
             first = error.errors()[0]
             found = f"{'.'.join(map(str, first['loc']))} = {shown(first['input'])}"
             raise _operational_error(found, first["msg"], "correct it in settings.ini") from error
-        for broken in broken_rules(merged, merged.tunable, bad=()):
+        for broken in broken_rules(merged, merged.searches, bad=()):
             raise _operational_error(broken.found, broken.expected, broken.remedy)
         return merged
 
@@ -101,22 +135,80 @@ def _operational_error(found: str, expected: str, remedy: str) -> SettingsError:
     return SettingsError([Problem("settings that do not freeze with the run", 0, found, expected, remedy)])
 
 
-def parse_settings(text: str, path: str | PurePath) -> Settings:
-    """Read settings.ini. `path` names the file in problems. Raises SettingsError with all problems at once."""
-    ini = parse_ini(text, str(path), SECTIONS)
+def parse_settings(text: str, path: str | PurePath, dialect: int = DIALECT) -> Settings:
+    """Read settings.ini. `path` names the file in problems. Raises SettingsError with all problems at once.
+
+    dialect: how values were written when a run was claimed (see ini.py).
+    """
+    ini = parse_ini(text, str(path), SECTIONS, dialect)
     _require_section(ini)
     secrets = _secrets(ini)
-    hyperparameters = read_hyperparameters(ini)
-    tunable = read_tunable(ini)
-    keys, bad = _read_keys(ini)
-    if keys is not None:
-        for broken in broken_rules(keys, tunable, bad):
-            ini.complain(ini.line(broken.section, broken.key), broken.found, broken.expected, broken.remedy)
+    slips = _drop_slips(ini)
+    hyperparameters, tunable = read_hyperparameters(ini), read_ranges(ini)
+    keys, bad = _read_keys(ini, slips)
+    by_model = _read_models(ini, keys.model_names if keys and "model_names" not in bad else None)
+    settings = Settings(**dict(keys), hyperparameters=hyperparameters, tunable=tunable, **by_model) if keys else None
+    for broken in broken_rules(settings, settings.searches, bad) if settings else ():
+        ini.complain(_line(ini, broken), broken.found, broken.expected, broken.remedy)
     hidden = {problem.line for problem in secrets}  # no other problem may repeat the value
     problems = secrets + [problem for problem in ini.problems if problem.line not in hidden]
-    if problems or keys is None:
+    if problems or settings is None:
         raise SettingsError(problems)
-    return Settings(**dict(keys), hyperparameters=hyperparameters, tunable=tunable)
+    return settings
+
+
+def _line(ini: Ini, broken: Broken) -> int:
+    """Of the key of a broken rule; an interval may stand in the section of one model."""
+    for section, entries in ini.entries.items():
+        if section.startswith(f"{broken.section}.") and broken.key in entries and "->" in entries[broken.key].value:
+            return entries[broken.key].line
+    return ini.line(broken.section, broken.key)
+
+
+def _drop_slips(ini: Ini) -> frozenset[str]:
+    """Complain of values that are not written as they should be, and drop them; returns the keys of [settings] among them."""
+    if ini.dialect == 1:
+        return frozenset()
+    found = set()
+    for section, entry in [*ini.all_entries()]:
+        names = SETTINGS_KEYS if section == "settings" else KNOWN
+        slip = find_slip(entry.value, names, sql=entry.key == "LABELS_QUERY")
+        if slip is None and section != "settings" and (line := _INNER_ENTRY.search(entry.value)):
+            slip = (
+                f"{line[1]} inside of it",
+                "one key a line, not indented",
+                "give it a line of its own, or put a text in quotes",
+            )
+        if slip:
+            ini.complain(entry.line, f"{shown(entry.key)} = {shown(entry.value)} ({slip[0]})", slip[1], slip[2])
+            del ini.entries[section][entry.key]
+            found |= {entry.key.lower()} if section == "settings" else set()
+    return frozenset(found)
+
+
+_INNER_ENTRY = re.compile(r"^([A-Za-z_][\w.-]*)\s*=(?!=)", re.MULTILINE)
+
+
+def _read_models(ini: Ini, models: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    """What [hyperparameters.<model>] and [tunable.<model>] say, by model. models: MODEL_NAMES, where they are known."""
+    values: dict[str, dict[str, Any]] = {"model_hyperparameters": {}, "model_tunable": {}}
+    for section, line in ini.section_lines.items():
+        base, dot, model = section.partition(".")
+        if not dot:
+            continue
+        if models is not None and model not in models:
+            guess = nearest(model, models)
+            remedy = (
+                f"did you mean [{base}.{guess}]?" if guess else f"remove the section, or add {model} to MODEL_NAMES"
+            )
+            ini.complain(
+                line, f"[{section}] for a model that is none of the run's", f"one of {', '.join(models)}", remedy
+            )
+        elif base == TUNABLE:
+            values["model_tunable"][model] = read_ranges(ini, section)
+        else:
+            values["model_hyperparameters"][model] = read_constants(ini, section)
+    return {name: {model: found for model, found in sections.items() if found} for name, sections in values.items()}
 
 
 def _require_section(ini: Ini) -> None:
@@ -138,20 +230,35 @@ def _secrets(ini: Ini) -> list[Problem]:
     ]
 
 
-def _read_keys(ini: Ini) -> tuple[Keys | None, frozenset[str]]:
-    """The [settings] keys and the names of those that are wrong; wrong ones have their defaults or placeholders."""
-    raw = {}
-    meant = set()  # keys that an unknown one stands for: not missing, but misspelt
+def _read_keys(ini: Ini, slips: frozenset[str]) -> tuple[Keys | None, frozenset[str]]:
+    """The [settings] keys and the names of those that are wrong; wrong ones have their defaults or placeholders.
+
+    slips: those that are wrong already.
+    """
+    raw: dict[str, Any] = {}
+    bad = set(slips & Keys.model_fields.keys())
+    meant: set[str | None] = {
+        name.upper() for name in slips
+    }  # keys that an unknown one stands for: not missing, but misspelt
     for entry in ini.section("settings").values():
         name = entry.key.lower()
-        if entry.key.isupper() and name in Keys.model_fields:
+        if not (entry.key.isupper() and name in Keys.model_fields):
+            meant.add(_unknown_key(ini, entry.key, entry.line))
+        elif ini.dialect == 1:
             raw[name] = entry.value
         else:
-            meant.add(_unknown_key(ini, entry.key, entry.line))
+            try:
+                value = read_value(name, entry.value)
+            except ValueError as error:
+                bad.add(name)
+                meant.add(entry.key)
+                _complain_of_value(ini, name, entry.value, f" ({error})")
+            else:
+                raw |= {} if value is ABSENT else {name: value}
     try:
-        return Keys.model_validate(raw), frozenset()
+        return Keys.model_validate({**{k: v for k, v in _PLACEHOLDERS.items() if k in bad}, **raw}), frozenset(bad)
     except ValidationError as error:
-        bad = _complain_of_values(ini, error, meant)
+        bad |= _complain_of_values(ini, error, meant)
     rest = {name: value for name, value in raw.items() if name not in bad}
     try:
         return Keys.model_validate({**{k: v for k, v in _PLACEHOLDERS.items() if k in bad}, **rest}), frozenset(bad)
@@ -173,7 +280,15 @@ def _unknown_key(ini: Ini, key: str, line: int) -> str | None:
     return guess
 
 
-def _complain_of_values(ini: Ini, error: ValidationError, meant: set[str | None]) -> set[str]:
+def _complain_of_value(ini: Ini, name: str, value: str, reason: str) -> None:
+    """Of one wrong key, with what the table says of it."""
+    key, extra = name.upper(), extra_of(name)
+    found = f"{key} = {shown(value) or 'nothing'}{reason}"
+    expected = f"{extra['expected']} ({Keys.model_fields[name].description})"
+    ini.complain(ini.line("settings", key), found, expected, f"write {key} = {extra['example']}")
+
+
+def _complain_of_values(ini: Ini, error: ValidationError, meant: Collection[str | None]) -> set[str]:
     """One problem for each wrong key; returns their names."""
     bad: set[str] = set()
     for detail in error.errors():
@@ -181,18 +296,12 @@ def _complain_of_values(ini: Ini, error: ValidationError, meant: set[str | None]
         if detail["type"] == "default_factory_not_called" or name in bad:
             continue
         bad.add(name)
-        key, extra = name.upper(), extra_of(name)
-        meaning = Keys.model_fields[name].description
-        if detail["type"] == "missing":
-            if key in meant:
-                continue
-            found = f"no {key}"
-        else:
-            value = "" if detail["input"] == () else detail["input"]
-            found = f"{key} = {shown(value) or 'nothing'}" + _reason(detail)
-        ini.complain(
-            ini.line("settings", key), found, f"{extra['expected']} ({meaning})", f"write {key} = {extra['example']}"
-        )
+        if detail["type"] != "missing":
+            _complain_of_value(ini, name, "" if detail["input"] == () else detail["input"], _reason(detail))
+        elif name.upper() not in meant:
+            key, extra = name.upper(), extra_of(name)
+            expected = f"{extra['expected']} ({Keys.model_fields[name].description})"
+            ini.complain(ini.line("settings", key), f"no {key}", expected, f"write {key} = {extra['example']}")
     return bad
 
 

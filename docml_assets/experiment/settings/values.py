@@ -1,10 +1,12 @@
-"""How the text of a setting becomes a value: the types that the key table is made of.
+"""How the text of a setting becomes a value: how it may be written, and the types that the key table is made of.
 
-Each accepts both the text of settings.ini and the value itself, so that a model's dump can be read back.
+Each type accepts both the text of settings.ini and the value itself, so that a model's dump can be read back.
 """
 
 import json
 import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
@@ -12,6 +14,167 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstra
 from docml_contract.names import MODEL_NAME
 from docml_contract.patterns import is_pattern, pattern_refusal
 from resources.store.safe_names import refusal
+
+Slip = tuple[str, str, str]  # what is wrong, what is expected, the remedy
+
+_QUOTED = re.compile(r"""(?<![\w\\])("(?:[^"\\\n]|\\.)*"|'[^'\n]*')""")
+_SQL_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+_COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//(?=\s))")
+_SQL_COMMENT = re.compile(r"(?:^|\s)[#;](?=\s+\S)")
+_TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a`\u00b4"
+_ITEM = re.compile(r"""[^\S\n]*(?:"((?:[^"\n]|"")*)"|'((?:[^'\n]|'')*)'|([^,\n]*?))[^\S\n]*(?:,|\n|$)""")
+_SEVERAL_NAMES = re.compile(r"\S+\.\w+(?:\s*[,\s]\s*\S+\.\w+)+")
+
+
+def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | None:
+    """What is wrong with how a value is written, whatever it means. What stands in quotes is taken as it is.
+
+    keys: the names that begin a line of their own and so do not belong into a value. sql: the value is a query.
+    """
+    bare = (_SQL_QUOTED if sql else _QUOTED).sub(lambda match: "x" * len(match[0]), text)
+    strange = next((character for character in bare if _is_strange(character)), None)
+    if strange:
+        name = unicodedata.name(strange, "a control character").lower()
+        return f"the character U+{ord(strange):04X} ({name})", "plain blanks", _QUOTE_IT.format("delete it")
+    if (_SQL_COMMENT if sql else _COMMENT).search(bare):
+        return "a comment behind the value", "comments on lines of their own", _QUOTE_IT.format("move it above the key")
+    if text.startswith("="):
+        return "a second '='", "one '=' between key and value", _QUOTE_IT.format("remove it")
+    if re.search(r"\\$", bare, re.MULTILINE):
+        return (
+            "a backslash at a line's end",
+            "a value that goes on over indented lines",
+            "remove it: to indent is enough",
+        )
+    names = "|".join(map(re.escape, keys))
+    swallowed = re.search(rf"{'^' if sql else '(?:^|[^A-Za-z0-9_])'}({names})\s*=(?!=)", bare, re.MULTILINE)
+    if swallowed:
+        return (
+            f"{swallowed[1]} inside of it",
+            "one key a line, not indented",
+            _QUOTE_IT.format("give it a line of its own"),
+        )
+    if (set(bare) if sql else {*text[:1], *text[-1:]}) & set(_TYPOGRAPHIC):
+        return "typographic quotes", "straight quotes, \" or '", "type them anew"
+    if text.startswith(('"""', "'''")) or bare.count('"') % 2 or (not sql and text[:1] == "'" == bare[:1]):
+        return "a quote without its end", "quotes around all of the value", "add or remove it; \" may stand between '…'"
+    return None
+
+
+_QUOTE_IT = "{}, or put the value in quotes if it belongs to it"
+
+
+def _is_strange(character: str) -> bool:
+    """Whether it is a character that nobody sees, or a blank that is none."""
+    kind = unicodedata.category(character)
+    return (kind in ("Cc", "Cf", "Zl", "Zp") and character not in "\t\n") or (kind == "Zs" and character != " ")
+
+
+def is_quoted(text: str) -> bool:
+    """Whether one pair of quotes stands around all of it; inside, a doubled quote stands for one."""
+    quote = text[:1]
+    return (
+        len(text) > 1 and quote in ("'", '"') and text[-1] == quote and quote not in text[1:-1].replace(quote * 2, "")
+    )
+
+
+def unquoted(text: str) -> str:
+    """What stands between the quotes around a text; a text without them as it is."""
+    return text[1:-1].replace(text[0] * 2, text[0]) if is_quoted(text) else text
+
+
+def split_items(text: str) -> list[tuple[str, bool]]:
+    """The items of a list, between commas or on lines of their own, each with whether it was quoted; ValueError says what is wrong."""
+    if text.startswith("[") and text.find("]") == len(text) - 1:
+        raise ValueError("a list in brackets, where commas between the items are enough")
+    items = []
+    for match in _ITEM.finditer(text):
+        double, single, bare = match.groups()
+        if bare is None:
+            items.append((double.replace('""', '"') if single is None else single.replace("''", "'"), True))
+        elif bare:
+            _check_item(bare)
+            items.append((bare, False))
+    return items
+
+
+def _check_item(item: str) -> None:
+    """Raise ValueError if it is no item that can stand without quotes."""
+    if item[0] in "\"'" or '"' in item or item.count("'") > 1:
+        raise ValueError(f"quotes that are not around an item: {item}")
+    if item[0] in _TYPOGRAPHIC or item[-1] in _TYPOGRAPHIC:
+        raise ValueError(f"typographic quotes: {item}")
+    if ";" in item or "\t" in item:
+        raise ValueError("a semicolon or a tab, where commas stand between the items")
+
+
+_NEARLY_A_NUMBER = re.compile(
+    r"""[+-]?\.\d+\S* | [+-]?\d+\.(e[+-]?\d+)? | [+-]?0\d+(\.\d*)? | \+\d\S* | [+-]?\d+(_\d+)+ | 0x[0-9a-f]+
+    | [+-]?\d[\d.]*(e[+-]?\d+)?(\s*[,;]\s*[+-]?\d[\d.]*(e[+-]?\d+)?)+ | [+-]?\d[\d.]*\s*%
+    | [+-]?\d{2,}e\+?\d+ | [+-]?(nan|inf(inity)?)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_NEARLY_A_WORD = {
+    "yes": "true",
+    "on": "true",
+    "no": "false",
+    "off": "false",
+    "None": "null",
+    "NULL": "null",
+    "Null": "null",
+}
+_ESCAPED = re.compile(r"[\w:.-]\\[bfnrtu]\w|^\"[A-Za-z]:\\[^\\]")
+
+
+def find_constant_slip(text: str) -> Slip | None:
+    """What is wrong with a hyperparameter that would otherwise be read as a text, or as another one than people see."""
+    if not text:
+        return "nothing behind the '='", "a value", 'write "" for an empty text, or null'
+    if text in _NEARLY_A_WORD or text.lower() in ("yes", "no", "on", "off"):
+        word = _NEARLY_A_WORD.get(text) or _NEARLY_A_WORD[text.lower()]
+        return (
+            "a word that would be read as a text",
+            "true, false, null, a number or a text",
+            f"write {word}, or the text in quotes",
+        )
+    if _NEARLY_A_NUMBER.fullmatch(text):
+        return (
+            "what is nearly a number",
+            "a number such as 2, 0.5 or 1e-4, a list such as [1, 2], or a text",
+            "write it so, or put a text in quotes",
+        )
+    if text.startswith('"') and (_ESCAPED.search(text) or isinstance(_json(text), _Broken)):
+        return (
+            "backslashes in double quotes, where JSON gives them a meaning",
+            "a text",
+            "write it without quotes, or double every backslash",
+        )
+    if text[0] in "[{" and isinstance(_json(text), _Broken):
+        return (
+            "a list or mapping that is no JSON",
+            'JSON, for example [1, 2] or ["a", "b"]',
+            "correct it, or put a text in quotes",
+        )
+    return None
+
+
+class _Broken:
+    """What is no JSON."""
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return _Broken()
+
+
+def check_names(names: Sequence[str]) -> None:
+    """ValueError if a name is several file names."""
+    for name in names:
+        if _SEVERAL_NAMES.fullmatch(name):
+            raise ValueError(f"several names in one, {name}: commas stand between them, and quotes around each")
+
 
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

@@ -93,8 +93,8 @@ def test_functions_from_elsewhere_are_taken_as_they_are() -> None:
 
 def test_syntax_errors_have_their_line() -> None:
     (found,) = complaints(FUNCTIONS + "\ndef broken(:\n")
-    assert found.startswith("f.py:21: found no Python")
-    assert complaints("x = '\0'")[0].startswith("f.py:1: found no Python")
+    assert found.startswith("f.py:21: found what is not Python")
+    assert complaints("x = '\0'")[0].startswith("f.py:1: found what is not Python")
     assert defined_functions("def (") == frozenset()
 
 
@@ -142,3 +142,9 @@ def test_scaffolds_are_right(tmp_path: Path) -> None:
     for number, model in enumerate([None, "roberta-base"]):
         path = new_experiment(tmp_path / f"EXP-{number}", model)[1]
         assert complaints(path.read_text()) == []
+
+
+@pytest.mark.parametrize(("line", "wrong"), [("# -*- coding: latin-1 -*-", True), ("# -*- coding: utf-8 -*-", False)])
+def test_an_encoding_that_the_file_does_not_have(line: str, wrong: bool) -> None:
+    found = check_functions(f"{line}\n{FUNCTIONS}", "f.py")
+    assert [(problem.line, problem.found) for problem in found] == ([(1, "the encoding latin-1")] if wrong else [])

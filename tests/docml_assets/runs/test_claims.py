@@ -302,3 +302,20 @@ def test_a_later_key_that_comes_or_goes_is_a_change(store: Store, tmp_path: Path
     optional = folder(tmp_path, settings_text("FILES_OPTIONAL = raw_text.json"))
     assert changed_keys(claim(store, plain, 1), optional) == ["FILES_OPTIONAL"]
     assert changed_keys(claim(store, optional, 2), plain) == ["FILES_OPTIONAL"]
+
+
+def test_what_changed_for_one_model_names_its_section(store: Store, tmp_path: Path) -> None:
+    plain = folder(tmp_path)
+    own = folder(tmp_path, settings_text("") + "[hyperparameters.small]\nepochs = 9\n")
+    assert changed_keys(claim(store, plain), own) == ["[hyperparameters.small] epochs"]
+
+
+def test_a_run_of_before_quotes_were_understood_goes_on_as_it_was(store: Store, tmp_path: Path) -> None:
+    made = claim(store, folder(tmp_path, settings_text('IGNORED_LABELS = "a"')))
+    assert made.settings.ignored_labels == ("a",)
+    before = json.loads(made.to_bytes())
+    del before["dialect"]
+    store.put(made.place.claim, json.dumps(before).encode())
+    found = read_claim(store, "EXP-1", 1)
+    assert found is not None
+    assert found.settings.ignored_labels == ('"a"',)

@@ -61,3 +61,22 @@ def test_inference_reads_the_models_of_whichever_run_made_them(world: World) -> 
     channels = {channel.name: channel for channel in spec.channels}
     assert channels["test"].prefix == "data/test"
     assert channels["models"].files == ("run_1/training/small/model.pt", "run_1/training/small/export.json")
+
+
+def test_a_model_of_a_comparison_has_its_own_values(world: World) -> None:
+    folder = world.write_experiment(model_names="one, two", hyperparameters={"epochs": 2, "width": 3})
+    settings = folder / "settings.ini"
+    settings.write_text(settings.read_text() + "\n[hyperparameters.two]\nepochs = 5\nwidth = 7\n")
+    work = world.work(world.claim(1))
+    found = {
+        model: specs.training_spec(work, model, prepared="data", files={}, inputs={}, provenance={}).hyperparameters
+        for model in ("one", "two")
+    }
+    assert {model: (values["epochs"], values["width"]) for model, values in found.items()} == {
+        "one": (2, 3),
+        "two": (5, 7),
+    }
+    channel = Channel(name="artifacts", prefix="p")
+    task = specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).task
+    assert isinstance(task, PrepareTask)
+    assert (task.own_hyperparameters, task.model_hyperparameters) == ({"width": 3}, {"two": {"width": 7}})

@@ -68,7 +68,8 @@ class EncodingPlan:
     @property
     def contexts(self) -> tuple[Context, ...]:
         names, labels = self.task.model_names, self.label_names
-        return tuple(Context.of(name, names, labels, self.task.own_hyperparameters) for name in names)
+        own, by_model = self.task.own_hyperparameters, self.task.model_hyperparameters
+        return tuple(Context.of(name, names, labels, {**own, **by_model.get(name, {})}) for name in names)
 
     def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
         """Documents out of a batch of `Documents.to_table`."""

@@ -4,7 +4,7 @@ from docml_assets.experiment.settings.hyperparameters import (
     combinations,
     parse_constant,
     read_hyperparameters,
-    read_tunable,
+    read_ranges,
 )
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_contract.hyperparameters import KNOWN, Choice, Interval, SearchRange, TrainingHyperparameters
@@ -14,7 +14,7 @@ SECTIONS = ("hyperparameters", "tunable")
 
 def tunable(line: str) -> tuple[dict[str, SearchRange], list[str]]:
     ini = parse_ini(f"[tunable]\n{line}\n", "f", SECTIONS)
-    return read_tunable(ini), [str(problem) for problem in ini.problems]
+    return read_ranges(ini), [str(problem) for problem in ini.problems]
 
 
 def constants(text: str) -> tuple[dict[str, object], list[str]]:

@@ -37,7 +37,7 @@ def test_hyperparameters_and_search_space() -> None:
         "learning_rate": Interval(low=1e-6, high=1e-4, log=True),
         "train_batch_size": Choice(values=(8, 16)),
     }
-    assert settings.tuning_constants.keys() == settings.hyperparameters.keys() - settings.tunable.keys()
+    assert settings.tuning_constants_of("a").keys() == settings.hyperparameters.keys() - settings.tunable.keys()
 
 
 def test_every_mistake_is_reported_at_its_line() -> None:
