@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -65,10 +66,12 @@ def best_trial(trials: list[Trial], tuning: Tuning) -> Trial | None:
     return max(scored, key=lambda trial: (sign * (trial.objective or 0.0), -trial.number), default=None)
 
 
-def add_trials(store: Store, prefix: str, tuning: Tuning, trials: list[Trial]) -> None:
+def add_trials(
+    store: Store, prefix: str, tuning: Tuning, trials: list[Trial], others: Mapping[str, bytes] | None = None
+) -> None:
     """Write trials.json and the picture beside the best trial's files, and name them in its OUTPUT.json, last.
 
-    May be called again: an OUTPUT.json that names them is left as it is.
+    others: files of other trials that are kept too, by path; the best trial's own stay. May be called again: an OUTPUT.json that names them is left as it is.
     """
     key = f"{prefix}/{OUTPUT}"
     output = JobOutput.from_bytes(store.get(key), store.uri(key))
@@ -83,7 +86,9 @@ def add_trials(store: Store, prefix: str, tuning: Tuning, trials: list[Trial]) -
         best=best.number,
         trials=tuple(trials),
     )
-    added = {TRIALS: table.to_bytes(), PICTURE: picture(table, tuning)}
+    there = {entry.path for entry in output.files}
+    added = {path: content for path, content in (others or {}).items() if path not in there}
+    added |= {TRIALS: table.to_bytes(), PICTURE: picture(table, tuning)}
     for name, content in added.items():
         store.put(f"{prefix}/{name}", content)
     entries = [

@@ -61,6 +61,7 @@ STATISTICS = "statistics.json"
 CURVES = "curves.png"
 EXPORT = "export.json"
 TRIALS = "trials.json"
+OFFLINE_RUNS = "wandb"  # folder of a training's output: the tracking that was not sent, for `wandb sync`
 # Inference: what the job hands over …
 PREDICTIONS = "predictions.parquet"
 DOCUMENTS = "documents.parquet"

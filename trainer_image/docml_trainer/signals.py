@@ -27,6 +27,7 @@ class StopSignal:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
+        """While the block runs, a signal is only noted, for the block to ask for."""
         self._deferring = True
         try:
             yield

@@ -44,12 +44,9 @@ def train(folders: Folders) -> None:
     if training.processes.is_main:
         assert training.progress.best is not None
         tracker.finish(results.kept_metrics(training.progress.best))
+        seconds = time.monotonic() - started
         results.write_results(
-            training.setup,
-            training.progress,
-            training.best_model(),
-            seconds=time.monotonic() - started,
-            tracker=tracker,
+            training.setup, training.progress, training.best_model(), seconds=seconds, tracker=tracker
         )
 
 
@@ -67,9 +64,9 @@ class Training:
         name = checkpoint.newest_common(self.setup.checkpoints.names(), lambda mine: gather_object([mine]))
         if name is None:
             self.processes.say(
-                f"Training {self.setup.request.task.model_name} on {len(self.setup.train)} documents, {self.setup.steps_per_epoch} steps of "
-                f"{self.setup.global_batch} documents an epoch, {self.settings.epochs} epochs, "
-                f"{self.processes.count} process(es) on {self.processes.device.type}"
+                f"Training {self.setup.context.model_name} on {len(self.setup.train)} documents, "
+                f"{self.setup.steps_per_epoch} steps of {self.setup.global_batch} documents an epoch, "
+                f"{self.settings.epochs} epochs, {self.processes.count} process(es) on {self.processes.device.type}"
             )
             return
         saved = self.setup.checkpoints.open(name)
@@ -84,15 +81,14 @@ class Training:
         self.processes.say(f"Resumed from {name}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def start_tracking(self) -> Tracker:
-        """Of the first process only."""
+        """Of the first process only. A trial of a tuning reports under a name of its own."""
         if not self.processes.is_main:
             return Tracker()
-        tracking = self.setup.request.task.tracking
-        if self.setup.request.is_trial:
-            name = f"{tracking.name}-{self.setup.identity[:6]}"
-            tracking = tracking.model_copy(update={"job_type": "tuning", "name": name})
-        folder = self.setup.request.folders.base / "tracking"
-        tracker = Tracker.start(tracking, folder, run_id=self.setup.identity[:16], config=self.setup.request.values)
+        request, run_id = self.setup.request, self.setup.identity[:16]
+        tracking = request.task.tracking
+        if request.is_trial:
+            tracking = tracking.model_copy(update={"job_type": "tuning", "name": f"{tracking.name}-{run_id[:6]}"})
+        tracker = Tracker.start(tracking, request.folders.base / "tracking", run_id=run_id, config=request.values)
         if tracking.mode == "offline":
             for record in self.progress.records:  # of earlier attempts, whose files went with them
                 tracker.log(record)
@@ -107,6 +103,7 @@ class Training:
 
     @property
     def is_done(self) -> bool:
+        """Whether the last epoch is behind, or validation has not improved for too long."""
         patience = self.settings.early_stopping_patience
         stopped_early = patience is not None and self.progress.epochs_without_better >= patience
         return self.progress.epoch >= self.settings.epochs or stopped_early
@@ -204,6 +201,7 @@ class Training:
         self.progress.gradient_norm = max(self.progress.gradient_norm, norm)
 
     def place(self) -> str:
+        """Where the training is, for messages."""
         return f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
 
     def finish_epoch(self, speed: dict[str, float], tracker: Tracker) -> None:
@@ -247,7 +245,7 @@ class Training:
         batches = sampling.ahead(
             lambda part: self.setup.collate(fetch(self.setup.valid.data, part)), [p for p in mine if len(p)]
         )
-        found: list[tuple[int, int, int, float]] = []  # row id, prediction, label, loss
+        found: list[results.Scored] = []
         for part in mine:
             if len(part):
                 with explained_model(self.setup.functions, f"the validation of epoch {self.progress.epoch + 1}"):
@@ -256,27 +254,15 @@ class Training:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")
         everything = gather_object(found)
-        result = [self.reduce(everything) if self.processes.is_main else {}]
+        metrics: dict[str, float] = {}
+        if self.processes.is_main:
+            metrics = results.validation_metrics(everything, len(self.setup.valid), self.progress.epoch + 1)
+        result = [metrics]
         broadcast_object_list(result)
         return result[0]
 
-    def reduce(self, found: list[tuple[int, int, int, float]]) -> dict[str, float]:
-        """The validation's numbers from what all processes found."""
-        from docml_trainer.training.metrics import scores  # evaluate takes seconds to import, and one process needs it
-
-        by_id = {row: rest for row, *rest in found}
-        if len(by_id) != len(self.setup.valid):
-            raise TrainingError(f"validation scored {len(by_id)} of {len(self.setup.valid)} documents")
-        predictions, labels, losses = zip(*(by_id[row] for row in sorted(by_id)), strict=True)
-        scored, loss = scores(predictions, labels), float(np.mean(losses))
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the validation loss became {loss} in epoch {self.progress.epoch + 1} (lower learning_rate)"
-            )
-        return {"valid_loss": loss, "valid_accuracy": scored["accuracy"], "valid_f1": scored["f1"]}
-
-    def score(self, batch: dict[str, torch.Tensor]) -> list[tuple[int, int, int, float]]:
-        """Row id, predicted label, true label and cross-entropy of every document of a batch."""
+    def score(self, batch: dict[str, torch.Tensor]) -> list[results.Scored]:
+        """The documents of a batch."""
         logits = self.setup.bare.logits(batch).double()
         losses = functional.cross_entropy(logits, batch[LABELS], reduction="none")
         columns = (batch["row_ids"], logits.argmax(dim=1), batch[LABELS], losses)

@@ -3,7 +3,8 @@
 What a killed search needs to go on lies in the store, below the checkpoints of the work:
 
     study/journal.log      Optuna's journal: trials with their values, objectives and states
-    study/best/            files of the best trial so far; of the others nothing is kept
+    study/best/            files of the best trial so far
+    study/wandb/           the tracking of all trials that was not sent; of the others nothing else is kept
     trial-<n>/             checkpoints of a trial that runs
 """
 
@@ -17,6 +18,7 @@ import optuna
 
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, SearchRange
 from docml_contract.jobs import Tuning
+from docml_contract.names import OFFLINE_RUNS
 from resources.jobs.local.container import Container, host_names
 from resources.jobs.local.mirror import Mirror
 from resources.jobs.trials import Trial, add_trials, best_trial, metric_definitions, number_of_trials
@@ -111,7 +113,9 @@ class Search:
         supervisor = self.supervisor
         supervisor.enter("Uploading")
         supervisor.upload(self.folder / "best")
-        add_trials(supervisor.store, supervisor.job.output_prefix, self.tuning, trials)
+        tracked = [path for path in sorted(self.folder.glob(f"{OFFLINE_RUNS}/**/*")) if path.is_file()]
+        others = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in tracked}
+        add_trials(supervisor.store, supervisor.job.output_prefix, self.tuning, trials, others)
 
     def _open(self) -> None:
         """The study, with what an earlier attempt left of it; trials that had been running start again."""
@@ -188,6 +192,8 @@ class Search:
         limit = self.supervisor.job.spec.compute.max_runtime_seconds
         stopped = trial.seconds > limit
         if failed is None and objective is not None and not stopped:
+            if (container.output / OFFLINE_RUNS).is_dir():
+                shutil.copytree(container.output / OFFLINE_RUNS, self.folder / OFFLINE_RUNS, dirs_exist_ok=True)
             if self._is_best(objective):
                 self._keep(container.output)
             self.study.tell(number, objective)

@@ -8,6 +8,7 @@ What it does is told by the spec: `own_hyperparameters` of a preparation, `hyper
     deaf      ignores SIGTERM
     print     a line to print
     link      name of a symbolic link to leave in the output
+    tracked   whether to leave an offline tracking run in the output
 """
 
 import json
@@ -21,7 +22,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract.jobs import JobSpec, PrepareTask
 from docml_contract.log_lines import EPOCH, format_event, metric_line
 from docml_contract.manifests import write_atomically, write_output
-from docml_contract.names import SPEC
+from docml_contract.names import OFFLINE_RUNS, SPEC
 
 command = sys.argv[1]
 base = Path(os.environ["SAGEMAKER_BASE_DIR"])
@@ -90,6 +91,10 @@ inputs = {
 if host == 0 or not training:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"result-{host}.json").write_text(json.dumps({"inputs": inputs, "options": options}, sort_keys=True))
+    if "tracked" in options:
+        run = output / OFFLINE_RUNS / f"offline-run-{options['learning_rate']}"
+        run.mkdir(parents=True)
+        (run / "run.wandb").write_text(str(options["learning_rate"]))
     if "link" in options:
         (output / options["link"]).symlink_to("/etc/hostname")
     if host == 0:

@@ -58,6 +58,7 @@ class Classifier:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "Classifier":
+        """The bare model, with what its forward() takes."""
         signature = inspect.signature(model.forward).parameters
         labels = signature.get(LABELS)
         needs_labels = labels is not None and labels.default is inspect.Parameter.empty
@@ -65,6 +66,7 @@ class Classifier:
         return cls(model, forward_parameters(model), needs_labels, takes_any)
 
     def wrapped(self, module: torch.nn.Module) -> "Classifier":
+        """The same model inside of a wrapper, whose own forward() has no signature to look at."""
         return replace(self, module=module)
 
     def __call__(self, batch: Batch, *, with_labels: bool) -> Any:

@@ -30,6 +30,7 @@ class PositionalModel(torch.nn.Module):
         self.keys = tuple(keys)
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs in the order of `keys`."""
         logits = find_logits(self.model(**dict(zip(self.keys, inputs, strict=True))))
         assert logits is not None
         return {"logits": logits}
@@ -44,6 +45,7 @@ class Case:
     expected: torch.Tensor | None = None
 
     def ordered(self, keys: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """The inputs as a trace takes them."""
         return tuple(self.inputs[key] for key in keys)
 
 
@@ -56,6 +58,7 @@ class Parity:
 
     @property
     def worst(self) -> float:
+        """The largest difference of all cases."""
         return max(self.errors.values(), default=0.0)
 
 

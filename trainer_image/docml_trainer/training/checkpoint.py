@@ -57,9 +57,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
+        """`step-00000120`: sorts by optimizer step."""
         return self.folder.name
 
     def load_model(self, model: torch.nn.Module) -> None:
+        """Put the checkpoint's weights into `model`."""
         load_model(model, self.folder / MODEL)
 
     def load_state(self) -> dict[str, Any]:
@@ -121,6 +123,7 @@ class Checkpoints:
         return whole
 
     def open(self, name: str) -> Checkpoint:
+        """One of `names()`."""
         folder = self.folder / name
         return Checkpoint(folder, json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
@@ -173,6 +176,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the generators where `random_states` found them."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]

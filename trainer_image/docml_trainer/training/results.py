@@ -1,6 +1,7 @@
 """What a training reports: while it runs, a record an epoch, lines for people and events; in the end, the output folder."""
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_model
 
@@ -17,6 +19,7 @@ from docml_contract.hyperparameters import own
 from docml_contract.log_lines import EPOCH, KEPT_METRICS, ProgressEvents, format_event, metric_line
 from docml_contract.manifests import sha256_file, utc_now, write_output
 from docml_contract.versions import model_version
+from docml_trainer.errors import TrainingError
 from docml_trainer.export.parity import Samples
 from docml_trainer.export.trace import ExportResult, export
 from docml_trainer.machine import hardware, peak_memory_mb
@@ -26,7 +29,22 @@ from docml_trainer.training.tracking import Tracker
 
 SECONDS_BETWEEN_LINES = 10.0
 TIMES = ("seconds", "examples_per_second", "tokens_per_second", "memory_mb")  # differ between equal trainings
+Scored = tuple[int, int, int, float]  # a document's row id, predicted label, true label, cross-entropy
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "safetensors")
+
+
+def validation_metrics(found: Sequence[Scored], documents: int, epoch: int) -> dict[str, float]:
+    """The validation's part of an epoch's record, each of the `documents` counted once by its row id. TrainingError if one lacks."""
+    from docml_trainer.training.metrics import scores  # evaluate takes seconds to import, and one process needs it
+
+    by_id = {row: rest for row, *rest in found}
+    if len(by_id) != documents:
+        raise TrainingError(f"validation scored {len(by_id)} of {documents} documents")
+    predictions, labels, losses = zip(*(by_id[row] for row in sorted(by_id)), strict=True)
+    scored, loss = scores(predictions, labels), float(np.mean(losses))
+    if not math.isfinite(loss):
+        raise TrainingError(f"the validation loss became {loss} in epoch {epoch} (lower learning_rate)")
+    return {"valid_loss": loss, "valid_accuracy": scored["accuracy"], "valid_f1": scored["f1"]}
 
 
 def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:

@@ -133,11 +133,13 @@ class TrainingSetup:
 
     @property
     def settings(self) -> TrainingHyperparameters:
+        """The loop's own hyperparameters."""
         return self.request.settings
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.train), self.global_batch)
+        """Optimizer steps in which every document is trained on once."""
+        return -(-len(self.train) // self.global_batch)
 
 
 def prepare_training(folders: Folders) -> TrainingSetup:
@@ -169,7 +171,7 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     global_batch = settings.train_batch_size * settings.gradient_accumulation_steps * processes.count
-    optimizer, scheduler = build_optimizer(model, settings, steps_per_epoch(len(train), global_batch) * settings.epochs)
+    optimizer, scheduler = build_optimizer(model, settings, -(-len(train) // global_batch) * settings.epochs)
     module, optimizer = processes.accelerator.prepare(model, optimizer)
     # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
     identity = digest([request.spec.spec_hash, request.values, global_batch])
@@ -243,11 +245,6 @@ def try_model(
     )
     if processes.count > 1:
         check_all_parameters_used(bare, longest, functions)
-
-
-def steps_per_epoch(documents: int, global_batch: int) -> int:
-    """Optimizer steps in which every document is trained on once."""
-    return -(-documents // global_batch)
 
 
 def build_accelerator(settings: TrainingHyperparameters) -> accelerate.Accelerator:

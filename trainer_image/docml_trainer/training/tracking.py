@@ -20,7 +20,7 @@ from typing import Any
 
 from docml_contract.jobs import Tracking
 from docml_contract.log_lines import TRACKING, format_event
-from docml_contract.names import SECRET_REFERENCE
+from docml_contract.names import OFFLINE_RUNS, SECRET_REFERENCE
 
 SECONDS_TO_FINISH = 20  # to send what is left after the training
 SECONDS_TO_START = 60
@@ -65,7 +65,7 @@ class Tracker:
         for run in sorted(self.folder.glob("wandb/offline-run-*")) if self.folder else []:
             for path in (*run.glob("*.wandb"), *run.glob("files/**/*")):
                 if path.is_file() and not path.is_symlink():
-                    target = output / "wandb" / path.relative_to(run.parent)
+                    target = output / OFFLINE_RUNS / path.relative_to(run.parent)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, target)
 

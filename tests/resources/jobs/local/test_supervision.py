@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from docml_contract.hyperparameters import Choice
+from docml_contract.jobs import Tuning
+from docml_contract.manifests import JobOutput, verify_folder
+from docml_contract.names import OUTPUT
 from resources.jobs.backend import Job
 from resources.jobs.local.supervision import Assignment, Supervisor, state_key
 from resources.store import Store
-from tests.contracts.jobs_contract import FILES, fill, training
+from tests.contracts.jobs_contract import FILES, fill, training, tuning
 from tests.resources.jobs.cloud import FAKE_TRAINER
 
 
@@ -20,8 +24,14 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def supervisor(store: Store, folder: Path, token: str = "a", options: dict[str, object] | None = None) -> Supervisor:
-    job = Job.plan(training(options), 1, store.url)
+def supervisor(
+    store: Store,
+    folder: Path,
+    token: str = "a",
+    options: dict[str, object] | None = None,
+    search: Tuning | None = None,
+) -> Supervisor:
+    job = Job.plan(tuning(search, options) if search else training(options), 1, store.url)
     for name, content in {"spec.json": job.spec.to_bytes(), **FILES}.items():
         store.put(f"{job.spec_prefix}/{name}", content)
     assignment = Assignment(
@@ -66,3 +76,17 @@ def test_an_output_that_no_store_takes_is_the_jobs_own_failure(store: Store, tmp
     assert (one.state.status, one.state.cause) == ("Failed", "work"), "it would happen again: not tried again"
     assert "its output cannot be stored: " in one.state.reason
     assert "debug.log: a symbolic link; put a copy of the file there instead" in one.state.reason
+
+
+def test_a_search_keeps_the_offline_tracking_of_all_trials(store: Store, tmp_path: Path) -> None:
+    rates = (0.1, 0.3, 0.9)
+    search = Tuning(ranges={"learning_rate": Choice(values=rates)}, strategy="Grid", max_jobs=3)
+    one = supervisor(store, tmp_path / "a", options={"steps": 1, "tracked": True}, search=search)
+    assert one.claim()
+    one.run()
+    assert (one.state.status, one.state.reason) == ("Completed", "")
+    store.download(one.job.output_prefix, tmp_path / "output")
+    output = JobOutput.from_bytes((tmp_path / "output" / OUTPUT).read_bytes(), OUTPUT)
+    verify_folder(tmp_path / "output", output.files)
+    kept = [entry.path for entry in output.files if entry.path.startswith("wandb/")]
+    assert kept == [f"wandb/offline-run-{rate}/run.wandb" for rate in rates]
