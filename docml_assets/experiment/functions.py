@@ -31,6 +31,7 @@ PARAMETERS = {
 OPTIONAL = frozenset({"process_func", "encode_batch"})
 RETURN_NOTHING = frozenset({"process_func"})
 PADDING = "PADDING"
+UNDECODED = ("Image", "Audio", "Video", "Pdf")  # features of `datasets` that hold files, which no model takes
 
 _ENCODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # as Python looks for it
 # Run by the worker's Python: prints those of its arguments that it cannot find. Top-level names only, so nothing is imported.
@@ -112,6 +113,18 @@ def _complaints(function: Function) -> Iterator[tuple[int, str, str, str]]:
         yield line, f"{name} as a generator", f"{signature} that returns its result", "return instead of yield"
     elif name not in RETURN_NOTHING and not any(isinstance(node, ast.Return) and node.value for node in nodes):
         yield line, f"{name} that returns nothing", f"{signature} that returns its result", "add a return"
+    if name == "get_dataset_features":
+        yield from _undecoded_features(nodes)
+
+
+def _undecoded_features(nodes: list[ast.AST]) -> Iterator[tuple[int, str, str, str]]:
+    for node in nodes:
+        called = node.func if isinstance(node, ast.Call) else None
+        kind = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        if isinstance(node, ast.Call) and kind in UNDECODED:
+            expected = 'numbers, for example datasets.Array3D((3, 224, 224), "uint8")'
+            remedy = "decode the file in encode_data and return its pixels: np.asarray(image).transpose(2, 0, 1)"
+            yield node.lineno, f"the feature {ast.unparse(node)}", expected, remedy
 
 
 def _takes(arguments: ast.arguments, expected: tuple[str, ...]) -> bool:

@@ -84,6 +84,22 @@ def test_functions_that_cannot_be_called_so() -> None:
     assert "that returns nothing" in complaints(nested)[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "features"),
+    [
+        ("import datasets", "datasets.Features({'page': datasets.Image()})"),
+        ("import datasets as hf", "hf.Features({'pages': hf.List(hf.Image(mode='RGB'))})"),
+        ("from datasets import Features, Image", "Features(page=Image())"),
+    ],
+)
+def test_a_feature_that_holds_files_is_refused_with_its_line(line: str, features: str) -> None:
+    source = f"def get_dataset_features(context):\n    {line}\n    return {features}\n"
+    (problem,) = [each for each in check_functions(source, "f.py") if each.line == 3]
+    assert "Image(" in problem.found
+    assert 'Array3D((3, 224, 224), "uint8")' in problem.expected
+    assert "encode_data" in problem.remedy
+
+
 def test_functions_from_elsewhere_are_taken_as_they_are() -> None:
     source = FUNCTIONS.replace(
         "def load_model(model_name, context):\n    return model_name", "from functools import partial as load_model"

@@ -114,5 +114,6 @@ def _number(name: str, dtype: str, feature: Any) -> str:
 def _refusal(name: str, feature: Any) -> str:
     return (
         f"feature {name!r} is declared as {feature}; expected a number or (nested) lists of numbers, "
-        "since every feature becomes a tensor (drop it from get_dataset_features, or encode it as numbers)"
+        "since every feature becomes a tensor (drop it from get_dataset_features, or encode it as numbers: an image as "
+        'Array3D((3, height, width), "uint8"))'
     )
