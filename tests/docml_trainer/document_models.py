@@ -45,12 +45,16 @@ def boxes(ids: np.ndarray[Any, Any], random: Random) -> dict[str, Any]:
 
 
 def pages(ids: np.ndarray[Any, Any], random: Random) -> dict[str, Any]:
-    """One page for every twelve words, as full as the others, each with boxes and a picture."""
-    count = max(1, len(ids) // 12)
-    chunks = np.resize(ids, (count, -(-len(ids) // count)))
-    laid_out = boxes(chunks.ravel(), random)
-    pictures = random.integers(0, 256, (count, 3, SIDE, SIDE)).astype(np.uint8)
-    return {"input_ids": chunks, "bbox": laid_out["bbox"].reshape(*chunks.shape, 4), "pictures": pictures}
+    """One page for every twelve words, the last one with what is left, each with boxes and a picture."""
+    cuts = np.arange(12, len(ids), 12)
+    laid_out = np.split(boxes(ids, random)["bbox"], cuts)
+    pictures = random.integers(0, 256, (len(cuts) + 1, 3, SIDE, SIDE)).astype(np.uint8)
+    return {"input_ids": as_lists(np.split(ids, cuts)), "bbox": as_lists(laid_out), "pictures": pictures}
+
+
+def as_lists(parts: list[np.ndarray[Any, Any]]) -> list[Any]:
+    """Lists of several lengths."""
+    return [part.tolist() for part in parts]
 
 
 def globally(ids: np.ndarray[Any, Any], random: Random) -> dict[str, Any]:
@@ -164,7 +168,10 @@ def documents(names: tuple[str, ...], count: int, seed: int) -> datasets.Dataset
         row: dict[str, Any] = {"labels": label, "artifact_guid": f"guid-{seed}-{index:03d}"}
         for name in names:
             prefix = column_prefix(name, names)
-            row |= {prefix + feature: value.tolist() for feature, value in MODELS[name].encode(ids, random).items()}
+            row |= {
+                prefix + feature: value if isinstance(value, list) else value.tolist()
+                for feature, value in MODELS[name].encode(ids, random).items()
+            }
         rows.append(row)
     features = {
         column_prefix(name, names) + key: value for name in names for key, value in MODELS[name].features.items()

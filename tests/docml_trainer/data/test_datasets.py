@@ -51,6 +51,7 @@ def test_values_are_arrays_of_the_stored_type(tmp_path: Path) -> None:
             "input_ids": datasets.List(datasets.Value("uint16")),
             "pages": datasets.List(datasets.List(datasets.List(datasets.Value("int32"), length=2))),
             "pixels": datasets.Array4D((None, 1, 2, 3), "uint8"),
+            "pictures": datasets.List(datasets.Array3D((1, 2, 3), "uint8")),
             "flags": datasets.List(datasets.Value("bool"), length=2),
             "score": datasets.Value("float32"),
             "labels": datasets.ClassLabel(names=["a", "b"]),
@@ -61,6 +62,7 @@ def test_values_are_arrays_of_the_stored_type(tmp_path: Path) -> None:
         "input_ids": [[1, 2, 3], [], [4]],
         "pages": [[[[1, 2]], []], [], [[[3, 4], [5, 6]]]],
         "pixels": [np.arange(12).reshape(2, 1, 2, 3), np.zeros((1, 1, 2, 3)), np.ones((3, 1, 2, 3))],
+        "pictures": [np.arange(12).reshape(2, 1, 2, 3).tolist(), [], np.ones((3, 1, 2, 3)).tolist()],
         "flags": [[True, False], [False, False], [True, True]],
         "score": [0.5, 1.5, 2.5],
         "labels": [0, 1, 0],
@@ -77,6 +79,8 @@ def test_values_are_arrays_of_the_stored_type(tmp_path: Path) -> None:
             assert [page.shape[1] for page in row["pages"]] == [2] * len(columns["pages"][position])
             assert row["pixels"].dtype == np.uint8
             assert np.array_equal(row["pixels"], columns["pixels"][position])
+            assert row["pictures"].shape == (len(columns["pictures"][position]), 1, 2, 3)
+            assert row["pictures"].tolist() == columns["pictures"][position]
             assert row["flags"].tolist() == columns["flags"][position]
             assert (row["score"], row["labels"]) == (columns["score"][position], columns["labels"][position])
             assert row["artifact_guid"] == columns["artifact_guid"][position]

@@ -61,9 +61,8 @@ def _values(column: pa.ChunkedArray, shape: Shape) -> Sequence[Any]:
 
 
 def _nested(array: pa.Array, axes: Sequence[int | None]) -> list[Any]:
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    inner = array.flatten()
+    array = _storage(array)
+    inner = _storage(array.flatten())
     if pa.types.is_fixed_size_list(array.type):
         bounds = np.arange(len(array) + 1) * array.type.list_size
     else:
@@ -75,9 +74,14 @@ def _nested(array: pa.Array, axes: Sequence[int | None]) -> list[Any]:
         lists = _nested(inner, below)
         return [lists[start:end] for start, end in pairs]
     while pa.types.is_nested(inner.type):
-        inner = inner.flatten()
+        inner = _storage(inner.flatten())
     flat = inner.to_numpy(zero_copy_only=False).reshape(-1, *below)
     return [flat[start:end] for start, end in pairs]
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    """The lists of an Array2D to Array5D; any other array itself."""
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
 def document_lengths(dataset: datasets.Dataset, prefix: str) -> Rows:
@@ -92,8 +96,7 @@ def document_lengths(dataset: datasets.Dataset, prefix: str) -> Rows:
 
 def _leaf_counts(array: pa.Array) -> Rows:
     """Leaves below each list of `array`, through all levels of nesting."""
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+    array = _storage(array)
     if not pa.types.is_nested(array.type):
         return np.ones(len(array), dtype=np.int64)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -109,8 +112,7 @@ def longest_axes(data: datasets.Dataset, column: str, axes: tuple[int | None, ..
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     result = []
     for fixed in axes:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
+        array = _storage(array)
         if fixed is not None:
             result.append(fixed)
         else:
