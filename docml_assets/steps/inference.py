@@ -32,6 +32,7 @@ from docml_contract.names import (
     TORCHSCRIPT,
     RunPlace,
 )
+from docml_contract.patterns import matching
 from docml_contract.versions import cache_key
 from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
@@ -167,18 +168,15 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
 def read_excerpts(work: Work) -> Callable[[str], str]:
     """GUID -> the beginning of the first of MODEL_INPUT_FILES that holds text; empty where none does."""
     table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
-    key_of = {
-        (row["artifact_guid"], row["file"]): row["key"]
-        for row in table.select(["artifact_guid", "file", "key"]).to_pylist()
-    }
+    keys: dict[str, dict[str, str]] = {}
+    for row in table.select(["artifact_guid", "file", "key"]).to_pylist():
+        keys.setdefault(row["artifact_guid"], {})[row["file"]] = row["key"]
 
     def excerpt(guid: str) -> str:
-        for name in work.settings.model_input_files:
-            key = key_of.get((guid, name))
-            if key is None:
-                continue
+        own = keys.get(guid, {})
+        for name in (name for entry in work.settings.model_input_files for name in matching(own, entry)):
             try:
-                text = text_of(work.store.get(key))
+                text = text_of(work.store.get(own[name]))
             except ResourceError:
                 continue
             if text:

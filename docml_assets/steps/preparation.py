@@ -193,7 +193,9 @@ def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterat
     sharded = work.settings.preparation_instance_count > 1
     table = read_parquet(files[ARTIFACTS_TABLE])
     channel = Channel(
-        name="artifacts", prefix=work.place.shared.reconciled_artifacts, files=tuple(table["path"].to_pylist())
+        name="artifacts",
+        prefix=work.place.shared.reconciled_artifacts,
+        files=tuple(table["path"].drop_null().to_pylist()),
     )
     spec = specs.preparation_spec(
         work, phase="shard" if sharded else "whole", channel=channel, files=files, inputs=inputs
@@ -225,11 +227,16 @@ def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...
 
 
 def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
-    """artifacts.parquet: one row a file that encode_data gets (artifact_guid, label, group, file, path, etag), in a fixed order."""
+    """artifacts.parquet: one row a file that encode_data gets (artifact_guid, label, group, file, path, etag), in a fixed order.
+
+    An artifact that lacks all of these files, which are optional then, has a row without file, path and etag.
+    """
     table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
     present = table["file"].unique().to_pylist()
     wanted = [file for file in present if any(matches(file, entry) for entry in work.settings.model_input_files)]
+    everyone = table.select(["artifact_guid", "label"])
     table = table.filter(pc.is_in(table["file"], value_set=pa.array(wanted, pa.string())))
+    table = pa.concat_tables([table, _without_files(everyone, table)], promote_options="default")
     table = table.sort_by([("artifact_guid", "ascending"), ("file", "ascending")])
     group_of = dict(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True))
     prefix = len(work.place.shared.reconciled_artifacts) + 1
@@ -239,10 +246,17 @@ def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
             "label": table["label"].cast(pa.string()),
             "group": pa.array([group_of.get(guid) for guid in table["artifact_guid"].to_pylist()], pa.string()),
             "file": table["file"].cast(pa.string()),
-            "path": pa.array([key[prefix:] for key in table["key"].to_pylist()], pa.string()),
+            "path": pa.array([key and key[prefix:] for key in table["key"].to_pylist()], pa.string()),
             "etag": table["etag"].cast(pa.string()),
         }
     )
+
+
+def _without_files(everyone: pa.Table, found: pa.Table) -> pa.Table:
+    """The artifacts, once each, of which `found` has no file."""
+    absent = pc.invert(pc.is_in(everyone["artifact_guid"], value_set=found["artifact_guid"]))
+    left = everyone.filter(absent).group_by("artifact_guid").aggregate([("label", "min")])
+    return left.rename_columns(["artifact_guid", "label"])
 
 
 def _groups(work: Work, rows: pa.Table) -> list[str | None]:

@@ -95,3 +95,18 @@ def test_a_document_is_found_by_its_guid(world: World) -> None:
     assert excerpt("doc-00").startswith("the text of doc-00")
     assert len(excerpt("doc-01")) == EXCERPT_CHARACTERS
     assert excerpt("nobody") == ""
+
+
+def test_the_first_page_of_a_pattern_that_holds_text_is_the_excerpt(world: World) -> None:
+    for name, content in (("page_10.txt", b"the tenth page"), ("page_2.txt", b"the second page")):
+        (world.root / "production/doc-01" / name).write_bytes(content)
+    world.write_experiment(
+        files_from_prod="raw_text.json, page_*.txt",
+        files_optional="page_*.txt",
+        model_input_files="page_*.txt, raw_text.json",
+    )
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    excerpt = read_excerpts(work)
+    assert excerpt("doc-01") == "the second page"
+    assert excerpt("doc-00").startswith("the text of doc-00")

@@ -7,6 +7,7 @@ from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.errors import IncompleteArtifact
+from docml_contract.jobs import PrepareTask
 from docml_contract.names import ARTIFACTS_TABLE, PREVIOUS_SPLITS, SPLITS_TABLE
 from tests.docml_assets.world import SOURCE, FakeJobs, World
 
@@ -139,3 +140,25 @@ def test_without_reconciled_data_it_says_what_to_materialize(world: World) -> No
     world.write_experiment()
     with pytest.raises(NotReady, match="materialize reconciled_data"):
         run_preparation(world.work(world.claim(1)))
+
+
+def test_the_job_gets_what_a_pattern_matches_and_every_artifact_even_without_a_file(world: World) -> None:
+    for number in (10, 2):
+        (world.root / f"production/doc-03/page_{number}.png").write_bytes(b"page")
+    world.write_experiment(
+        files_from_prod="raw_text.json, page_*.png", files_optional="page_*.png", model_input_files="page_*.png"
+    )
+    jobs = FakeJobs(world.store)
+    prepare(world.work(world.claim(1), jobs))
+    rows = read_parquet(jobs.files[0][ARTIFACTS_TABLE]).to_pylist()
+    assert [row["file"] for row in rows if row["artifact_guid"] == "doc-03"] == ["page_10.png", "page_2.png"]
+    bare = [row for row in rows if row["artifact_guid"] != "doc-03"]
+    assert len(bare) == 23
+    assert {(row["file"], row["path"], row["etag"]) for row in bare} == {(None, None, None)}
+    assert {row["label"] for row in bare} == {"invoice", "letter"}
+    (channel,) = jobs.specs[0].channels
+    assert channel.files is not None
+    assert len(channel.files) == 2
+    task = jobs.specs[0].task
+    assert isinstance(task, PrepareTask)
+    assert (task.model_input_files, task.optional_files) == (("page_*.png",), ("page_*.png",))
