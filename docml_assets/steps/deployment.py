@@ -4,6 +4,7 @@ It is made with the inference report. For a run that was finished before there w
 wants to use the model; no job is launched for it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -13,11 +14,13 @@ from docml_assets.steps.training import read_models
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import digest
 from docml_contract.deployment import ModelContext
+from docml_contract.hyperparameters import own
 from docml_contract.manifests import Manifest
 from docml_contract.names import (
     BEST_MODEL,
     DEPLOYMENT,
     EXPORT,
+    MANIFEST,
     MODEL_CONTEXT,
     REQUIREMENTS,
     STATISTICS,
@@ -52,6 +55,17 @@ def read_deployment(work: Work, model: str) -> Manifest:
     manifest = read_manifest(work.store, folder) or make_deployment(work, model)
     check_finished(work.store, manifest, folder)
     return manifest
+
+
+def read_context(work: Work, model: str) -> ModelContext:
+    """context.json of the model's deployment folder."""
+    key = f"{work.place.deployment(model)}/{MODEL_CONTEXT}"
+    return ModelContext.from_bytes(work.store.get(key), work.store.uri(key))
+
+
+def manifest_sha256(work: Work, model: str) -> str:
+    """The hash by which whoever loads the deployment folder knows that it is the one that was meant."""
+    return hashlib.sha256(work.store.get(f"{work.place.deployment(model)}/{MANIFEST}")).hexdigest()
 
 
 def make_deployments(work: Work) -> None:
@@ -98,7 +112,7 @@ def _context(work: Work, model: str) -> ModelContext:
         model_name=model,
         model_names=settings.model_names,
         labels=tuple(read_labels(work)),
-        own_hyperparameters=settings.own_hyperparameters,
+        own_hyperparameters=own(settings.hyperparameters_of(model)),
         production_files=settings.files_from_prod,
         model_input_files=settings.model_input_files,
         optional_files=settings.files_optional,

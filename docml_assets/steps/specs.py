@@ -6,8 +6,18 @@ from typing import Literal
 
 from docml_assets.experiment.settings.settings import Step
 from docml_assets.steps.work import Work
-from docml_contract.jobs import Channel, Compute, ExportedModel, InferTask, JobSpec, PrepareTask, TrainTask, Tuning
-from docml_contract.names import EXPORT, INFERENCE, TORCHSCRIPT, TRAINING, TUNING
+from docml_contract.jobs import (
+    Channel,
+    Compute,
+    ExportedModel,
+    InferTask,
+    JobSpec,
+    PredictTask,
+    PrepareTask,
+    TrainTask,
+    Tuning,
+)
+from docml_contract.names import EXPORT, INFERENCE, PREDICTION, TORCHSCRIPT, TRAINING, TUNING
 
 Phase = Literal["whole", "shard", "merge"]
 
@@ -124,6 +134,31 @@ def inference_spec(
         ),
         inputs=dict(inputs),
         compute=step_compute(work, "inference"),
+    )
+
+
+def prediction_spec(
+    work: Work,
+    *,
+    deployment: str,
+    manifest_sha256: str,
+    documents: Channel,
+    piece: str,
+    files: Mapping[str, bytes],
+    inputs: Mapping[str, str],
+) -> JobSpec:
+    """Predict documents without labels with the model of a deployment folder."""
+    return JobSpec(
+        kind="processing",
+        experiment=work.place.experiment,
+        run=work.place.number,
+        step=PREDICTION,
+        piece=piece,
+        task=PredictTask(manifest_sha256=manifest_sha256, processes=work.settings.preparation_processes),
+        channels=(Channel(name="deployment", prefix=deployment), documents),
+        files=hash_files(files),
+        inputs=dict(inputs),
+        compute=step_compute(work, "inference", hosts=1),
     )
 
 

@@ -113,7 +113,6 @@ class PredictTask(Document):
 
     command: Literal["predict"] = "predict"
     manifest_sha256: str = Field(description="of the deployment folder's MANIFEST.json")
-    allowed_failures: int = Field(ge=0, description="documents that may fail in encode_data before the job fails")
     processes: int | None = Field(None, description="encoding processes; none: one a core")
 
 

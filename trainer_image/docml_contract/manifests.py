@@ -52,7 +52,7 @@ class JobOutput(Document):
     """Says that a job's output folder is complete. Written by the trainer as its last act."""
 
     schema_version: int = SCHEMA_VERSION
-    command: str = Field(description="prepare, train or infer")
+    command: str = Field(description="prepare, train, infer or predict")
     data_version: str = Field(description="hash of the meaning of the output")
     files: tuple[FileEntry, ...]
     facts: dict[str, Any] = Field(default_factory=dict, description="small results worth showing as metadata")

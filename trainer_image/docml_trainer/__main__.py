@@ -1,4 +1,4 @@
-"""`python -m docml_trainer prepare|train|infer`: the entry point of every job.
+"""`python -m docml_trainer prepare|train|infer|predict`: the entry point of every job.
 
 Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage, 143 stopped by SIGTERM.
 """
@@ -36,13 +36,11 @@ def main(arguments: list[str]) -> int:
 
 def run_command(folders: Folders) -> None:
     """Do what the job is there for. A process that only launches a training's processes does not import what they need."""
-    if folders.command == "prepare":
-        importlib.import_module("docml_trainer.prepare").main(folders)
-    elif folders.command == "infer":
-        importlib.import_module("docml_trainer.infer").main(folders)
-    else:
+    if folders.command == "train":
         launch = importlib.import_module("docml_trainer.training.launch")
         launch.main(folders, lambda: importlib.import_module("docml_trainer.train").train(folders))
+    else:
+        importlib.import_module(f"docml_trainer.{folders.command}").main(folders)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from docml_contract.manifests import JobOutput, verify_folder, write_output
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
-from docml_trainer.preparation.pool import BATCH, encode
+from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.splits import Assignment, assign
 from docml_trainer.preparation.worker import EncodingPlan
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 COMMAND = "prepare"
 SHARD = "shard.json"
-TIMEOUT_VARIABLE = "DOCML_ENCODE_TIMEOUT_SECONDS"
-TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,8 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     def progress(done: int, total: int) -> None:
         print(format_event(PROGRESS, what="encoding", done=done, total=total, unit="documents"), flush=True)
 
-    stuck_seconds = float(os.environ.get(TIMEOUT_VARIABLE) or TIMEOUT_SECONDS)
     reports = encode(
-        documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds, progress=progress
+        documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds(), progress=progress
     )
 
     tally = Tally()

@@ -64,6 +64,16 @@ class ModelFiles:
         fixed = self.export.get("fixed_shape")
         return None if not fixed else int(next(iter(fixed.values()))[0])
 
+    def collator(self, features: datasets.Features, prefix: str) -> Collator:
+        """Makes of encoded documents the batches that the model was exported for."""
+        return Collator(
+            features,
+            self.export["padding"],
+            prefix=prefix,
+            forward_parameters=self.export["input_keys"],
+            fixed_shape=self.export.get("fixed_shape"),
+        )
+
 
 class Predictor:
     """One loaded model on one device, over the rows of a data set."""
@@ -71,13 +81,7 @@ class Predictor:
     def __init__(self, files: ModelFiles, data: datasets.Dataset, prefix: str, device: str) -> None:
         self.files, self.device = files, torch.device(device)
         self.data = data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(prefix))])
-        self.collate = Collator(
-            data.features,
-            files.export["padding"],
-            prefix=prefix,
-            forward_parameters=files.export["input_keys"],
-            fixed_shape=files.export.get("fixed_shape"),
-        )
+        self.collate = files.collator(data.features, prefix)
         self.keys: Sequence[str] = files.export["input_keys"]
         missing = [key for key in self.keys if key not in self.collate.feature_names]
         if missing:

@@ -219,15 +219,14 @@ class Tally:
 
     returned_none: dict[str, int] = field(default_factory=dict)  # by label
     failed: dict[str, int] = field(default_factory=dict)  # by label
-    failures: list[EncodingFailure] = field(default_factory=list)  # the first ones
+    failures: list[EncodingFailure] = field(default_factory=list)  # of several parts together the first ones
 
     def drop(self, label: str) -> None:
         self.returned_none[label] = self.returned_none.get(label, 0) + 1
 
     def fail(self, failure: EncodingFailure) -> None:
         self.failed[failure.label] = self.failed.get(failure.label, 0) + 1
-        if len(self.failures) < MAX_FAILURES_KEPT:
-            self.failures.append(failure)
+        self.failures.append(failure)
 
     def add(self, other: "Tally") -> None:
         """Count another tally's documents as well."""

@@ -35,8 +35,15 @@ PART = 1024  # documents that a worker takes at a time: none idles for long whil
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
+STUCK_VARIABLE = "DOCML_ENCODE_TIMEOUT_SECONDS"
+STUCK_SECONDS = 300.0
 KILL_SECONDS = 10.0  # until a killed process is gone
 _ERRORS = {error.__name__: error for error in (UserCodeError, DataError)}
+
+
+def stuck_seconds() -> float:
+    """How long one call of encode_data or encode_batch may take before it counts as stuck."""
+    return float(os.environ.get(STUCK_VARIABLE) or STUCK_SECONDS)
 
 
 def encode(

@@ -150,6 +150,18 @@ def write_splits(
         writer.close()
 
 
+def write_unlabelled(files: Sequence[Path], documents: Documents, features: datasets.Features, output: Path) -> None:
+    """Write all rows as one data set of the declared features and `artifact_guid`, without labels."""
+    stored = datasets.Features({**features, ARTIFACT_GUID: datasets.Value("string")})
+    writer = _SplitWriter(output, stored, documents.digest)
+    for batch in read_batches(files):
+        arrays = {name: _stored(batch[name], feature) for name, feature in features.items()}
+        guids = [documents.guids[position] for position in batch[POSITION].to_pylist()]
+        arrays[ARTIFACT_GUID] = pa.array(guids, pa.string())
+        writer.write(pa.RecordBatch.from_pydict(arrays, schema=writer.schema))
+    writer.close()
+
+
 def data_version(documents: Documents, found: Overview, splits: Mapping[int, str], features: datasets.Features) -> str:
     """sha256 over the rows (GUID, label, group, split, digest of the values) in the order of the GUIDs, and the features' names."""
     version = hashlib.sha256(json.dumps(["encoded_splits", sorted(features), documents.label_names]).encode())

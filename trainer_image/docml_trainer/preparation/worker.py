@@ -60,6 +60,7 @@ class EncodingPlan:
     label_names: tuple[str, ...]
     batch: int
     parallel_tokenizer: bool
+    only_for: str | None = None  # the one model to encode for; None: all of the task's
 
     @property
     def sign(self) -> bool:
@@ -69,7 +70,8 @@ class EncodingPlan:
     def contexts(self) -> tuple[Context, ...]:
         names, labels = self.task.model_names, self.label_names
         own, by_model = self.task.own_hyperparameters, self.task.model_hyperparameters
-        return tuple(Context.of(name, names, labels, {**own, **by_model.get(name, {})}) for name in names)
+        wanted = names if self.only_for is None else (self.only_for,)
+        return tuple(Context.of(name, names, labels, {**own, **by_model.get(name, {})}) for name in wanted)
 
     def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
         """Documents out of a batch of `Documents.to_table`."""

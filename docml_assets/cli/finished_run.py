@@ -1,0 +1,66 @@
+"""A run that is used, not made: its `Work` outside of Dagster, for the commands that put its models to work."""
+
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from docml_contract import log_lines
+from docml_contract.names import RunPlace
+
+if TYPE_CHECKING:
+    from docml_assets.deployment import Deployment
+    from docml_assets.progress import Display
+    from docml_assets.steps.work import Work
+    from resources.jobs.interface import Listener
+
+
+def open_run(deployment: "Deployment", experiment: str, number: int, display: "Display", about: str) -> "Work":
+    """The run as its claim froze it; `about` names what is done with it on the display. UnclaimedRun if nobody claimed it."""
+    from docml_assets.steps.snapshot import existing_claim
+    from docml_assets.steps.work import Work
+
+    claim = existing_claim(deployment.store, RunPlace(experiment, number))
+    return Work(
+        place=claim.place,
+        settings=claim.settings,
+        functions_source=claim.functions_source,
+        store=deployment.store,
+        production=deployment.production,
+        labels=deployment.labels,
+        jobs=deployment.jobs,
+        tracking=deployment.tracking,
+        environment=deployment.environment,
+        kind=deployment.kind,
+        image=deployment.image,
+        holder=f"cli-{uuid.uuid4()}",
+        reporter=DisplayReporter(display, about),
+    )
+
+
+class DisplayReporter:
+    """Reporter and listener of a command: everything goes to its display."""
+
+    def __init__(self, display: "Display", about: str) -> None:
+        self._display, self._about = display, about
+        self._lock = threading.Lock()
+        self.links: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        self._display.said(self._about, text)
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        self._display.progressed(self._about, what, done, total)
+
+    def listener(self, model: str | None) -> "Listener":
+        return self
+
+    def line(self, host: str, text: str) -> None:
+        with self._lock:
+            self._display.job_line(self._about, None, text)
+
+    def status(self, text: str) -> None:
+        self.say(text)
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["event"] == log_lines.PROGRESS:
+            self.progress(str(event.get("what", "progress")), int(event.get("done", 0)), event.get("total"))

@@ -1,0 +1,132 @@
+"""docml predict: classify documents without labels with a model of a finished run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from docml_assets.cli.home import prepare_dagster_home
+
+if TYPE_CHECKING:
+    from docml_assets.steps.documents import DocumentSet
+    from docml_assets.steps.prediction import PredictionResult
+    from docml_assets.steps.work import Work
+
+SUFFIXES = (".parquet", ".csv", ".json")
+SHOWN_ERRORS = 5
+
+
+def _check_out(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in SUFFIXES:
+        raise click.BadParameter(f"{value}: expected a name that ends in {', '.join(SUFFIXES)}")
+    return value
+
+
+@click.command(name="predict")
+@click.argument("experiment")
+@click.argument("run", type=click.IntRange(min=1))
+@click.option("--model", help="The model, where the run compares several.")
+@click.option("--files", help="A folder or s3://bucket/prefix: <guid>/<file>, or one file a document.")
+@click.option("--query", help="A SELECT that yields the artifact_guid of documents in production.")
+@click.option("--out", type=click.Path(path_type=Path), callback=_check_out, help="Write the table here as well.")
+@click.option("--verbose", "-v", is_flag=True, help="Show the job's own log lines as well.")
+def command(
+    experiment: str, run: int, model: str | None, files: str | None, query: str | None, out: Path | None, verbose: bool
+) -> int:
+    """Classify documents with run RUN of EXPERIMENT: one job, one table.
+
+    Documents that cannot be read are rows with an error; where they are more than MAX_FAILED_SHARE allows, the exit code is 1. The same
+    documents again launch no job.
+    """
+    if (files is None) == (query is None):
+        raise click.UsageError("expected --files or --query: where the documents are")
+    from docml_assets.cli.display import make_display
+    from docml_assets.cli.finished_run import open_run
+    from docml_assets.deployment import Deployment
+    from docml_assets.steps.deployment import choose_model
+    from docml_assets.steps.prediction import predict_documents
+
+    prepare_dagster_home()
+    with make_display(verbose=verbose) as display:
+        work = open_run(Deployment.current(), experiment, run, display, "prediction")
+        chosen = choose_model(work, model)
+        documents = _documents(work, files, query)
+        for note in documents.notes:
+            work.reporter.say(note)
+        result = predict_documents(work, chosen, documents)
+    if out is not None:
+        write_table(result, out)
+    return _conclude(work, chosen, result, out)
+
+
+def _documents(work: "Work", files: str | None, query: str | None) -> "DocumentSet":
+    from docml_assets.steps.documents import documents_in, documents_of
+    from resources.store import Store
+
+    if query is not None:
+        return documents_of(work, query)
+    assert files is not None
+    return documents_in(work, Store.open(files, environment=work.environment))
+
+
+def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | None) -> int:
+    """Show what came of it; the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from docml_contract.names import PREDICTIONS
+
+    frame = result.table.select(["artifact_guid", "prediction", "probability", "error"]).to_pandas()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("label", overflow="fold")
+    for name in ("documents", "mean probability"):
+        table.add_column(name, justify="right")
+    for label, rows in frame.dropna(subset=["prediction"]).groupby("prediction"):
+        table.add_row(Text(str(label)), f"{len(rows):,}", f"{rows['probability'].mean():.3f}")
+    console = Console(highlight=False)
+    how = "classified" if result.jobs else "classified before; no job was launched"
+    console.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
+    console.print(table)
+    failed = frame.dropna(subset=["error"])
+    for row in failed.head(SHOWN_ERRORS).itertuples():
+        console.print(Text(f"no answer for {row.artifact_guid}: {row.error}"), soft_wrap=True)
+    if len(failed) > SHOWN_ERRORS:
+        console.print(Text(f"… and for {len(failed) - SHOWN_ERRORS:,} more: column error of the table"))
+    for path in (work.store.uri(f"{result.folder}/{PREDICTIONS}"), *([str(out)] if out else [])):
+        console.print(Text(f"Predictions: {path}"), soft_wrap=True)
+    allowed = work.settings.max_failed_share
+    if len(failed) > allowed * len(frame):
+        click.secho(
+            f"docml: {len(failed):,} of {len(frame):,} documents have no answer, more than MAX_FAILED_SHARE = {allowed:g} allows; "
+            "mend them and predict again, or use the table as it is",
+            fg="red",
+            err=True,
+        )
+        return 1
+    return 0
+
+
+def write_table(result: "PredictionResult", path: Path) -> None:
+    """The table as parquet, CSV or JSON, by the path's suffix. CSV and JSON name the label of every probability."""
+    from docml_assets.tables import parquet_bytes
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        path.write_bytes(parquet_bytes(result.table))
+        return
+    rows = [_named(row, result.labels) for row in result.table.to_pylist()]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    import pandas as pd
+
+    for row in rows:
+        row["probabilities"] = json.dumps(row["probabilities"], ensure_ascii=False) if row["probabilities"] else None
+    pd.DataFrame(rows, columns=result.table.column_names).to_csv(path, index=False)
+
+
+def _named(row: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    values = row["probabilities"]
+    return {**row, "probabilities": None if values is None else dict(zip(labels, values, strict=True))}

@@ -1,0 +1,128 @@
+"""Documents without labels: in a folder or bucket, or production artifacts that a SELECT names."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from docml_assets.steps.work import StepError, Work
+from docml_contract.base import canonical_json
+from docml_contract.patterns import is_optional, is_pattern, matches
+from resources.store import Store, StoredObject
+from resources.store.safe_names import refusal
+
+GUID = "artifact_guid"
+SHARDS = 16  # key ranges of production that are listed at once
+
+
+class NoDocuments(StepError):
+    """There is nothing to classify where documents were looked for."""
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """Documents to classify.
+
+    files: by GUID, the source's object behind every file name. errors: why a document cannot be classified, by GUID. rows: what else
+    process_func is told of a document. notes: what was passed over, for people.
+    """
+
+    source: Store
+    files: Mapping[str, Mapping[str, StoredObject]]
+    errors: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files.keys() | self.errors.keys())
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """By GUID, a hash of the versions of a document's files and of what process_func is told."""
+        return {guid: self._version(guid) for guid in sorted(self.files)}
+
+    def _version(self, guid: str) -> str:
+        files = sorted((name, stored.etag) for name, stored in self.files[guid].items())
+        row = {key: str(value) for key, value in self.rows.get(guid, {}).items()}
+        return hashlib.sha256(canonical_json([files, row])).hexdigest()
+
+
+def documents_in(work: Work, source: Store) -> DocumentSet:
+    """Documents as `<guid>/<file>`; or, where one input file is enough and no folders are there, every file a document by its name."""
+    objects = list(source.list())
+    nested = [stored for stored in objects if stored.key.count("/") == 1]
+    single = _single_file(work)
+    if not nested and single is not None:
+        found = {stored.key: {single: stored} for stored in objects if _is_alike(stored.key, single)}
+    else:
+        found = _by_folder(nested)
+    names = ", ".join(work.settings.files_from_prod)
+    if not found:
+        flat = f", or files like {single}, each a document" if single else ""
+        raise NoDocuments(f"{source.uri()}: found no documents; expected <guid>/<file> with the files {names}{flat}")
+    passed = len(objects) - sum(len(files) for files in found.values())
+    return _checked(work, source, found, {}, passed)
+
+
+def documents_of(work: Work, query: str) -> DocumentSet:
+    """The production artifacts whose `artifact_guid` the SELECT yields; its other columns go to process_func."""
+    table = work.labels.fetch(query)
+    if GUID not in table.column_names:
+        raise NoDocuments(f"the query yields {', '.join(table.column_names)}; expected a column {GUID}")
+    rows = {str(row[GUID]): {key: value for key, value in row.items() if key != GUID} for row in table.to_pylist()}
+    if not rows:
+        raise NoDocuments(f"the query yields no rows; expected the {GUID} of documents in production")
+    wanted = (stored for stored in work.production.list() if stored.key.count("/") == 1)
+    found = _by_folder([stored for stored in wanted if stored.key.split("/")[0] in rows])
+    return _checked(work, work.production, {guid: found.get(guid, {}) for guid in rows}, rows, 0)
+
+
+def _by_folder(objects: list[StoredObject]) -> dict[str, dict[str, StoredObject]]:
+    found: dict[str, dict[str, StoredObject]] = {}
+    for stored in objects:
+        guid, file = stored.key.split("/")
+        found.setdefault(guid, {})[file] = stored
+    return found
+
+
+def _single_file(work: Work) -> str | None:
+    """The one file that a document brings; None where it brings several, or as many as a pattern matches."""
+    names = work.settings.files_from_prod
+    return names[0] if len(names) == 1 and not is_pattern(names[0]) else None
+
+
+def _is_alike(key: str, name: str) -> bool:
+    """Whether a file of a flat folder can stand for the input file `name`: it has its suffix, and is not hidden."""
+    return "/" not in key and not key.startswith(".") and PurePosixPath(key).suffix == PurePosixPath(name).suffix
+
+
+def _checked(
+    work: Work,
+    source: Store,
+    found: Mapping[str, Mapping[str, StoredObject]],
+    rows: Mapping[str, Mapping[str, Any]],
+    passed: int,
+) -> DocumentSet:
+    files: dict[str, dict[str, StoredObject]] = {}
+    errors: dict[str, str] = {}
+    entries = work.settings.files_from_prod
+    for guid, own in found.items():
+        kept = {file: stored for file, stored in own.items() if any(matches(file, entry) for entry in entries)}
+        reasons = list(_complaints(work, guid, kept))
+        if reasons:
+            errors[guid if refusal(guid) is None else ascii(guid)] = "; ".join(reasons)
+        else:
+            files[guid] = kept
+        passed += len(own) - len(kept)
+    notes = (f"{passed} files are no input of the model ({', '.join(entries)}) and are passed over",) if passed else ()
+    return DocumentSet(source, files, errors, rows, notes)
+
+
+def _complaints(work: Work, guid: str, files: Mapping[str, StoredObject]) -> Iterator[str]:
+    for name in (guid, *files):
+        if (reason := refusal(name)) is not None:
+            yield f"the name {name!a} cannot be stored: {reason}"
+    for entry in work.settings.files_from_prod:
+        if not is_optional(entry, work.settings.files_optional) and not any(matches(file, entry) for file in files):
+            yield f"{entry}: the document has no such file"

@@ -1,0 +1,69 @@
+"""A folder with its own store, Dagster home and one experiment, in which docml is called as a person calls it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+
+REPOSITORY = Path(__file__).parents[3]
+DOCML = [sys.executable, "-c", "from docml_assets.cli import main; main()"]
+
+
+class Here:
+    """A folder with its own store, Dagster home and one experiment."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in [name for name in self.environment if name.startswith(("DOCML_", "DAGSTER_"))]:
+            del self.environment[name]
+        self.docml("new", "EXP-7-words")
+        self.set(epochs="2")
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "experiments/EXP-7-words/settings.ini"
+
+    def set(self, **values: str) -> None:
+        text = self.settings.read_text()
+        for key, value in values.items():
+            text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text, count=1)
+            assert count == 1, key
+        self.settings.write_text(text)
+
+    def docml(self, *arguments: str, code: int = 0) -> str:
+        """Standard output and error of a command that must end with `code`."""
+        done = subprocess.run(
+            [*DOCML, *arguments],
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def jobs(self, run: int) -> list[str]:
+        folder = self.root / f"storage/EXP-7-words/run_{run}/jobs"
+        return sorted(path.stem for path in folder.glob("*.json") if "." not in path.stem)
+
+    def version(self, folder: str) -> str:
+        manifest = json.loads((self.root / "storage/EXP-7-words" / folder / "MANIFEST.json").read_text())
+        version: str = manifest["data_version"]
+        return version
+
+    def statuses(self) -> list[dg.DagsterRunStatus]:
+        """Of all Dagster runs, newest first."""
+        with dg.DagsterInstance.from_config(str(self.root / ".dagster_home")) as instance:
+            return [run.status for run in instance.get_runs()]

@@ -1,0 +1,154 @@
+"""docml predict as a person calls it: the report's answers on its own documents, errors as rows, nothing twice."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from docml_assets.cli import main
+from docml_assets.deployment import SAMPLE
+from tests.docml_assets.cli.here import Here
+
+EXPERIMENT = "EXP-7-words"
+
+
+def rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a table by GUID, each once."""
+    found = pq.read_table(path).to_pylist()
+    by_guid = {row["artifact_guid"]: row for row in found}
+    assert len(by_guid) == len(found)
+    return by_guid
+
+
+def reported(here: Here, model: str) -> dict[str, tuple[str, list[float]]]:
+    """GUID -> label and probabilities of the report's test documents."""
+    run = here.root / f"storage/{EXPERIMENT}/run_1"
+    said = rows(run / "inference/predictions.parquet")
+    (documents,) = run.glob("jobs/*/output/documents.parquet")
+    probabilities = rows(documents)
+    return {
+        guid: (row[f"{model}_prediction"], probabilities[guid][f"{model}_probabilities"]) for guid, row in said.items()
+    }
+
+
+def documents(folder: Path, guids: list[str], **texts: str) -> Path:
+    """`<guid>/raw_text.json`: documents of the sample, and texts of one's own."""
+    for guid in guids:
+        shutil.copytree(SAMPLE / "artifacts" / guid, folder / guid)
+    for guid, text in texts.items():
+        (folder / guid).mkdir(parents=True)
+        (folder / guid / "raw_text.json").write_text(json.dumps({"text": text}))
+    return folder
+
+
+def assert_equal_to_report(found: dict[str, dict[str, Any]], here: Here, model: str) -> None:
+    for guid, (label, probabilities) in reported(here, model).items():
+        assert found[guid]["prediction"] == label
+        assert np.abs(np.array(found[guid]["probabilities"]) - probabilities).max() < 1e-4
+        assert found[guid]["probability"] == pytest.approx(max(probabilities), abs=1e-4)
+
+
+def test_the_reports_answers_on_its_own_documents_and_errors_as_rows(used: Here, tmp_path: Path) -> None:
+    test = sorted(reported(used, "bag"))
+    folder = documents(
+        tmp_path / "new", test, fails="PROCESSFAILS", riddle="EncodeFails", empty="", other="some words of any kind"
+    )
+    (folder / "lacking").mkdir()
+    (folder / "lacking" / "other.txt").write_text("nothing of use")
+    jobs = used.jobs(1)
+    said = used.docml(
+        "predict", EXPERIMENT, "1", "--model", "bag", "--files", str(folder), "--out", str(tmp_path / "t.parquet")
+    )
+    found = rows(tmp_path / "t.parquet")
+    assert found.keys() == {*test, "fails", "riddle", "empty", "other", "lacking"}
+    assert_equal_to_report(found, used, "bag")
+    errors = {guid: row["error"] for guid, row in found.items() if row["error"]}
+    assert errors.keys() == {"fails", "riddle", "empty", "lacking"}
+    assert "no words today" in errors["fails"]
+    assert "this document is a riddle (user_defined_funcs.py, line " in errors["riddle"]
+    assert "returned None" in errors["empty"]
+    assert "raw_text.json: the document has no such file" in errors["lacking"]
+    assert all(row["accepted"] is None for row in found.values())
+    assert found["other"]["tokens"] == 5
+    assert len(used.jobs(1)) == len(jobs) + 1
+    again = used.docml(
+        "predict", EXPERIMENT, "1", "--model", "bag", "--files", str(folder), "--out", str(tmp_path / "t.json")
+    )
+    assert "no job was launched" in again
+    assert len(used.jobs(1)) == len(jobs) + 1
+    assert said.split("Predictions: ")[1].split()[0] == again.split("Predictions: ")[1].split()[0]
+    written = {row["artifact_guid"]: row for row in json.loads((tmp_path / "t.json").read_text())}
+    best = max(written["other"]["probabilities"].items(), key=lambda item: item[1])
+    assert best == (written["other"]["prediction"], written["other"]["probability"])
+    (left,) = (used.root / f"storage/{EXPERIMENT}/run_1/predictions").iterdir()
+    assert {path.name for path in left.iterdir()} == {"predictions.parquet", "MANIFEST.json"}
+
+
+def test_a_model_of_one_shape_on_documents_that_a_query_names(used: Here, tmp_path: Path) -> None:
+    test = sorted(reported(used, "fixed"))
+    listed = ", ".join(f"'{guid}'" for guid in test)
+    query = f"SELECT artifact_guid FROM document_labels WHERE artifact_guid IN ({listed})"
+    out = tmp_path / "t.parquet"
+    used.docml("predict", EXPERIMENT, "1", "--model", "fixed", "--query", query, "--out", str(out))
+    assert_equal_to_report(rows(out), used, "fixed")
+
+
+def test_a_flat_folder_holds_a_document_a_file(used: Here, tmp_path: Path) -> None:
+    for name in ("first.json", "second.json"):
+        (tmp_path / name).write_text(json.dumps({"text": f"the {name} letter"}))
+    (tmp_path / "README.txt").write_text("no document")
+    out = tmp_path / "out" / "t.csv"
+    said = used.docml("predict", EXPERIMENT, "1", "--model", "bag", "--files", str(tmp_path), "--out", str(out))
+    assert "1 files are no input of the model" in said
+    lines = out.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["artifact_guid", "first.json", "second.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "code"),
+    [
+        (["1", "--files", "."], "compares bag, fixed: name one of them with --model", 1),
+        (["1", "--model", "bag", "--files", "."], "found no documents; expected <guid>/<file>", 1),
+        (["7", "--model", "bag", "--files", "."], "run 7 is not claimed", 1),
+        (["1", "--model", "bag"], "expected --files or --query", 2),
+        (["1", "--model", "bag", "--files", "x", "--out", "t.xlsx"], "ends in .parquet, .csv, .json", 2),
+        (["1", "--model", "bag", "--query", "SELECT label FROM document_labels"], "expected a column artifact_guid", 1),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message(
+    used: Here,
+    tmp_path: Path,
+    arguments: list[str],
+    expected: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCML_STORE", str(used.root / "storage"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit) as end:
+        main(["predict", EXPERIMENT, *arguments])
+    assert (end.value.code, expected in capsys.readouterr().err) == (code, True)
+
+
+def test_more_errors_than_allowed_end_with_1_and_keep_the_table(used: Here, tmp_path: Path) -> None:
+    folder = documents(tmp_path / "new", [], one="PROCESSFAILS", two="PROCESSFAILS as well")
+    said = used.docml(
+        "predict",
+        EXPERIMENT,
+        "1",
+        "--model",
+        "bag",
+        "--files",
+        str(folder),
+        "--out",
+        str(tmp_path / "t.parquet"),
+        code=1,
+    )
+    assert "2 of 2 documents have no answer, more than MAX_FAILED_SHARE = 0.5 allows" in said
+    assert rows(tmp_path / "t.parquet").keys() == {"one", "two"}
