@@ -13,6 +13,8 @@ STEPS_TAG = "docml/steps"
 OPERATION_TAG = "docml/operation"
 # What started the run.
 TRIGGER_TAG = "docml/trigger"
+# Dagster's own, on every run of a backfill.
+BACKFILL_TAG = "dagster/backfill"
 # The process that executes it: a `resources.processes.Process` as text.
 PROCESS_TAG = "docml/process"
 

@@ -16,8 +16,8 @@ from docml_assets.partitions import experiment_runs, run_place
 from docml_assets.progress import display
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
-from docml_assets.steps.work import Outcome, Work
-from docml_assets.tags import PROCESS_TAG, operation_of, steps_of
+from docml_assets.steps.work import Outcome, UnclaimedRun, Work
+from docml_assets.tags import BACKFILL_TAG, PROCESS_TAG, operation_of, steps_of
 from docml_contract import log_lines
 from docml_contract.names import RunPlace
 from docml_contract.versions import CODE_VERSIONS
@@ -55,11 +55,21 @@ def run_asset(
         @wraps(body)
         def explained_body(context: dg.AssetExecutionContext) -> Results:
             with explained():
-                yield from body(context)
+                yield from _executed(context, body)
 
         return make(explained_body)
 
     return decorate
+
+
+def _executed(context: dg.AssetExecutionContext, body: Body) -> Results:
+    """The body's results; none where a backfill reaches a partition that is no run: all there are cannot be claimed."""
+    try:
+        yield from body(context)
+    except UnclaimedRun as error:
+        if BACKFILL_TAG not in context.run.tags:
+            raise
+        context.log.info(f"Skipped, since a backfill executes claimed runs and RUN_NUM only: {error}")
 
 
 @contextmanager

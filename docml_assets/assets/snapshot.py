@@ -6,7 +6,7 @@ from docml_assets.assets.materialization import Results, materialize, note_proce
 from docml_assets.assets.metadata import Metadata, table
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
-from docml_assets.tags import trigger_of
+from docml_assets.tags import BACKFILL_TAG, trigger_of
 from docml_contract.names import EXPERIMENT_SNAPSHOT
 
 
@@ -15,7 +15,8 @@ from docml_contract.names import EXPERIMENT_SNAPSHOT
     group="experiment",
     kinds={"python", "json"},
     description="Settings and functions of a run, frozen when it was claimed. Everything after it reads these and never the "
-    "experiment folder. An unclaimed run is accepted here only if it is the experiment's RUN_NUM.",
+    "experiment folder. An unclaimed run is accepted here only if it is the experiment's RUN_NUM or its next free number; "
+    "in a backfill only if it is RUN_NUM: other partitions are skipped.",
 )
 def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
     begun = note_process(context)
@@ -28,6 +29,7 @@ def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
         resources.deployment.environment,
         holder=context.run.root_run_id or context.run.run_id,
         trigger=trigger_of(context.run.tags, context.run.run_id),
+        backfill=BACKFILL_TAG in context.run.tags,
     )
     if begun:
         say_changes(context, claim)

@@ -58,32 +58,45 @@ def claim_from_ui(
     *,
     holder: str,
     trigger: Mapping[str, Any],
+    backfill: bool = False,
 ) -> Claim:
-    """The run's claim, made now if nobody made it and the run is the experiment's RUN_NUM.
+    """The run's claim, made now if nobody made it and the run is the experiment's RUN_NUM or, outside a backfill, its next free number.
 
-    A partition can be selected for every experiment and run number there ever was ("materialize all missing"); only the
-    experiment's own RUN_NUM may come into being that way, and only from a folder without mistakes.
+    A partition can be selected for every experiment and run number there ever was ("materialize all missing"); a backfill therefore
+    makes nothing but RUN_NUM come into being, and all comes from a folder without mistakes. UnclaimedRun for any other number.
     """
     claim = read_claim(store, place.experiment, place.number)
     if claim is not None:
         return claim
     if not folder.is_dir():
         raise UnclaimedRun(
-            f"there is no experiment folder {folder}: create it with `docml new {place.experiment}`, "
-            "or delete this partition key if it is a mistake"
+            f"{place.experiment} run {place.number} is not claimed, and there is no experiment folder {folder}: create it with "
+            f"`docml new {place.experiment}`, or delete this partition key if it is a mistake"
         )
-    experiment = ExperimentFolder.load(folder)
-    number = experiment.settings.run_num
-    if number != place.number:
-        raise UnclaimedRun(
-            f"{place.experiment} run {place.number} is not claimed and is not the experiment's RUN_NUM ({number}): set "
-            f"RUN_NUM = {place.number} in {folder / 'settings.ini'} and materialize again, or use "
-            f"`docml run {place.experiment} --run {place.number}`"
-        )
+    try:
+        experiment = ExperimentFolder.load(folder)
+        number = experiment.settings.run_num
+    except DocmlError as error:
+        if backfill:
+            raise UnclaimedRun(
+                f"{place.experiment} run {place.number} is not claimed, and its folder cannot be read: {error}"
+            ) from error
+        raise
+    free = next_run(store, place.experiment)
+    if place.number not in ((number,) if backfill else (number, free)):
+        raise UnclaimedRun(_not_yours(place, number, free, folder))
     problems = validate(folder, environment)
     if problems:
         raise SettingsError(problems)
     return claim_run(store, experiment, place.number, trigger=dict(trigger), request_id=holder)
+
+
+def _not_yours(place: RunPlace, number: int, free: int, folder: Path) -> str:
+    return (
+        f"{place.experiment} run {place.number} is not claimed: expected a claimed run, the experiment's RUN_NUM ({number}) or the "
+        f"next free number ({free}). Choose run {free}, or set RUN_NUM = {place.number} in {folder / 'settings.ini'} and materialize "
+        f"again, or use `docml run {place.experiment} --run {place.number}`"
+    )
 
 
 def snapshot(store: Store, claim: Claim) -> Outcome:

@@ -7,7 +7,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from docml_assets.tags import STEPS_TAG
+from docml_assets.tags import BACKFILL_TAG, STEPS_TAG
 from tests.docml_assets.assets.materializing import checks, definitions, failure, materializations, materialize
 from tests.docml_assets.world import FakeJobs, World
 
@@ -98,14 +98,42 @@ def test_steps_that_are_not_performed_leave_no_materialization_unless_something_
     assert materializations(result).keys() == ASSETS - {"best_torchscript_model", "inference_report"}
 
 
-def test_only_run_num_may_come_into_being_from_the_ui(world: World, instance: dg.DagsterInstance) -> None:
+def test_only_run_num_and_the_next_free_number_may_come_into_being_from_the_ui(
+    world: World, instance: dg.DagsterInstance
+) -> None:
     world.write_experiment()
     jobs = FakeJobs(world.store)
     result = materialize(world, instance, 7, jobs=jobs)
     assert not result.success
-    assert "is not the experiment's RUN_NUM (1)" in failure(result)
+    assert failure(result).startswith(
+        "EXP-1 run 7 is not claimed: expected a claimed run, the experiment's RUN_NUM (1) or the next free number (1)."
+    )
     assert not materializations(result)
     assert not jobs.ran
+
+
+@pytest.mark.parametrize("assets", [None, ["encoded_splits", "best_torchscript_model"]])
+def test_a_backfill_skips_partitions_that_are_no_run(
+    world: World, instance: dg.DagsterInstance, assets: list[str] | None
+) -> None:
+    world.write_experiment()
+    jobs = FakeJobs(world.store)
+    for experiment, run in (("EXP-1", 7), ("EXP-removed", 1)):
+        result = materialize(
+            world, instance, run, jobs=jobs, experiment=experiment, assets=assets, tags={BACKFILL_TAG: "all"}
+        )
+        assert result.success, failure(result)
+        assert not materializations(result)
+        assert not checks(result)
+        logs = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.dagster_event is None]
+        (line,) = [
+            text for text in logs if not text.startswith("Skipping step")
+        ]  # which Dagster says of what comes after
+        assert line.startswith(
+            f"Skipped, since a backfill executes claimed runs and RUN_NUM only: {experiment} run {run}"
+        )
+    assert not jobs.ran
+    assert world.store.list_folders() == []
 
 
 def test_leaking_splits_stop_the_run_before_training(world: World, instance: dg.DagsterInstance) -> None:

@@ -13,7 +13,7 @@ from docml_contract.names import RunPlace
 from tests.docml_assets.world import World
 
 
-def from_ui(world: World, run: int, name: str = "EXP-1") -> int:
+def from_ui(world: World, run: int, name: str = "EXP-1", *, backfill: bool = False) -> int:
     deployment = world.deployment
     claim = claim_from_ui(
         world.store,
@@ -22,16 +22,35 @@ def from_ui(world: World, run: int, name: str = "EXP-1") -> int:
         world.environment,
         holder="dagster-run",
         trigger={"kind": "ui"},
+        backfill=backfill,
     )
     return claim.run
 
 
-def test_run_num_is_claimed_and_any_other_unclaimed_run_refused(world: World) -> None:
+def test_run_num_and_the_next_free_number_are_claimed_and_any_other_run_refused(world: World) -> None:
     world.write_experiment(run_num=2)
     assert from_ui(world, 2) == 2
     assert from_ui(world, 2) == 2
-    with pytest.raises(UnclaimedRun, match=r"set RUN_NUM = 3 .* or use `docml run EXP-1 --run 3`"):
-        from_ui(world, 3)
+    with pytest.raises(
+        UnclaimedRun,
+        match=r"RUN_NUM \(2\) or the next free number \(3\)\. Choose run 3, or set RUN_NUM = 4 .* --run 4`",
+    ):
+        from_ui(world, 4)
+    assert from_ui(world, 3) == 3
+    with pytest.raises(UnclaimedRun, match=r"next free number \(4\)"):
+        from_ui(world, 1)
+
+
+def test_a_backfill_claims_run_num_only(world: World) -> None:
+    folder = world.write_experiment(run_num=2)
+    for run in (1, 3):
+        with pytest.raises(UnclaimedRun, match="is not claimed"):
+            from_ui(world, run, backfill=True)
+    assert from_ui(world, 2, backfill=True) == 2
+    (folder / "settings.ini").write_text("nonsense")
+    assert from_ui(world, 2, backfill=True) == 2
+    with pytest.raises(UnclaimedRun, match=r"its folder cannot be read: .*settings\.ini"):
+        from_ui(world, 1, backfill=True)
 
 
 def test_a_claimed_run_needs_no_folder(world: World) -> None:
