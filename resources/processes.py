@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from docml_contract.base import Document
 
 # Fields of /proc/<pid>/stat after the parenthesised name.
-_STATE, _GROUP, _START = 0, 2, 19
+_STATE, _PARENT, _TIMES, _START = 0, 1, slice(11, 15), 19
 
 
 class Process(Document):
@@ -27,13 +28,22 @@ class Process(Document):
 
     @property
     def is_visible(self) -> bool:
-        """Whether it was started where this process can see it: on this host, in this PID namespace (perhaps before a restart)."""
-        return self.host == socket.gethostname() and self.namespace in ("", pid_namespace())
+        """Whether this process can see it: same host, same boot, same PID namespace."""
+        return self._has_our_place and self.boot in ("", boot())
+
+    @property
+    def is_of_another_boot(self) -> bool:
+        """Whether it was started here before a restart, or on another machine that has the same name."""
+        return self._has_our_place and not self.is_visible
 
     @property
     def is_alive(self) -> bool:
         """Whether it still runs; only asked where `is_visible`."""
         return self.boot in ("", boot()) and start_of(self.pid) == self.start
+
+    @property
+    def _has_our_place(self) -> bool:
+        return self.host == socket.gethostname() and self.namespace in ("", pid_namespace())
 
     def __str__(self) -> str:
         return f"{self.host} {self.pid} {self.start} {self.boot or '-'} {self.namespace or '-'}"
@@ -47,7 +57,11 @@ class Process(Document):
 
 def this_process() -> Process:
     """The calling process."""
-    pid = os.getpid()
+    return process_here(os.getpid())
+
+
+def process_here(pid: int) -> Process:
+    """The identity of a process that this one can see; one that has ended already is not alive."""
     return Process(
         host=socket.gethostname(), boot=boot(), namespace=pid_namespace(), pid=pid, start=start_of(pid) or "-"
     )
@@ -68,6 +82,12 @@ def pid_namespace() -> str:
     return ""
 
 
+def booted_at() -> float:
+    """When the machine was started, seconds since the epoch; 0 where the system does not tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.time() - time.clock_gettime(clock)
+
+
 def start_of(pid: int) -> str | None:
     """When a process started; None if there is none, or only its remains."""
     if Path("/proc/self/stat").exists():
@@ -78,17 +98,29 @@ def start_of(pid: int) -> str | None:
     return "-".join(start.split()) if state and not state.startswith("Z") else None
 
 
-def kill_group(group: int, marker: str) -> None:
-    """SIGKILL to the processes of a group whose environment holds `marker`: the group's number may belong to others by now.
-
-    Where environments cannot be read (no /proc), nothing is killed.
-    """
+def cpu_ticks(pid: int) -> int:
+    """Processor time of a process's descendants, ended ones included, in the system's ticks; 0 where it does not show them."""
+    times: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         fields = _stat(int(entry.name))
-        if fields is None or fields[_GROUP] != str(group):
-            continue
+        if fields is not None:
+            times[int(entry.name)] = int(fields[_PARENT]), sum(int(field) for field in fields[_TIMES])
+    total, level = 0, {pid}
+    while level:
+        level = {child for child, (parent, _) in times.items() if parent in level}
+        total += sum(times[child][1] for child in level)
+    return total
+
+
+def kill_marked(variable: str) -> None:
+    """SIGKILL to every process that was started with this environment variable (NAME=/path), or with a path below it.
+
+    Where environments cannot be read (no /proc, or another user's), nothing is killed.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if marker.encode() in (entry / "environ").read_bytes():
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if any(each == variable.encode() or each.startswith(f"{variable}/".encode()) for each in variables):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 

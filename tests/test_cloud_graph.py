@@ -1,4 +1,4 @@
-"""The whole graph with the real trainer on the local SageMaker endpoint: two hosts, tuning, equality with the local twin, permissions."""
+"""The whole graph with the real trainer on the local SageMaker endpoint: two hosts, tuning, equality with jobs on this machine, permissions."""
 
 import json
 import os

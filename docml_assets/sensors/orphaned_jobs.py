@@ -76,7 +76,7 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 def is_gone(process: str) -> bool:
     """Whether the process of a tag ended. False where that cannot be known: it is another host's, or another container's."""
     found = Process.parse(process)
-    return found.is_visible and not found.is_alive
+    return found.is_of_another_boot or (found.is_visible and not found.is_alive)
 
 
 def was_canceled(instance: dg.DagsterInstance) -> Callable[[str], bool]:

@@ -96,7 +96,7 @@ Cursor = dict[str, Any]
 
 
 class Backend(Protocol):
-    """SageMaker or its local twin. Any method may raise Busy or JobUnreachable."""
+    """SageMaker, or this machine. Any method may raise Busy or JobUnreachable."""
 
     @property
     def name(self) -> str: ...

@@ -11,7 +11,7 @@ from resources.errors import ResourceError
 
 
 class Listener(Protocol):
-    """What a waiting side wants to hear. All methods must be cheap; whatever they raise stops the job."""
+    """What a waiting side wants to be told. All methods must be cheap; whatever they raise stops the job."""
 
     def line(self, host: str, text: str) -> None:
         """An ordinary line of a host's (or a trial's) log."""

@@ -1,4 +1,4 @@
-"""What every implementation of `Jobs` keeps: the local twin and SageMaker. Subclass `JobsContract` and give `bench`."""
+"""What every implementation of `Jobs` keeps: this machine and SageMaker. Subclass `JobsContract` and give `bench`."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class Interrupt(BaseException):
 
 
 class Hearing:
-    """A Listener that keeps what it hears; `on_line` may raise, or set a cancel event."""
+    """A Listener that keeps what it is told; `on_line` may raise, or set a cancel event."""
 
     def __init__(self, on_line: Callable[[str], None] = lambda text: None) -> None:
         self.lines: list[str] = []

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from resources.processes import Process, kill_group, start_of, this_process
+from resources.processes import Process, kill_marked, start_of, this_process
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -44,9 +44,10 @@ def test_only_processes_with_the_mark_are_killed() -> None:
     try:
         while b"marked" not in Path(f"/proc/{marked.pid}/environ").read_bytes():
             time.sleep(0.01)
-        kill_group(marked.pid, "/somewhere/else")
+        for other in ("/somewhere/else", "/somewhere/mark", "/somewhere/marked/below"):
+            kill_marked(f"SAGEMAKER_BASE_DIR={other}")
         assert start_of(marked.pid) is not None
-        kill_group(marked.pid, "/somewhere/marked")
+        kill_marked("SAGEMAKER_BASE_DIR=/somewhere")
         assert marked.wait(60) == -9
     finally:
         marked.kill()

@@ -14,7 +14,7 @@ from docml_contract.base import Document
 from docml_contract.errors import BadHyperparameter
 
 Scalar = str | int | float | bool
-# Set by SageMaker's tuner (and by its local twin) on every child job; tells tuning from training.
+# Set by SageMaker's tuner (and by local searches) on every child job; tells tuning from training.
 TUNING_OBJECTIVE = "_tuning_objective_metric"
 
 

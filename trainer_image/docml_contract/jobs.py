@@ -36,7 +36,7 @@ class Compute(Document):
     use_spot: bool = False
     max_wait_seconds: int | None = None
     keep_alive_seconds: int | None = None
-    image: str | None = Field(None, description="image URI; none where the local twin runs the job")
+    image: str | None = Field(None, description="image URI; none where jobs run as local processes")
     max_cost_usd: float | None = Field(None, description="refuse the job if its worst case costs more")
 
 

@@ -1,4 +1,4 @@
-"""What runs inside a job's container, or inside its local twin: prepare, train, infer.
+"""What runs inside a job's container, or inside its local counterpart, a process group: prepare, train, infer.
 
 `python -m docml_trainer prepare|train|infer` reads folders (`folders`) and the user's functions (`functions`), and writes
 folders. It knows nothing of buckets, of Dagster or of SageMaker's API.

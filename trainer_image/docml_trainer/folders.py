@@ -1,4 +1,4 @@
-"""The job's folders below `/opt/ml`, or below `$SAGEMAKER_BASE_DIR` in the local twin. Drawn in docs/architecture.md.
+"""The job's folders below `/opt/ml`, or below `$SAGEMAKER_BASE_DIR` in local jobs. Drawn in docs/architecture.md.
 
 SageMaker lays Processing and Training jobs out differently; the command decides which of the two it is.
 """

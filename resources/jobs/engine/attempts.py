@@ -15,7 +15,7 @@ from docml_contract.jobs import JobSpec
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
-from resources.jobs.backend import Job, JobState, NameTaken, NoCapacity
+from resources.jobs.backend import Cause, Job, JobState, NameTaken, NoCapacity
 from resources.jobs.engine.records import JobContext, JobRecord
 from resources.jobs.engine.watch import Canceled, JobWatch
 from resources.jobs.interface import JobFailed, JobRefused, JobResult, JobStopped
@@ -211,7 +211,10 @@ class Attempts:
             current = current.model_copy(update={"output_prefix": prefix})
             result = self._result(job, self.context.with_end(current, state), launched)
             if result is None:
-                state = JobState("Failed", reason="it completed without a complete output", cause="lost")
+                # One that is there and not whole is the job's own doing; one that is not may have been taken by another run.
+                is_there = self.context.store.exists(f"{prefix}/{OUTPUT}")
+                cause: Cause = "work" if is_there else "lost"
+                state = JobState("Failed", reason="it completed without a complete output", cause=cause)
         ended = self.context.end(current, state)
         self.records.release(job.place, job.name, self.holder)
         return result or AttemptEnd(replace(state, cause=ended.cause or "work"), mine=True)

@@ -115,7 +115,7 @@ class JobWatch:
             state = self.see(job)
             for phase in state.phases[told:]:
                 self.listener.status(phase)
-            told = max(told, len(state.phases))
+            told = len(state.phases)
             self._relay(job, cursor)
             if state.ended:
                 break

@@ -1,11 +1,13 @@
-"""The local twin: every job a detached supervisor process with containers of its own, over the same folders as in SageMaker.
+"""Jobs on this machine: every job a detached supervisor process with containers of its own, over the same folders as in SageMaker.
 
 The supervisor outlives the orchestrator; a restarted one finds the job's state in the store and attaches.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,14 +20,23 @@ from docml_contract.jobs import JobSpec
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
-from resources.jobs.local.supervision import Assignment, LocalState, log_key, state_key, stop_key
-from resources.processes import kill_group
+from resources.jobs.local.container import BASE_VARIABLE
+from resources.jobs.local.state import Assignment, LocalState, is_locked, log_key, state_key, stop_key
+from resources.processes import booted_at, kill_marked, process_here
 from resources.store import Store
 
-START_SECONDS = 60.0
-# A supervisor on another machine that shows no sign of life for this long has died with it.
+# A supervisor that cannot be seen from here, and shows no sign of life for this long, has died with its machine.
 SILENCE_SECONDS = 90.0
+# One that can be seen, and lives, is told after as long; it is ended when it has been watched standing still for this long.
+STALL_SECONDS = 15 * 60.0
 OLD_SECONDS = 14 * 24 * 3600.0
+# Detaches the supervisor, which holds the lock on its folder from its first moment; prints its process number.
+LAUNCH = """
+import fcntl, os, subprocess, sys
+lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(subprocess.Popen(sys.argv[2:], stdout=2, pass_fds=[lock], start_new_session=True).pid)
+"""
 
 
 def local_backend(store: Store, environment: Mapping[str, str]) -> "LocalBackend":
@@ -53,6 +64,7 @@ class LocalBackend:
         self.environment = dict(environment)
         self.command = tuple(command)
         self.scratch = scratch_folder(environment)
+        self._silent_since: dict[str, float] = {}  # job name -> when its supervisor was first seen to stand still
 
     def check(self, spec: JobSpec) -> None:
         """Nothing is refused here: the trainer says what it lacks."""
@@ -80,27 +92,29 @@ class LocalBackend:
             command=self.command,
         )
         (folder / "job.json").write_bytes(assignment.to_bytes())
-        log = folder / "supervisor.log"
-        with log.open("wb") as output:
-            subprocess.run(
-                [sys.executable, "-m", "resources.jobs.local.supervisor", str(folder)],
+        state = LocalState.first(assignment, folder, process_here(self._launch(folder, job)))
+        # Claimed here for the supervisor, which may be slow to start: nobody waits for that.
+        self.store.put_if_absent(state_key(job), state.to_bytes())
+        claimed = self._state(job)
+        if claimed is None or claimed.token != token:
+            raise NameTaken(job.name)
+
+    def _launch(self, folder: Path, job: Job) -> int:
+        """Start a supervisor; its process number."""
+        supervisor = [sys.executable, "-m", "resources.jobs.local.supervisor", str(folder)]
+        with (folder / "supervisor.log").open("wb") as log:
+            launched = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", LAUNCH, str(folder), *supervisor],
                 env=self.environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE,
+                stderr=log,
                 check=False,
             )
-        self._await_claim(job, token, log)
-
-    def _await_claim(self, job: Job, token: str, log: Path) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while (state := self._state(job)) is None:
-            if time.monotonic() > deadline or (log.stat().st_size and b"Traceback" in log.read_bytes()):
-                raise JobRefused(f"job {job.name}: its supervisor did not start: {log.read_text()[-800:] or log}")
-            time.sleep(0.05)
-        if state.token != token:
-            raise NameTaken(job.name)
+        if launched.returncode:
+            raise JobRefused(f"job {job.name}: its supervisor did not start: {_end_of(folder / 'supervisor.log')}")
+        return int(launched.stdout)
 
     def spec_hash(self, job: Job) -> str | None:
         state = self._state(job)
@@ -113,14 +127,14 @@ class LocalBackend:
         if not state.ended and self._is_dead(state):
             state = self._state(job) or state  # it may have ended between the two looks
         if not state.ended and self._is_dead(state):
-            if state.process.is_visible:
-                for group in state.groups:
-                    kill_group(group, state.folder)
+            kill_marked(f"{BASE_VARIABLE}={state.folder}")
             reason = "its supervisor process died (killed, or the machine restarted)"
+            log = _end_of(Path(state.folder) / "supervisor.log")
+            reason += f": {log}" if log else ""
             return JobState("Failed", phases=state.phases, reason=reason, cause="lost", started_at=state.started_at)
         return JobState(
             status=state.status,
-            phases=state.phases,
+            phases=(*state.phases, *self._silence(job, state)),
             reason=state.reason,
             cause=state.cause,
             started_at=state.started_at,
@@ -131,14 +145,33 @@ class LocalBackend:
     def _is_dead(self, state: LocalState) -> bool:
         if state.process.is_visible:
             return not state.process.is_alive
+        locked = is_locked(Path(state.folder))  # another container's supervisor, in a folder that both see
+        if locked is not None:
+            return not locked
+        if state.process.is_of_another_boot and state.beat < booted_at():
+            return True
         return time.time() - state.beat > SILENCE_SECONDS
+
+    def _silence(self, job: Job, state: LocalState) -> tuple[str, ...]:
+        """A sentence on a supervisor that lives and stands still. Beyond the bound it is ended, and the job counts as lost."""
+        if state.ended or time.time() - state.beat < SILENCE_SECONDS:
+            self._silent_since.pop(job.name, None)
+            return ()
+        since = self._silent_since.setdefault(job.name, time.monotonic())
+        if time.monotonic() - since > STALL_SECONDS and state.process.is_visible:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.process.pid, signal.SIGKILL)
+        return (
+            f"Its supervisor (process {state.process.pid}) shows no sign of life: is it stopped (SIGSTOP)? After "
+            f"{STALL_SECONDS / 60:.0f} minutes it is ended, and the job resumed",
+        )
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
         state = self._state(job)
         if state is None:
             return []
         folder = Path(state.folder) / "logs"
-        if not (state.process.is_visible and folder.is_dir()):
+        if not folder.is_dir():
             return self._uploaded_log(job, cursor)
         lines = []
         for path in sorted(folder.glob("*.log")):
@@ -180,12 +213,19 @@ class LocalBackend:
             return None
 
     def _forget_old(self) -> None:
-        """Remove folders of jobs long past."""
+        """Remove folders of jobs long past; never one in which a supervisor lives, however old it is."""
         if not self.scratch.is_dir():
             return
         for folder in self.scratch.iterdir():
-            if time.time() - folder.stat().st_mtime > OLD_SECONDS:
+            if time.time() - folder.stat().st_mtime > OLD_SECONDS and not is_locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_of(log: Path) -> str:
+    """The end of a supervisor's own log, which is empty unless something went wrong."""
+    with contextlib.suppress(OSError):
+        return log.read_text(errors="replace")[-800:].strip()
+    return ""
 
 
 def _lines(data: bytes) -> list[str]:

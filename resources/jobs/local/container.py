@@ -1,27 +1,53 @@
-"""One container of SageMaker's, without SageMaker: its `/opt/ml` below a base folder, its process, its end.
+"""One container of SageMaker's, without SageMaker: its `/opt/ml` below a base folder, its environment, its processes, its end.
 
-The folders are those of docs/architecture.md. A job has one container a host; a tuning has one (or several) a trial.
+The folders are those of docs/architecture.md. A job has one container per host; a tuning has one (or several) per trial. The first
+process of a container is `container_init.py`, which bounds its log and takes everything with it when it, or its supervisor, ends.
 """
 
-import contextlib
 import json
-import os
 import signal
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from docml_contract import hyperparameters as encoding
-from docml_contract.jobs import JobSpec
+from docml_contract.errors import UnreadableDocument
+from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
 from resources.jobs.backend import Job
-from resources.jobs.local.environment import trainer_environment
+from resources.processes import cpu_ticks, kill_marked
+from resources.secrets import resolve
 from resources.store import Store
 
+ALLOWED = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
+        *("TRANSFORMERS_OFFLINE", "TORCH_HOME", "WANDB_BASE_URL", "DOCML_ENCODE_TIMEOUT_SECONDS"),
+    }
+)
+ALLOWED_PREFIXES = ("LC_", "NVIDIA_", "NCCL_")
+WANDB_KEY = "WANDB_API_KEY"
+BASE_VARIABLE = "SAGEMAKER_BASE_DIR"  # where /opt/ml lies; every process of a container has it
 # Between SIGTERM (training checkpoints) and SIGKILL. SageMaker gives 120 s; at a desk people wait.
 GRACE_SECONDS = 8.0
+# How long the processes may go on once the output is complete: a thread that was left behind never ends.
+LEFTOVER_SECONDS = 60.0
+# What user code may print: bytes per container, bytes per line.
+LOG_BYTES = 16 << 20
+LINE_BYTES = 16 << 10
+# A file may be longer than what it holds on disk by so much: it is copied out to its full length.
+HOLLOW_BYTES = 1 << 30
+INIT = Path(__file__).with_name("container_init.py")
+END_SECONDS = 15.0  # within which the first process has ended all others
 
 
 class Container:
@@ -35,17 +61,22 @@ class Container:
         self.index = index
         self._process: subprocess.Popen[bytes] | None = None
         self._told: float | None = None
+        self._complete_since: float | None = None
+        self._is_left_over = False
 
     @property
     def is_training(self) -> bool:
+        """Whether its folders are those of a training (or trial)."""
         return self.job.spec.kind != "processing"
 
     @property
     def output(self) -> Path:
+        """Where the command leaves its output."""
         return self.base / ("model" if self.is_training else "processing/output/result")
 
     @property
     def checkpoints(self) -> Path:
+        """Where a training keeps its checkpoints."""
         return self.base / "checkpoints"
 
     # -- before
@@ -77,47 +108,78 @@ class Container:
     # -- while it runs
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Run the step's command as the leader of a process group of its own; its output goes straight into the log."""
+        """Make the container's first process, which waits for `go`: the container can be noted before anything of it runs."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, self.job.spec.task.command],
-                env=trainer_environment(environment, self.job.spec, self.base),
-                cwd=self.base,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        init = [sys.executable, "-I", "-S", str(INIT), str(self.log), str(LOG_BYTES), str(LINE_BYTES)]
+        self._process = subprocess.Popen(
+            [*init, *command, self.job.spec.task.command],
+            env=trainer_environment(environment, self.job.spec, self.base),
+            cwd=self.base,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def go(self) -> None:
+        """Run the step's command."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"g")
+        self._process.stdin.flush()
 
     @property
-    def group(self) -> int:
+    def pid(self) -> int:
+        """The first process's number."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """None while it runs; 0 for one whose output was complete and whose remains were ended."""
+        if self._is_left_over:
+            return 0
         return self._process.poll() if self._process is not None else None
 
+    def end_leftovers(self) -> bool:
+        """Whether it was ended because it had handed over its output long ago."""
+        if self.exit_code is not None or not self.complete:
+            return False
+        self._complete_since = self._complete_since or time.monotonic()
+        if time.monotonic() - self._complete_since < LEFTOVER_SECONDS:
+            return False
+        self.kill()
+        self._is_left_over = True
+        return True
+
+    def sign_of_life(self) -> tuple[int, int]:
+        """(processor time, length of the log)."""
+        log = self.log.stat().st_size if self.log.exists() else 0
+        return cpu_ticks(self.pid), log
+
     def ask_to_stop(self) -> None:
-        """SIGTERM to the entry point alone, as SageMaker does; after the grace, `enforce` kills what is left."""
+        """SIGTERM to the command alone, as SageMaker does; after the grace, `enforce` kills what is left."""
         if self._told is None and self._process is not None:
             self._told = time.monotonic()
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGTERM)
 
     def enforce(self) -> None:
-        """SIGKILL to the group once the grace has passed."""
+        """SIGKILL to everything once the grace has passed."""
         if self._told is not None and time.monotonic() - self._told > GRACE_SECONDS:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the whole group: a container's end is the end of all its processes."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        """End everything at once: a container's end is the end of all its processes."""
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        process.stdin.close()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:  # it was stopped, or worse
+            process.kill()
+            process.wait()
+        kill_marked(f"{BASE_VARIABLE}={self.base}")
 
     # -- after
 
@@ -126,12 +188,33 @@ class Container:
         """Whether the command has written all of its output."""
         return (self.output / OUTPUT).is_file()
 
+    def find_output_problem(self) -> str | None:
+        """What is wrong with an output that the command has called complete; a sentence, or None."""
+        try:
+            output = JobOutput.from_bytes((self.output / OUTPUT).read_bytes(), OUTPUT)
+        except UnreadableDocument as error:
+            return str(error)
+        for entry in output.files:
+            path = self.output / entry.path
+            if not path.is_file():
+                return f"{OUTPUT} names {entry.path}, which is not there"
+            if path.stat().st_size != entry.size:
+                return f"{entry.path} has {path.stat().st_size} bytes, and {OUTPUT} says {entry.size}"
+        for path in self.output.rglob("*"):
+            if path.is_file() and is_hollow(path):
+                return (
+                    f"{path.relative_to(self.output)} is {path.stat().st_size} bytes long and holds next to nothing: a sparse file "
+                    "would be copied out to its full length; write what is needed, and not beyond"
+                )
+        return None
+
     @property
     def _failure(self) -> Path:
         return self.base / "output/failure"
 
     @property
     def has_reason(self) -> bool:
+        """Whether the command left a reason why it failed."""
         return self._failure.is_file() and self._failure.stat().st_size > 0
 
     def reason(self) -> str:
@@ -149,6 +232,26 @@ class Container:
         """Ended by a signal and without a reason of its own: the machine's doing, not the job's."""
         code = self.exit_code
         return code is not None and code < 0 and not self.has_reason
+
+
+def signs_of_life(containers: Sequence[Container]) -> list[tuple[int, int]]:
+    """Of every container that runs: (processor time, length of the log), which do not change while everything in it stands still."""
+    return [container.sign_of_life() for container in containers if container.exit_code is None]
+
+
+def trainer_environment(environment: Mapping[str, str], spec: JobSpec, base: Path) -> dict[str, str]:
+    """The job's environment. The tracker's key is in it only where the job reports online, resolved if it is a reference."""
+    kept = {key: value for key, value in environment.items() if key in ALLOWED or key.startswith(ALLOWED_PREFIXES)}
+    kept |= {BASE_VARIABLE: str(base), "PYTHONUNBUFFERED": "1"}
+    if isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online" and environment.get(WANDB_KEY):
+        kept[WANDB_KEY] = resolve(environment[WANDB_KEY], environment)
+    return kept
+
+
+def is_hollow(path: Path) -> bool:
+    """Whether a file is far longer than what it holds on disk."""
+    status = path.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_size - 512 * status.st_blocks > HOLLOW_BYTES
 
 
 def host_names(spec: JobSpec) -> tuple[str, ...]:

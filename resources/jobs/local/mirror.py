@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 from resources.errors import ResourceError
+from resources.jobs.local.container import is_hollow
 from resources.store import Store
 
 SECONDS = 1.5
@@ -61,14 +62,14 @@ class Mirror:
             del self._known[name]
 
     def _files(self) -> dict[str, tuple[int, int]]:
-        """Path -> (modified in ns, size) of every file."""
+        """Path -> (modified in ns, size) of every file, but for sparse ones, which would be copied to their full length."""
         found = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder)
             if any(part.startswith(".") for part in name.parts):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if path.is_file():
+                if path.is_file() and not is_hollow(path):
                     status = path.stat()
                     found[name.as_posix()] = (status.st_mtime_ns, status.st_size)
         return found

@@ -12,21 +12,20 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, SearchRange
 from docml_contract.jobs import Tuning
 from docml_contract.names import OFFLINE_RUNS
-from resources.jobs.local.container import Container, host_names
+from resources.jobs.local.container import Container, host_names, signs_of_life
 from resources.jobs.local.mirror import Mirror
+from resources.jobs.local.state import JobEnd, LocalJob, Stillness, failed
 from resources.jobs.trials import Trial, add_trials, best_trial, metric_definitions, number_of_trials
 
-if TYPE_CHECKING:
-    from resources.jobs.local.supervision import Stopping, Supervisor
-
 TICK_SECONDS = 0.1
+STUDY = "search"  # its name in the journal
 REASON, SECONDS, END = "reason", "seconds", "end"  # what is kept of a trial besides its objective
 
 
@@ -34,33 +33,41 @@ class RunningTrial:
     """One trial's containers and checkpoints."""
 
     def __init__(self, search: "Search", number: int, values: dict[str, Any]) -> None:
-        supervisor = search.supervisor
-        spec = supervisor.job.spec
+        local = search.local
+        spec = local.job.spec
         hosts = host_names(spec)
         self.number = number
         self.values = values
         self.begun = time.monotonic()
-        self.base = supervisor.base / f"trial-{number}"
+        self.stillness = Stillness()
+        self.base = local.base / f"trial-{number}"
         self.containers = []
         for index in range(len(hosts)):
             suffix = f"-{index + 1}" if index else ""
-            log = supervisor.logs / f"trial-{number:03d}{suffix}.log"
-            self.containers.append(Container(supervisor.job, self.base / f"host-{index + 1}", log, hosts, index))
+            log = local.logs / f"trial-{number:03d}{suffix}.log"
+            self.containers.append(Container(local.job, self.base / f"host-{index + 1}", log, hosts, index))
         constants = {name: value for name, value in spec.hyperparameters.items() if name not in values}
         for container in self.containers:
-            container.lay_out(
-                supervisor.store, {**constants, **values, TUNING_OBJECTIVE: search.tuning.objective_metric}
-            )
-        self.prefix = f"{supervisor.job.checkpoints}/trial-{number}"
-        self.mirror = Mirror(supervisor.store, self.containers[0].checkpoints, self.prefix)
+            container.lay_out(local.store, {**constants, **values, TUNING_OBJECTIVE: search.tuning.objective_metric})
+        self.prefix = f"{local.job.checkpoints}/trial-{number}"
+        self.mirror = Mirror(local.store, self.containers[0].checkpoints, self.prefix)
         self.mirror.restore()
         for container in self.containers:
-            container.start(supervisor.command, supervisor.environment)
+            container.start(local.command, local.environment)
+
+    def go(self) -> None:
+        """Run its containers."""
+        for container in self.containers:
+            container.go()
         self.mirror.start()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.begun
+
+    def is_due_for_a_look(self) -> bool:
+        """Whether its signs of life were looked at just now."""
+        return self.stillness.look(lambda: signs_of_life(self.containers))
 
     @property
     def over(self) -> bool:
@@ -84,21 +91,19 @@ class RunningTrial:
 class Search:
     """The search of one tuning job."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        tuning = supervisor.job.spec.tuning
+    def __init__(self, local: LocalJob) -> None:
+        tuning = local.job.spec.tuning
         assert tuning is not None
-        self.supervisor = supervisor
+        self.local = local
         self.tuning: Tuning = tuning
-        self.folder = supervisor.base / "study"
-        self.mirror = Mirror(supervisor.store, self.folder, f"{supervisor.job.checkpoints}/study")
+        self.folder = local.base / "study"
+        self.mirror = Mirror(local.store, self.folder, f"{local.job.checkpoints}/study")
         self.total = number_of_trials(tuning)
-        self.regex = metric_definitions(supervisor.job.spec)[tuning.objective_metric]
+        self.regex = metric_definitions(local.job.spec)[tuning.objective_metric]
         self.running: list[RunningTrial] = []
 
     def run(self) -> None:
         """Until all trials have ended; then the best one's files are the job's output."""
-        from resources.jobs.local.supervision import Failing
-
         self._open()
         try:
             self._work()
@@ -109,13 +114,13 @@ class Search:
         trials = self.trials()
         if best_trial(trials, self.tuning) is None:
             reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in trials[:3])
-            raise Failing("work", f"all {len(trials)} trials failed: {reasons}")
-        supervisor = self.supervisor
-        supervisor.enter("Uploading")
-        supervisor.upload(self.folder / "best")
+            raise failed("work", f"all {len(trials)} trials failed: {reasons}")
+        local = self.local
+        local.enter("Uploading")
+        local.upload(self.folder / "best")
         tracked = [path for path in sorted(self.folder.glob(f"{OFFLINE_RUNS}/**/*")) if path.is_file()]
         others = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in tracked}
-        add_trials(supervisor.store, supervisor.job.output_prefix, self.tuning, trials, others)
+        add_trials(local.store, local.job.output_prefix, self.tuning, trials, others)
 
     def _open(self) -> None:
         """The study, with what an earlier attempt left of it; trials that had been running start again."""
@@ -124,10 +129,10 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.mirror.restore()
-        storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
+        self.storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
         self.study = optuna.create_study(
-            study_name="search",
-            storage=storage,
+            study_name=STUDY,
+            storage=self.storage,
             sampler=_sampler(self.tuning, 0),
             direction="maximize" if self.tuning.objective_type == "Maximize" else "minimize",
             load_if_exists=True,
@@ -135,20 +140,22 @@ class Search:
         known = self.study.get_trials(deepcopy=False)
         self.study.sampler = _sampler(self.tuning, len(known))
         if known:
-            self.supervisor.enter(f"Resuming a search of which {len(known)} trials had begun")
+            self.local.enter(f"Resuming a search of which {len(known)} trials had begun")
         self.interrupted = [trial for trial in known if trial.state == optuna.trial.TrialState.RUNNING]
 
     def _work(self) -> None:
-        stop: Stopping | None = None
+        stop: JobEnd | None = None
         while True:
-            stop = stop or self.supervisor.asked_to_stop()
+            stop = stop or self.local.asked_to_stop()
             if stop is None:
                 self._fill()
             for trial in self.running:
-                if stop is not None or trial.seconds > self.supervisor.job.spec.compute.max_runtime_seconds:
+                if stop is not None or trial.seconds > self.local.job.spec.compute.max_runtime_seconds:
                     for container in trial.containers:
                         container.ask_to_stop()
                         container.enforce()
+                elif trial.is_due_for_a_look():
+                    self._look_after(trial)
             for trial in [trial for trial in self.running if trial.over]:
                 self.running.remove(trial)
                 trial.finish()
@@ -156,10 +163,18 @@ class Search:
                     self._settle(trial)
             if not self.running and (stop is not None or self._begun() >= self.total):
                 break
-            self.supervisor.beat()
             time.sleep(TICK_SECONDS)
         if stop is not None:
             raise stop
+
+    def _look_after(self, trial: RunningTrial) -> None:
+        """JobEnd for a trial in which nothing moves any more: the next attempt goes on with the search."""
+        for sentence in trial.stillness.tell():
+            self.local.enter(f"Trial {trial.number}: {sentence}")
+        if trial.stillness.is_stalled:
+            raise failed("lost", f"trial {trial.number} stalled: {trial.stillness}")
+        for container in trial.containers:
+            container.end_leftovers()
 
     def _begun(self) -> int:
         return len(self.study.get_trials(deepcopy=False))
@@ -177,9 +192,10 @@ class Search:
             else:
                 return
             shown = ", ".join(f"{name} = {_shown(value)}" for name, value in sorted(values.items()))
-            self.supervisor.enter(f"Trial {number + 1} of {self.total}: {shown}")
+            self.local.enter(f"Trial {number + 1} of {self.total}: {shown}")
             self.running.append(RunningTrial(self, number + 1, values))
-            self.supervisor.note_groups([c.group for trial in self.running for c in trial.containers])
+            self.local.note_containers([c.pid for trial in self.running for c in trial.containers])
+            self.running[-1].go()
 
     def _settle(self, trial: RunningTrial) -> None:
         """Tell the study how a trial ended; keep its files if it is the best so far."""
@@ -187,9 +203,10 @@ class Search:
         container = trial.containers[0]
         failed = next((c for c in trial.containers if c.exit_code), None) or (None if container.complete else container)
         objective = trial.objective(self.regex)
-        storage, identity = self.study._storage, self.study.get_trials(deepcopy=False)[number]._trial_id
+        storage, study = self.storage, self.storage.get_study_id_from_name(STUDY)
+        identity = storage.get_trial_id_from_study_id_trial_number(study, number)
         storage.set_trial_user_attr(identity, SECONDS, round(trial.seconds, 1))
-        limit = self.supervisor.job.spec.compute.max_runtime_seconds
+        limit = self.local.job.spec.compute.max_runtime_seconds
         stopped = trial.seconds > limit
         if failed is None and objective is not None and not stopped:
             if (container.output / OFFLINE_RUNS).is_dir():
@@ -206,9 +223,9 @@ class Search:
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
             said = f"failed: {reason.splitlines()[0]}"
         self.mirror.sync()
-        self.supervisor.enter(f"Trial {trial.number} of {self.total} ended: {said}")
+        self.local.enter(f"Trial {trial.number} of {self.total} ended: {said}")
         shutil.rmtree(trial.base, ignore_errors=True)
-        store = self.supervisor.store
+        store = self.local.store
         store.delete([stored.key for stored in store.list(trial.prefix)])
 
     def _is_best(self, objective: float) -> bool:
@@ -221,7 +238,7 @@ class Search:
         best = self.folder / "best"
         shutil.rmtree(best, ignore_errors=True)
         shutil.copytree(output, best)
-        self.mirror.sync()  # before the study hears of it: a kill in between repeats the trial
+        self.mirror.sync()  # before the study is told: a kill in between repeats the trial
 
     def trials(self) -> list[Trial]:
         """The trials so far."""
@@ -240,9 +257,9 @@ class Search:
         ]
 
 
-def tune(supervisor: "Supervisor") -> None:
-    """Run the search of the supervisor's job. Stopping, Failing."""
-    Search(supervisor).run()
+def tune(local: LocalJob) -> None:
+    """Run the search of a tuning job. JobEnd where it ends without success."""
+    Search(local).run()
 
 
 class Grid(optuna.samplers.GridSampler):

@@ -7,6 +7,10 @@ What it does is told by the spec: `own_hyperparameters` of a preparation, `hyper
     die       "once" or "always": SIGKILL to itself after the first tick
     deaf      ignores SIGTERM
     print     a line to print
+    daemon    leaves a process of another session behind, whose number it prints
+    linger    leaves a thread behind that never ends
+    sparse    adds a file of 1 TiB to its output that holds nothing
+    untrue    takes a byte from a file after it has handed over its output
     link      name of a symbolic link to leave in the output
     tracked   whether to leave an offline tracking run in the output
 """
@@ -14,7 +18,9 @@ What it does is told by the spec: `own_hyperparameters` of a preparation, `hyper
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -59,6 +65,10 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if options.get("deaf") else termina
 print(f"{command} starts at step {state['step']} on host {host}", flush=True)
 if "print" in options:
     print(options["print"], flush=True)
+if options.get("daemon"):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True, env={})
+    print(f"daemon {child.pid}", flush=True)
+    child.returncode = 0  # left behind on purpose
 for name in sorted(os.environ):
     if "CANARY" in os.environ[name]:
         print(f"found a secret: {name}={os.environ[name]}", flush=True)
@@ -101,3 +111,10 @@ if host == 0 or not training:
         write_output(
             output, command, f"version-of-{options.get('learning_rate', 'nothing')}", {"starts": state["starts"]}
         )
+if options.get("sparse"):
+    with (output / "hollow").open("wb") as hollow:
+        hollow.truncate(1 << 40)
+if options.get("untrue"):
+    os.truncate(output / f"result-{host}.json", 1)
+if options.get("linger"):
+    threading.Thread(target=time.sleep, args=(3600,)).start()

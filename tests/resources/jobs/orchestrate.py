@@ -1,4 +1,4 @@
-"""An orchestrator to be killed: runs the job of a spec file and prints what it hears.
+"""An orchestrator to be killed: runs the job of a spec file and prints what it is told.
 
 python -m tests.resources.jobs.orchestrate local|sagemaker STORE SPEC HOLDER
 """

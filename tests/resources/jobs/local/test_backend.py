@@ -1,4 +1,4 @@
-"""The local twin keeps the contract of jobs, and survives kills of everything around it."""
+"""Jobs on this machine keep the contract of jobs, and survives kills of everything around it."""
 
 import os
 import sys

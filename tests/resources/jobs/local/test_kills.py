@@ -15,11 +15,12 @@ from docml_contract.jobs import JobSpec
 from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobFailed
-from resources.jobs.local.supervision import LocalState, state_key
+from resources.jobs.local import backend as local_backend
+from resources.jobs.local.state import LocalState, state_key
 from resources.jobs.trials import Trials
-from resources.processes import Process, start_of
+from resources.processes import Process, booted_at, start_of
 from resources.store import Store
-from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, records, training, tuning
+from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, preparation, records, training, tuning
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.resources.jobs.local.test_backend import LocalBench
 from tests.servers.s3 import S3Server
@@ -144,11 +145,118 @@ def test_a_state_from_before_a_restart_counts_as_lost(bench: LocalBench, tmp_pat
     wait_for(lambda: start_of(state.process.pid) is None)
     # The machine has restarted since, and another process has got the supervisor's number.
     revenant = Process(host=state.process.host, boot="another", pid=os.getpid(), start=start_of(os.getpid()) or "")
-    content = state.model_copy(update={"process": revenant})
+    content = state.model_copy(update={"process": revenant, "beat": booted_at() - 1})
     bench.store.put(state_key(Job.plan(spec, 1, bench.store.url)), content.to_bytes())
     observed = bench.engine().context.backend.observe(Job.plan(spec, 1, bench.store.url))
     assert observed is not None
     assert (observed.status, observed.cause) == ("Failed", "lost")
+
+
+def daemon_of(bench: LocalBench, spec: JobSpec) -> int:
+    """The process that the trainer of the option `daemon` left in another session."""
+    text = (Path(state_of(bench, spec).folder) / "logs" / "algo-1.log").read_text()
+    return int(next(line.split()[1] for line in text.splitlines() if line.startswith("daemon ")))
+
+
+def test_a_job_whose_orchestrator_and_supervisor_are_gone_ends_by_itself(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 150, "daemon": True})
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    state = state_of(bench, spec)
+    processes = [*state.groups, daemon_of(bench, spec)]
+    wait_for(lambda: bench.store.exists(f"{Job.plan(spec, 1, bench.store.url).checkpoints}/state.json"))
+    os.kill(state.process.pid, signal.SIGKILL)
+    for process in processes:
+        wait_for(lambda process=process: start_of(process) is None)  # type: ignore[misc]
+    result = bench.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    assert (result.attempt, result.launched) == (2, True)
+    assert result.output.facts["starts"] == 2
+
+
+def test_what_a_job_leaves_behind_ends_with_it(bench: LocalBench) -> None:
+    spec = training({"daemon": True})
+    bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    assert start_of(daemon_of(bench, spec)) is None
+
+
+def test_a_supervisor_that_is_slow_to_start_is_waited_for(bench: LocalBench) -> None:
+    spec = training()
+    engine = bench.engine()
+    job = Job.plan(spec, 1, bench.store.url)
+    for name, content in {"spec.json": spec.to_bytes(), **FILES}.items():
+        bench.store.put(f"{job.spec_prefix}/{name}", content)
+    engine.context.backend.create(job)  # returns at once, whatever the supervisor does
+    supervisor = state_of(bench, spec).process
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    observed = engine.context.backend.observe(job)
+    assert observed is not None
+    assert observed.status == "InProgress"
+    os.kill(supervisor.pid, signal.SIGCONT)
+    result = engine.run(spec, FILES, holder="run-a", listener=Hearing())
+    assert (result.attempt, result.launched) == (1, False)
+    assert len(bench.started()) == 1
+
+
+def test_a_supervisor_that_stands_still_is_told_then_ended(bench: LocalBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = training({"steps": 60})
+    stopped = threading.Event()
+
+    def stop(text: str) -> None:
+        if text == "epoch 3 ends" and not stopped.is_set():
+            stopped.set()
+            os.kill(state_of(bench, spec).process.pid, signal.SIGSTOP)
+            monkeypatch.setattr(local_backend, "SILENCE_SECONDS", -1.0)
+            monkeypatch.setattr(local_backend, "STALL_SECONDS", 0.5)
+
+    class Resuming(Hearing):
+        def status(self, text: str) -> None:
+            super().status(text)
+            if "next attempt" in text:
+                monkeypatch.undo()
+
+    hearing = Resuming(stop)
+    result = bench.engine().run(spec, FILES, holder="run-a", listener=hearing)
+    assert result.attempt == 2
+    assert any("shows no sign of life: is it stopped (SIGSTOP)?" in said for said in hearing.said)
+
+
+def test_the_folder_of_a_job_that_has_run_for_long_stays(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 60})
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    folder = Path(state_of(bench, spec).folder)
+    gone = folder.with_name("of-a-job-long-past")
+    gone.mkdir()
+    for each in (folder, gone):
+        os.utime(each, (1, 1))
+    bench.engine().run(preparation(), FILES, holder="run-b", listener=Hearing())
+    assert folder.is_dir()
+    assert not gone.exists()
+    result = bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    assert (result.attempt, result.launched) == (1, False)
+
+
+def test_a_job_of_another_pid_namespace_lives_while_its_folder_is_locked_or_it_gives_signs(
+    bench: LocalBench, tmp_path: Path
+) -> None:
+    spec = training({"steps": 1000})
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    state = state_of(bench, spec)
+    job = Job.plan(spec, 1, bench.store.url)
+    os.kill(state.process.pid, signal.SIGSTOP)  # it leaves its state alone
+
+    def status(**changes: object) -> str:
+        """As another container with the same host name sees it, to which the number belongs to nobody."""
+        elsewhere = state.process.model_copy(update={"namespace": "1", "pid": 1 << 22})
+        bench.store.put(state_key(job), state.model_copy(update={"process": elsewhere, **changes}).to_bytes())
+        observed = bench.engine().context.backend.observe(job)
+        assert observed is not None
+        return observed.status
+
+    assert status(beat=0.0) == "InProgress"  # the folder is locked
+    assert status(folder="/of/another/machine", beat=time.time()) == "InProgress"
+    assert status(folder="/of/another/machine", beat=0.0) == "Failed"
+    os.kill(state.process.pid, signal.SIGKILL)
+    wait_for(lambda: start_of(state.process.pid) is None)
+    assert status(beat=time.time()) == "Failed"
 
 
 def test_a_cancel_ends_all_processes_within_ten_seconds(bench: LocalBench) -> None:

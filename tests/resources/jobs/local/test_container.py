@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from docml_contract.jobs import JobSpec
-from resources.jobs.local.environment import trainer_environment
+from resources.jobs.local.container import trainer_environment
 from tests.contracts.jobs_contract import preparation, training
 
 ENVIRONMENT = {
