@@ -7,9 +7,11 @@ Everything else is refused with the column's name.
 
 import datetime
 import json
+import unicodedata
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
@@ -135,3 +137,33 @@ def column_named(names: Sequence[str], wanted: str) -> str | None:
         return wanted
     found = [name for name in names if name.lower() == wanted.lower()]
     return found[0] if len(found) == 1 else None
+
+
+def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of labels that look the same: equal after NFC, trimming, single blanks and case folding. Sorted, each and all."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        groups.setdefault(_looks(label), []).append(label)
+    return sorted(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def idle_names(names: Iterable[str], labels: Iterable[str]) -> dict[str, str | None]:
+    """Those of the names that no label is, each with the label that was probably meant."""
+    known = set(labels)
+    by_looks = {_looks(label): label for label in sorted(known)}
+    found: dict[str, str | None] = {}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(_looks(name), by_looks, n=1, cutoff=0.8)
+            found[name] = by_looks[near[0]] if near else None
+    return found
+
+
+def describe_idle(idle: Mapping[str, str | None]) -> str:
+    """What there is to say of `idle_names`."""
+    return ", ".join(f"{name!r}" + (f" (did you mean {meant!r}?)" if meant else "") for name, meant in idle.items())
+
+
+def _looks(label: str) -> str:
+    """What a label has in common with those that look the same."""
+    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()

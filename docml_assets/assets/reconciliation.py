@@ -13,7 +13,7 @@ from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.label_counts import label_counts as count_labels
-from docml_assets.steps.label_counts import look_alikes, read_counts
+from docml_assets.steps.label_counts import read_counts
 from docml_assets.steps.production import describe_change, versions
 from docml_assets.steps.reconciliation import read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
@@ -21,6 +21,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
 from docml_contract.patterns import is_optional, matches
 from resources.errors import ResourceError
+from resources.label_values import describe_idle, idle_names, look_alikes
 from resources.store.manifests import read_manifest
 
 # From these shares of the label rows a check warns: duplicates and refusals are normal in small numbers only.
@@ -135,6 +136,18 @@ def files_complete(work: Work) -> Finding:
     )
 
 
+def optional_files_exist(work: Work) -> Finding:
+    """Every entry of FILES_OPTIONAL means a file of some document."""
+    files = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))["file"].unique().to_pylist()
+    idle = [entry for entry in work.settings.files_optional if not any(matches(name, entry) for name in files)]
+    return Finding(
+        passed=not idle,
+        text=f"no document has {', '.join(idle)} of FILES_OPTIONAL: correct or remove it"
+        if idle
+        else "every entry of FILES_OPTIONAL means a file of some document",
+    )
+
+
 def duplicates_share(work: Work) -> Finding:
     """Few label rows are duplicates of others."""
     funnel = read_findings(work).funnel
@@ -210,6 +223,17 @@ def distinct_labels(work: Work) -> Finding:
     )
 
 
+def ignored_labels_exist(work: Work) -> Finding:
+    """Every label of IGNORED_LABELS is one that documents have."""
+    idle = idle_names(work.settings.ignored_labels, read_counts(work))
+    return Finding(
+        passed=not idle,
+        text=f"no document has {describe_idle(idle)} of IGNORED_LABELS, so that it filters nothing: correct or remove it"
+        if idle
+        else "documents have every label of IGNORED_LABELS",
+    )
+
+
 def label_balance(work: Work) -> Finding:
     """The most frequent label is not overwhelmingly more frequent than the rarest."""
     counts = remaining_labels(work).values()
@@ -259,6 +283,7 @@ with preview_features():
 data_checks = make_checks(
     RECONCILED_DATA,
     Check("files_complete", "Every document has every file of FILES_ON_RESEARCH.", files_complete, blocking=True),
+    Check("optional_files_exist", "Every entry of FILES_OPTIONAL means a file of some document.", optional_files_exist),
     Check("duplicates_share", "Few label rows are duplicates of others by file hash.", duplicates_share),
     Check("refused_share", "Few label rows were refused.", refused_share),
 )
@@ -267,5 +292,6 @@ count_checks = make_checks(
     Check("enough_labels", "At least two labels remain to tell apart.", enough_labels, blocking=True),
     Check("minimum_counts", "Every remaining label has a document for each split.", minimum_counts),
     Check("distinct_labels", "No two labels look the same (case, blanks, accents).", distinct_labels),
+    Check("ignored_labels_exist", "Documents have every label of IGNORED_LABELS.", ignored_labels_exist),
     Check("label_balance", "No label is overwhelmingly more frequent than another.", label_balance),
 )

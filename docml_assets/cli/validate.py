@@ -1,16 +1,31 @@
-"""docml validate: all mistakes of an experiment at once, before anything costs time or money. Loads no Dagster, writes nothing."""
+"""docml validate: all mistakes of an experiment at once, and a look at its labels, before anything costs time or money.
+
+Loads no Dagster, writes nothing.
+"""
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
 import click
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.problems import Problem
+from docml_assets.experiment.settings.ini import parse_ini
+from docml_assets.experiment.settings.settings import SECTIONS
 from docml_assets.runs.preflight import validate
+from docml_assets.sample import LABELS_URL
 from docml_contract.names import STEPS
+from resources.errors import ResourceError
+from resources.label_values import column_named, describe_idle, idle_names, look_alikes
+from resources.labels import LabelSource
+
+PREVIEW_SECONDS = 60
+SHOWN_LABELS = 10
 
 
 @click.command()
@@ -28,11 +43,82 @@ def command(context: click.Context, experiment: str) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         click.secho(f"\n{folder.name}: {count}", fg="red", bold=True)
         context.exit(1)
-    settings = ExperimentFolder.load(folder).settings
+    loaded = ExperimentFolder.load(folder)
+    settings = loaded.settings
     steps = [step for step in STEPS if getattr(settings, f"run_{step}")]
     click.secho(f"{folder.name}: nothing wrong", fg="green")
     click.echo(f"run {settings.run_num}: {', '.join(steps) or 'no step'}")
     click.echo(f"models: {', '.join(settings.model_names)}")
+    _preview(loaded, os.environ)
+
+
+def _preview(folder: ExperimentFolder, environment: Mapping[str, str]) -> None:
+    """Show what LABELS_QUERY yields and what is odd about it. A database that does not answer is said, and no mistake."""
+    settings = folder.settings
+    source = LabelSource(
+        environment.get("DOCML_LABELS_URL") or LABELS_URL, environment, timeout_seconds=PREVIEW_SECONDS
+    )
+    try:
+        rows = source.fetch(settings.labels_query, max_rows=settings.max_label_rows)
+    except ResourceError as error:
+        click.secho(f"labels: not looked at: {error}", fg="yellow")
+        return
+    counts = label_counts(rows)
+    shown = [f"{label} {count}" for label, count in counts.most_common(SHOWN_LABELS)]
+    more = f" and {len(counts) - SHOWN_LABELS} more" if len(counts) > SHOWN_LABELS else ""
+    click.echo(f"labels: {len(counts)} in {rows.num_rows} rows: {', '.join(shown)}{more}")
+    oddities = [*find_oddities(folder, rows, counts)]
+    if oddities:
+        click.secho(f"\n{folder.name}: worth a look", fg="yellow", bold=True)
+        _show(oddities)
+
+
+def label_counts(rows: pa.Table) -> Counter[str]:
+    """How many rows each label has; rows without one do not count."""
+    column = column_named(rows.column_names, "label")
+    if column is None:
+        return Counter()
+    counted = pc.value_counts(pc.drop_null(rows[column].cast(pa.string()))).to_pylist()
+    return Counter({item["values"]: item["counts"] for item in counted})
+
+
+def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str, int]) -> Iterator[Problem]:
+    """What a run could do with these labels, though hardly as it is meant."""
+    settings, path = folder.settings, str(folder.path / SETTINGS)
+    line = {
+        key: entry.line for key, entry in parse_ini(folder.settings_text, path, SECTIONS).section("settings").items()
+    }
+
+    def oddity(key: str, found: str, expected: str, remedy: str) -> Problem:
+        return Problem(path, line.get(key, 1), found, expected, remedy)
+
+    idle = idle_names(settings.ignored_labels, counts)
+    if idle:
+        found = f"IGNORED_LABELS with {describe_idle(idle)}, which no row has"
+        yield oddity("IGNORED_LABELS", found, "labels that rows have", "correct or remove it: it filters nothing")
+    for group in look_alikes(counts):
+        found = f"labels that look the same: {' = '.join(map(repr, group))}"
+        remedy = "make them one, with lower(trim(label)) for example, or ignore all but one"
+        yield oddity("LABELS_QUERY", found, "one spelling for each label", remedy)
+    kept = [
+        label
+        for label, n in counts.items()
+        if label not in settings.ignored_labels and n >= settings.num_labels_threshold
+    ]
+    if len(kept) < 2:
+        found = f"{len(kept)} label(s) that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"
+        yield oddity("LABELS_QUERY", found, "at least 2 to tell apart", "look at the query and at these two keys")
+    if settings.split_by is None:
+        return
+    column = column_named(rows.column_names, settings.split_by)
+    if column is None:
+        found = f"SPLIT_BY = {settings.split_by}, where the query yields {', '.join(rows.column_names)}"
+        yield oddity("SPLIT_BY", found, "a column of LABELS_QUERY", "select it too, or correct the name")
+        return
+    groups = len(pc.unique(pc.drop_null(rows[column])))
+    if groups in (0, rows.num_rows):
+        found = f"SPLIT_BY = {settings.split_by} with {'no value' if not groups else 'another value'} in every row"
+        yield oddity("SPLIT_BY", found, "values that several documents share", "name another column: it groups nothing")
 
 
 def _folder(experiment: str) -> Path:

@@ -1,8 +1,6 @@
 """label_counts: how many documents each label has, before anything is left out."""
 
 import json
-import unicodedata
-from collections.abc import Iterable
 
 import pyarrow.compute as pc
 
@@ -40,11 +38,3 @@ def read_counts(work: Work) -> dict[str, int]:
     """The counts of a finished step."""
     counts: dict[str, int] = json.loads(work.store.get(f"{work.place.labels}/{COUNTS_BY_LABEL}"))
     return counts
-
-
-def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of labels that look the same: equal after NFC, trimming, single blanks and case folding. Sorted, each and all."""
-    groups: dict[str, list[str]] = {}
-    for label in sorted(set(labels)):
-        groups.setdefault(" ".join(unicodedata.normalize("NFC", label).split()).casefold(), []).append(label)
-    return sorted(tuple(group) for group in groups.values() if len(group) > 1)

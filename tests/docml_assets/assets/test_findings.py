@@ -1,6 +1,7 @@
 """The checks' plain functions, on artifacts that are wrong."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from docml_assets.assets.reconciliation import (
     duplicates_share,
     enough_labels,
     files_complete,
+    ignored_labels_exist,
     label_balance,
     minimum_counts,
+    optional_files_exist,
     refused_share,
 )
 from docml_assets.assets.training import not_diverged, traced_equals_eager
@@ -105,6 +108,22 @@ def test_labels_that_look_alike_are_named(work: Work) -> None:
     assert (found.passed, found.error) == (False, False)
     assert "2 group(s)" in found.text
     assert "'Invoice' = 'invoice' = 'invoice '" in found.text
+
+
+def test_names_that_filter_nothing_are_said(world: World) -> None:
+    world.write_experiment(ignored_labels="Letter, unheard", files_optional="raw_text.json")
+    work = world.work(world.claim(1))
+    work.store.put(f"{work.place.labels}/{COUNTS_BY_LABEL}", json.dumps({"letter": 3, "invoice": 2}).encode())
+    found = ignored_labels_exist(work)
+    assert (found.passed, found.error) == (False, False)
+    assert "'Letter' (did you mean 'letter'?), 'unheard' of IGNORED_LABELS" in found.text
+
+
+def test_optional_files_that_nobody_has_are_said(work: Work) -> None:
+    assert optional_files_exist(work).passed
+    settings = work.settings.model_copy(update={"files_optional": ("raw_text.json", "page_*.png")})
+    found = optional_files_exist(replace(work, settings=settings))
+    assert (found.passed, "page_*.png of FILES_OPTIONAL" in found.text) == (False, True)
 
 
 def test_splits(work: Work) -> None:

@@ -1,9 +1,16 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pytest
+
+from docml_assets.cli.validate import find_oddities, label_counts
+from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
+from tests.docml_assets.experiment.experiments import settings_text, write_experiment
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +39,7 @@ def load_model(model_name, context):
 """
 
 
-def validate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def validate(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("DOCML_", "FORCE_COLOR", "NO_COLOR"))
     }
@@ -40,7 +47,12 @@ def validate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=folder,
-        env={**environment, "PYTHONPATH": f"{ROOT}:{ROOT / 'trainer_image'}", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **environment,
+            **variables,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'trainer_image'}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
     )
@@ -80,12 +92,56 @@ def test_a_right_experiment_by_name_and_by_path(tmp_path: Path) -> None:
     for argument in ("EXP-1", "experiments/EXP-1", "experiments/EXP-1/"):
         result = validate(tmp_path, argument)
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout.splitlines() == [
+        *lines, labels = result.stdout.splitlines()
+        assert lines == [
             "EXP-1: nothing wrong",
             "run 1: reconciliation, preparation, training, inference",
             "models: averaged-words",
         ]
+        assert re.fullmatch(r"labels: \d+ in \d+ rows: \S+ \d+, .*", labels)
     assert tree(tmp_path) == before
+
+
+def oddities(tmp_path: Path, settings: str, rows: dict[str, list[str | None]]) -> list[tuple[int, str]]:
+    query = f"LABELS_QUERY = SELECT artifact_guid, file_hash, {', '.join(rows)} FROM t\n"
+    folder = ExperimentFolder.load(write_experiment(tmp_path, settings=settings_text(query + settings)))
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
+    return [(problem.line, problem.found) for problem in find_oddities(folder, table, label_counts(table))]
+
+
+def test_names_that_no_row_has_are_said_at_their_line(tmp_path: Path) -> None:
+    rows: dict[str, list[str | None]] = {
+        "label": ["memo", "letter", "invoice, paid", None],
+        "Customer": ["a", "a", "b", "b"],
+    }
+    assert oddities(tmp_path, "IGNORED_LABELS = memo\nSPLIT_BY = customer", rows) == []
+    found = oddities(tmp_path, 'IGNORED_LABELS = Memo, invoice, "invoice, paid"\nSPLIT_BY = customer', rows)
+    assert found == [(6, "IGNORED_LABELS with 'Memo' (did you mean 'memo'?), 'invoice', which no row has")]
+
+
+def test_labels_that_look_alike_or_are_too_few_are_said(tmp_path: Path) -> None:
+    found = oddities(tmp_path, "NUM_LABELS_THRESHOLD = 2", {"label": ["memo", "memo", "Memo"]})
+    assert found == [
+        (5, "labels that look the same: 'Memo' = 'memo'"),
+        (5, "1 label(s) that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [(["a", "b", "c"], "another value in every row"), ([None, None, None], "no value in every row")],
+)
+def test_a_column_that_groups_nothing_is_said(tmp_path: Path, values: list[str | None], said: str) -> None:
+    ((line, found),) = oddities(tmp_path, "SPLIT_BY = customer", {"label": ["x", "y", "x"], "customer": values})
+    assert line == 6
+    assert said in found
+
+
+def test_a_database_that_does_not_answer_is_no_mistake(tmp_path: Path) -> None:
+    new_experiment(tmp_path / "experiments" / "EXP-1", None)
+    result = validate(tmp_path, "EXP-1", DOCML_LABELS_URL=f"sqlite:///{tmp_path}/none.sqlite")
+    assert result.returncode == 0
+    assert "labels: not looked at: " in result.stdout
 
 
 def test_what_does_not_exist(tmp_path: Path) -> None:
@@ -105,7 +161,11 @@ def test_neither_dagster_nor_the_trainer_is_loaded(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'trainer_image'}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'trainer_image'}",
+            "DOCML_LABELS_URL": f"sqlite:///{tmp_path}/none.sqlite",  # a look at labels loads pandas, through Arrow
+        },
         capture_output=True,
         text=True,
         check=True,
