@@ -2,8 +2,7 @@
 
 ReconciliationError      labels and files do not come together
 ├── NothingLeft          no artifact passed all stages
-├── TooManyFailures      more artifacts failed than MAX_FAILED_SHARE allows
-└── ProcessFuncBroken    the worker's Python cannot load user_defined_funcs.py
+└── TooManyFailures      more artifacts failed than MAX_FAILED_SHARE allows
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,10 +37,6 @@ class NothingLeft(ReconciliationError):
 
 class TooManyFailures(ReconciliationError):
     """More artifacts failed than MAX_FAILED_SHARE allows."""
-
-
-class ProcessFuncBroken(ReconciliationError):
-    """The worker's Python cannot load user_defined_funcs.py."""
 
 
 def findings_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:

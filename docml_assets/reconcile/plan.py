@@ -13,12 +13,11 @@ import pyarrow.compute as pc
 from docml_assets.reconcile.findings import MAX_ROWS, ReconciliationFindings, findings_table, printable
 from docml_assets.reconcile.labels import drop_duplicates, near_misses
 from docml_contract.base import short
+from docml_contract.file_names import refusal
 from docml_contract.patterns import is_optional, is_pattern, matches
-from resources.store.safe_names import refusal
+from docml_contract.sandbox import MARKER
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
-# Written by the platform after process_func's files, with their number in the name: `.processed-3`.
-MARKER = ".processed-"
 # Artifacts looked at together: joins of a million strings at once would take more memory than the tables.
 CHUNK = 100_000
 SOURCE = pl.col("artifact_guid") + "/" + pl.col("file")

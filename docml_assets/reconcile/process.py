@@ -1,6 +1,7 @@
 """process_func over many artifacts: fetch their files, let a worker process them, keep what it wrote."""
 
 import fcntl
+import json
 import os
 import queue
 import shutil
@@ -13,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docml_assets.reconcile.plan import MARKER
-from docml_assets.reconcile.worker import TIMEOUT_SECONDS, TaskOutcome, Worker
 from docml_contract.manifests import sha256_file
+from docml_contract.sandbox import MARKER, TIMEOUT_SECONDS, TaskOutcome, Worker, find_misdeeds
+from resources.label_values import as_text
 from resources.store import Store
-from resources.store.safe_names import refusal
 
 ATTEMPTS = 2
 SCRATCH_PREFIX = "docml-reconcile-"
@@ -115,34 +115,17 @@ def _process(task: ArtifactTask, store: Store, idle: "queue.Queue[Worker]", scra
         before = {name: sha256_file(directory / name) for name in task.files}
         worker = idle.get()
         try:
-            outcome = worker.run(task.row, directory)
+            outcome = worker.run(json.loads(json.dumps(dict(task.row), default=as_text)), directory)
         finally:
             idle.put(worker)
         if outcome.error is None:
-            complaint = "; ".join(_complaints(directory, before))
+            complaint = "; ".join(find_misdeeds(directory, before))
             if complaint:
                 return TaskOutcome(complaint)
             _keep(directory, task, store)
         return outcome
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _complaints(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
-    """What process_func must not have done to its directory."""
-    for name, digest in before.items():
-        path = directory / name
-        if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
-            yield f"process_func changed or removed {name!r}, which comes from production; write to a file of another name"
-    for path in sorted(directory.iterdir()):
-        if path.name in before:
-            continue
-        if path.is_symlink() or not path.is_file():
-            yield f"process_func left {path.name!r}, which is no plain file; an artifact is a flat folder of files"
-        elif (reason := refusal(path.name)) is not None:
-            yield f"process_func left a file with the name {path.name!r}: {reason}"
-        elif path.name.startswith(MARKER):
-            yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"
 
 
 def _keep(directory: Path, task: ArtifactTask, store: Store) -> None:

@@ -31,7 +31,6 @@ from docml_assets.reconcile.findings import (
 )
 from docml_assets.reconcile.plan import (
     CHUNK,
-    MARKER,
     VERSION,
     Recipe,
     ReconciliationPlan,
@@ -44,6 +43,7 @@ from docml_assets.reconcile.plan import (
 from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
+from docml_contract.sandbox import MARKER
 from resources.label_values import column_named
 from resources.labels import LabelSource
 from resources.store import Store

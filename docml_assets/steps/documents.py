@@ -8,9 +8,9 @@ from typing import Any
 
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
+from docml_contract.file_names import refusal
 from docml_contract.patterns import is_optional, is_pattern, matches
 from resources.store import Store, StoredObject
-from resources.store.safe_names import refusal
 
 GUID = "artifact_guid"
 SHARDS = 16  # key ranges of production that are listed at once

@@ -23,6 +23,7 @@ from docml_contract.jobs import Channel
 from docml_contract.manifests import Manifest
 from docml_contract.names import ARTIFACTS_TABLE, DEPLOYMENT, PREDICTION, PREDICTIONS
 from docml_contract.patterns import matches
+from docml_contract.sandbox import MARKER
 from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
@@ -134,7 +135,6 @@ def _copy(work: Work, documents: DocumentSet, staged: str) -> dict[str, str]:
 
 def _process(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> dict[str, str]:
     """Let process_func make its files anew, in the sandboxed workers of reconciliation; why it failed, by GUID."""
-    from docml_assets.reconcile.plan import MARKER  # polars loads where it is used
     from docml_assets.reconcile.process import ArtifactTask, cores, process_artifacts
 
     done = {

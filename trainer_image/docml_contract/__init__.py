@@ -10,5 +10,6 @@ Errors:
     ├── BadName              an experiment, model, file or GUID name that is not allowed
     ├── BadHyperparameter    a hyperparameter value that is out of range or of the wrong type
     ├── IncompleteArtifact   a manifest names files that are missing or differ
+    ├── ProcessFuncBroken    the worker's Python cannot load user_defined_funcs.py
     └── UnreadableDocument   JSON or schema of a spec, manifest or output is wrong
 """

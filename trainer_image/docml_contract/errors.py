@@ -17,5 +17,9 @@ class IncompleteArtifact(ContractError):
     """A manifest names files that are missing or differ."""
 
 
+class ProcessFuncBroken(ContractError):
+    """The worker's Python cannot load user_defined_funcs.py."""
+
+
 class UnreadableDocument(ContractError):
     """JSON or schema of a spec, manifest or output is wrong."""

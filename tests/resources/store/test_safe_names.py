@@ -1,8 +1,9 @@
 import pyarrow as pa
 import pytest
 
+from docml_contract.file_names import refusal
 from resources.errors import UnsafeKey
-from resources.store.safe_names import check_key, refusal, refusals
+from resources.store.safe_names import check_key, refusals
 
 # Shared with the reconciliation tests: names that must never become part of a key.
 HOSTILE: list[object] = [

@@ -12,15 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docml_assets.reconcile.findings import ProcessFuncBroken
+from docml_contract.errors import ProcessFuncBroken
+from docml_contract.file_names import refusal
+from docml_contract.manifests import sha256_file
 from docml_contract.names import USER_FUNCTIONS
-from resources.label_values import as_text
 
 # Of the environment, only these reach user code: what a Python needs to start, and nothing that opens a door.
 ALLOWED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -28,7 +29,9 @@ ALLOWED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PAT
 TIMEOUT_SECONDS = 600.0
 # Loading user_defined_funcs.py may import large libraries.
 STARTUP_SECONDS = 300.0
-_SCRIPT = Path(__file__).with_name("worker_script.py")
+# Written by the platform after process_func's files, with their number in the name: `.processed-3`.
+MARKER = ".processed-"
+_SCRIPT = Path(__file__).with_name("sandbox_script.py")
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ class Worker:
         self._ended = False
 
     def run(self, artifact: Mapping[str, Any], directory: Path) -> TaskOutcome:
-        """process_func(artifact, directory). Raises ProcessFuncBroken if the module cannot be loaded."""
+        """process_func(artifact, directory), the artifact as JSON values. Raises ProcessFuncBroken if the module cannot be loaded."""
         if self._process is None:
             self._start()
         if self._ended:
             return TaskOutcome("the step was stopped")
         assert self._process is not None
         assert self._process.stdin is not None
-        task = json.dumps({"artifact": artifact, "directory": str(directory)}, default=as_text).encode() + b"\n"
+        task = json.dumps({"artifact": artifact, "directory": str(directory)}).encode() + b"\n"
         try:
             self._process.stdin.write(task)
             self._process.stdin.flush()
@@ -188,3 +191,20 @@ def worker_environment(environment: Mapping[str, str], home: Path) -> dict[str, 
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def find_misdeeds(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
+    """What process_func must not have done to its directory."""
+    for name, digest in before.items():
+        path = directory / name
+        if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
+            yield f"process_func changed or removed {name!r}, which comes from production; write to a file of another name"
+    for path in sorted(directory.iterdir()):
+        if path.name in before:
+            continue
+        if path.is_symlink() or not path.is_file():
+            yield f"process_func left {path.name!r}, which is no plain file; an artifact is a flat folder of files"
+        elif (reason := refusal(path.name)) is not None:
+            yield f"process_func left a file with the name {path.name!r}: {reason}"
+        elif path.name.startswith(MARKER):
+            yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"

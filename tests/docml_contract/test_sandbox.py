@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from docml_assets.reconcile.findings import ProcessFuncBroken
-from docml_assets.reconcile.worker import Worker, worker_environment
+from docml_contract.errors import ProcessFuncBroken
+from docml_contract.sandbox import Worker, worker_environment
 
 SECRETS = {
     "PATH": os.environ["PATH"],
@@ -163,7 +163,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 
     script = (
         "import sys, pathlib, os\n"
-        "from docml_assets.reconcile.worker import Worker\n"
+        "from docml_contract.sandbox import Worker\n"
         "source = 'import os, time\\ndef process_func(a, d):\\n    (d / \"pid\").write_text(str(os.getpid()))\\n    time.sleep(600)\\n'\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "Worker(folder / 'home', source, dict(os.environ)).run({}, folder)\n"

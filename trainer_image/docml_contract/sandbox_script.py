@@ -1,6 +1,6 @@
 """Runs process_func in a process of its own, under any Python: standard library only.
 
-    python worker_script.py MODULE REPLIES-FD        tasks come on stdin, one JSON object a line
+    python sandbox_script.py MODULE REPLIES-FD        tasks come on stdin, one JSON object a line
 
 Replies go to a pipe of their own, so that what user code prints cannot be mistaken for one.
 """
