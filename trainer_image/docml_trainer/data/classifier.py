@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from docml_trainer.data.collate import ROW_IDS
-from docml_trainer.data.shapes import ATTENTION_MASK, LABELS
+from docml_trainer.data.shapes import ATTENTION_MASK, INPUT_IDS, LABELS
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.functions import UserFunctions, explain
 from docml_trainer.machine import is_out_of_memory
 
 Batch = Mapping[str, torch.Tensor]
-TOKENS = "input_ids"  # the feature that a model's configuration knows a pad value of
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 INDEPENDENCE_TOLERANCE = 1e-3  # of a logit, relative to the largest one; the export's gate is stricter
 # What models say when something common is wrong, and what to do about it.
@@ -130,10 +129,10 @@ def padding_of(model: torch.nn.Module, functions: UserFunctions) -> dict[str, fl
     if len(ids) != 1:  # no configuration, or parts of the model that disagree among themselves
         return padding
     (own,) = ids
-    if padding.setdefault(TOKENS, own) != own:
+    if padding.setdefault(INPUT_IDS, own) != own:
         raise UserCodeError(
-            f"{line_of(functions, 'PADDING')}: PADDING has {TOKENS} = {padding[TOKENS]}, the configuration of the loaded model has "
-            f"pad_token_id = {own}; expected the same value (leave {TOKENS} out of PADDING, or set config.pad_token_id)"
+            f"{line_of(functions, 'PADDING')}: PADDING has {INPUT_IDS} = {padding[INPUT_IDS]}, the configuration of the loaded model has "
+            f"pad_token_id = {own}; expected the same value (leave {INPUT_IDS} out of PADDING, or set config.pad_token_id)"
         )
     return padding
 

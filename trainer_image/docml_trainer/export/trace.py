@@ -47,7 +47,8 @@ def export(
     if own.failure is not None:
         raise ExportError(
             f"the trained model's answer about a document depends on the others of its batch: {own.failure}. Usually padding counts: "
-            "use attention_mask in forward(), also in means over tokens, and the pad value that the model was made with (PADDING)"
+            "use attention_mask in forward(), also in means over tokens, name it in ordered_input_keys, and pad with the value that the "
+            "model was made with (PADDING)"
         )
     fixed_shape: dict[str, list[int]] | None = None
     parity = trace_and_compare(eager, samples.trace_example(), [*samples.dynamic_cases(eager), *independence], path)
