@@ -36,7 +36,7 @@ def inference_report(context: dg.AssetExecutionContext) -> Results:
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
     report = read_report(work.store, work.place)
-    best = max(report.models, key=lambda name: report.models[name].f1_macro)
+    best = report.best_model
     scores: Metadata = {
         "f1_macro": float(report.models[best].f1_macro),
         "accuracy": float(report.models[best].accuracy),

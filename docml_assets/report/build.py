@@ -11,9 +11,16 @@ from docml_assets.report.earlier_runs import PreviousRun, against_the_past
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots
-from docml_assets.report.predictions import GROUP, GUID, LABEL, Predictions, read_predictions
-from docml_assets.report.predictions import with_groups as add_groups
-from docml_assets.report.schema import Bin, Calibration, ModelReport, PerLabel, Report
+from docml_assets.report.predictions import (
+    GROUP,
+    GUID,
+    LABEL,
+    Predictions,
+    read_predictions,
+    with_baseline,
+    with_groups,
+)
+from docml_assets.report.schema import Bin, Calibration, LabelWinner, ModelReport, PerLabel, Report
 from docml_assets.report.statistics import (
     LabelScores,
     calibration,
@@ -61,6 +68,7 @@ def build_report(
     previous: Sequence[PreviousRun],
     settings: Mapping[str, Any],
     excerpts: Callable[[str], str],
+    baseline: pa.Table | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str | None] | None = None,
 ) -> ReportFiles:
@@ -69,13 +77,14 @@ def build_report(
     predictions, documents, timings: predictions.parquet, documents.parquet and timings.json of the inference job. labels: in the order
     of their ids. history: model -> rows of its history.json. previous: the experiment's earlier runs with a finished report. settings:
     shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
-    group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
+    baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     """
-    table = predictions if groups is None else add_groups(predictions, groups)
+    table = predictions if baseline is None else with_baseline(predictions, baseline)
+    table = table if groups is None else with_groups(table, groups)
     table = table.select(_columns(table)).sort_by(GUID)
     read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
     report = assess(experiment, run, read, timings, previous)
-    evidence = Evidence.gather(read, documents, history, excerpts)
+    evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
         report_json=report.to_bytes(),
@@ -90,6 +99,7 @@ def assess(
     experiment: str, run: int, read: Predictions, timings: Mapping[str, Any], previous: Sequence[PreviousRun]
 ) -> Report:
     """All the numbers and sentences of report.json."""
+    own = read.without_baseline
     scores = {
         model: label_scores(confusion_matrix(read.truth, ids, len(read.labels)))
         for model, ids in read.predicted.items()
@@ -101,7 +111,7 @@ def assess(
         for model in read.models
     }
     comparison = compare_pairs(read, f1, resampled)
-    past = against_the_past(read, previous)
+    past = against_the_past(own, previous)
     return Report(
         experiment=experiment,
         run=run,
@@ -109,12 +119,20 @@ def assess(
         labels=read.labels,
         models=models,
         comparison=tuple(comparison),
-        label_winners=tuple(label_winners(scores, read.labels)) if len(scores) > 1 else (),
-        disagreements=len(disagreements(read)),
+        label_winners=_label_winners(own, scores),
+        disagreements=len(disagreements(own)),
+        majority_share=float(next(iter(scores.values())).support.max() / len(read)),
         past=past,
-        summary=summarize(read, models, comparison, past),
-        warnings=tuple(warnings(read, scores, past)),
+        summary=summarize(own, models, comparison, past),
+        warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
     )
+
+
+def _label_winners(own: Predictions, scores: Mapping[str, LabelScores]) -> tuple[LabelWinner, ...]:
+    """Empty for a single model; the baseline takes no part."""
+    if len(own.models) < 2:
+        return ()
+    return tuple(label_winners({model: scores[model] for model in own.models}, own.labels))
 
 
 def report_version(predictions: pa.Table, report: Report) -> str:

@@ -58,7 +58,7 @@ def against_the_past(current: Predictions, previous: Sequence[PreviousRun]) -> P
     sharing = 0
     comparisons: list[PastComparison] = []
     for earlier in sorted(previous, key=lambda run: run.run, reverse=True):
-        other = earlier.read()
+        other = earlier.read().without_baseline
         joined = _join(current, other, f"run {earlier.run} ")
         if joined is None:
             continue
@@ -70,7 +70,7 @@ def against_the_past(current: Predictions, previous: Sequence[PreviousRun]) -> P
 
 def compare_runs(a: PreviousRun, b: PreviousRun) -> RunComparison:
     """For `docml compare`. ReportError if the runs share no test document."""
-    one, two = a.read(), b.read()
+    one, two = a.read().without_baseline, b.read().without_baseline
     name_a, name_b = (f"{run.experiment} run {run.run}" for run in (a, b))
     if a.experiment == b.experiment:
         name_a, name_b = f"run {a.run}", f"run {b.run}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.errors import ReportError
-from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX
+from docml_contract.names import BASELINE, PREDICTION_SUFFIX, PROBABILITY_SUFFIX
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -40,6 +40,15 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.truth)
+
+    @property
+    def without_baseline(self) -> "Predictions":
+        """The run's own models."""
+        return replace(
+            self,
+            predicted={model: ids for model, ids in self.predicted.items() if model != BASELINE},
+            probability={model: values for model, values in self.probability.items() if model != BASELINE},
+        )
 
     def take(self, rows: Ids) -> "Predictions":
         """The documents at these positions (ascending)."""
@@ -96,6 +105,18 @@ def model_names(table: pa.Table) -> tuple[str, ...]:
     columns = set(table.column_names)
     names = (name.removesuffix(PREDICTION_SUFFIX) for name in table.column_names if name.endswith(PREDICTION_SUFFIX))
     return tuple(name for name in names if name + PROBABILITY_SUFFIX in columns)
+
+
+def with_baseline(table: pa.Table, baseline: pa.Table) -> pa.Table:
+    """The table with the columns of a further model, `baseline`, out of baseline.parquet; as it is, where that lacks a document."""
+    row_of = {guid: row for row, guid in enumerate(baseline[GUID].to_pylist())}
+    rows = [row_of.get(guid) for guid in table[GUID].to_pylist()]
+    if None in rows:
+        return table
+    taken = baseline.take(pa.array(rows, pa.int64()))
+    for column, suffix in (("prediction", PREDICTION_SUFFIX), ("probability", PROBABILITY_SUFFIX)):
+        table = table.append_column(BASELINE + suffix, taken[column])
+    return table
 
 
 def with_groups(table: pa.Table, groups: Mapping[str, str | None]) -> pa.Table:

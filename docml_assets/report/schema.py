@@ -6,7 +6,7 @@ from pydantic import AllowInfNan, Field
 
 from docml_assets.errors import ReportError
 from docml_contract.base import Document
-from docml_contract.names import REPORT_JSON, RunPlace
+from docml_contract.names import BASELINE, REPORT_JSON, RunPlace
 from resources.store import Store
 from resources.store.manifests import read_manifest
 
@@ -114,13 +114,28 @@ class Report(Document):
     run: int = Field(ge=1)
     num_test: int = Field(ge=1)
     labels: tuple[str, ...] = Field(description="in the order of their ids")
-    models: dict[str, ModelReport]
+    models: dict[str, ModelReport] = Field(
+        description="the run's models in their order, then the baseline where there is one"
+    )
+    majority_share: Share | None = Field(
+        None, description="share of the test documents that have the most frequent label; null in reports of before"
+    )
     comparison: tuple[Pair, ...] = Field(description="every pair of models of this run")
     label_winners: tuple[LabelWinner, ...] = Field(description="empty for a single model")
     disagreements: int = Field(ge=0, description="documents on which not all models give the same label")
     past: Past
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")
+
+    @property
+    def own_models(self) -> dict[str, ModelReport]:
+        """Without the baseline."""
+        return {name: model for name, model in self.models.items() if name != BASELINE}
+
+    @property
+    def best_model(self) -> str:
+        """Of the run's own models, the one with the highest macro-F1 on the test split."""
+        return max(self.own_models, key=lambda name: self.models[name].f1_macro)
 
     def to_bytes(self) -> bytes:
         """As `Document.to_bytes`, but on one line where labels are many: indented, each count of a confusion matrix takes a line."""

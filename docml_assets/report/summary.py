@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from docml_assets.report.predictions import Predictions
 from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, Pair, Past
 from docml_assets.report.statistics import LabelScores
+from docml_contract.names import BASELINE
 
 FEW = 10  # documents of a label below which its score says little
 NOT_OTHER_SEEDS = "a verdict is about these trained models, not about models trained with other seeds"
@@ -13,10 +16,15 @@ NOT_OTHER_SEEDS = "a verdict is about these trained models, not about models tra
 def summarize(
     predictions: Predictions, models: Mapping[str, ModelReport], comparison: Sequence[Pair], past: Past
 ) -> tuple[str, str, str]:
-    """Three sentences: the score; where it fails, or which model is better; against the past."""
-    best = max(models, key=lambda name: models[name].f1_macro)
-    second = _verdicts(models, comparison) if len(models) > 1 else _weakness(predictions, best, models[best])
-    return _score(predictions, best, models), second, _past(past)
+    """Three sentences: the score, beside the baseline; where it fails, or which model is better; against the past.
+
+    predictions: of the run's own models. models and comparison: of all, the baseline included where there is one.
+    """
+    own = {name: models[name] for name in predictions.models}
+    best = max(own, key=lambda name: own[name].f1_macro)
+    pairs = [pair for pair in comparison if BASELINE not in (pair.a, pair.b)]
+    second = _verdicts(own, pairs) if len(own) > 1 else _weakness(predictions, best, own[best])
+    return _score(predictions, best, own) + _doubts(predictions, best, models, comparison) + ".", second, _past(past)
 
 
 def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: Past) -> list[str]:
@@ -65,8 +73,29 @@ def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport
     rest = f" ({_list(others)})" if others else ""
     return (
         f"{lead}{best} reaches a macro-F1 of {model.f1_macro:.3f} (95 % interval {low:.3f} to {high:.3f}) and labels "
-        f"{100 * model.accuracy:.1f} % correctly{rest}."
+        f"{100 * model.accuracy:.1f} % correctly{rest}"
     )
+
+
+def _doubts(predictions: Predictions, best: str, models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> str:
+    """What belongs into the first sentence: the best model beside the baseline, and models that a constant answer would match."""
+    said = []
+    for pair in comparison:
+        if {pair.a, pair.b} == {best, BASELINE}:
+            ahead = models[best].f1_macro > models[BASELINE].f1_macro
+            open_verdict = "is not shown to beat" if ahead else "does not beat"
+            verb = {best: "beats", BASELINE: "is worse than"}.get(pair.verdict, open_verdict)
+            said.append(
+                f"{best} {verb} the baseline (TF-IDF with logistic regression, {models[BASELINE].f1_macro:.3f})"
+            )
+    counts = np.bincount(predictions.truth, minlength=len(predictions.labels))
+    most, share = predictions.labels[int(counts.argmax())], counts.max() / len(predictions)
+    for name, ids in predictions.predicted.items():
+        if share < 1 and len(np.unique(ids)) == 1:
+            said.append(f"{name} says {predictions.labels[ids[0]]} of every document")
+        elif models[name].accuracy <= share < 1:
+            said.append(f"{name} labels no more correctly than saying {most} always would ({100 * share:.1f} %)")
+    return "".join(f"; {text}" for text in said)
 
 
 def _weakness(predictions: Predictions, name: str, model: ModelReport) -> str:

@@ -16,6 +16,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
+    BASELINE_TABLE,
     BEST_MODEL,
     DOCUMENTS,
     ENCODED_SPLITS,
@@ -121,9 +122,18 @@ def _report(
         previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
         settings={**work.settings.frozen_content(), **work.settings.operational()},
         excerpts=read_excerpts(work),
+        baseline=_baseline(work, data.folder),
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
     )
+
+
+def _baseline(work: Work, prepared_folder: str) -> pa.Table | None:
+    """baseline.parquet; None where the data have none, or the run wants none."""
+    manifest = read_manifest(work.store, prepared_folder)
+    if manifest is None or not work.settings.baseline or BASELINE_TABLE not in {file.path for file in manifest.files}:
+        return None
+    return read_parquet(work.store.get(f"{prepared_folder}/{BASELINE_TABLE}"))
 
 
 def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:

@@ -53,6 +53,7 @@ def preparation_spec(
             split_seed=settings.split_seed,
             split_by=settings.split_by,
             max_failed_share=settings.max_failed_share,
+            baseline=settings.baseline,
             processes=settings.preparation_processes,
         ),
         channels=(channel,),

@@ -38,7 +38,7 @@ KNOBS = {"ignored_labels": ("ignored",), "num_labels_threshold": 2, "own_hyperpa
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
-    job = preparation(tmp_path_factory.mktemp("whole"), DOCS, **KNOBS)
+    job = preparation(tmp_path_factory.mktemp("whole"), DOCS, **KNOBS, baseline=True)
     finished = job.run()
     assert finished.returncode == 0, finished.stderr
     (facts,) = finished.events("facts")
@@ -60,6 +60,7 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
         names.ID2LABEL,
         names.SPLIT_METADATA,
         names.SPLITS_TABLE,
+        names.BASELINE_TABLE,
     }
     assert json.loads((whole.output / names.LABEL2ID).read_text()) == {"invoice": 0, "letter": 1, "receipt": 2}
     assert json.loads((whole.output / names.ID2LABEL).read_text()) == {"0": "invoice", "1": "letter", "2": "receipt"}
@@ -74,6 +75,12 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
     assert sum(lengths["token_lengths"]["histogram"]["counts"]) == 121
     assert 0 < lengths["truncated_share"] < 1
     assert found["features"] == {"input_ids": "uint16[*]"}
+    baseline = pq.read_table(whole.output / names.BASELINE_TABLE)
+    assert dict(zip(*(baseline[name].to_pylist() for name in ("artifact_guid", "split")), strict=True)) == splits_of(
+        whole
+    )
+    assert found["baseline"]["documents"] == found["documents"]["train"]
+    assert 0 <= found["baseline"]["macro_f1"]["valid"] <= 1
 
 
 def test_the_splits_are_data_sets_without_padding(whole: JobFolder) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from docml_contract.base import Document, digest
-from docml_contract.hyperparameters import SearchRange
+from docml_contract.hyperparameters import SearchRange, hashed
 
 Kind = Literal["processing", "training", "tuning"]
 Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference", "prediction"]
@@ -62,6 +62,7 @@ class PrepareTask(Document):
     split_seed: int = 13
     split_by: str | None = None
     max_failed_share: float = 0.0
+    baseline: bool = Field(False, description="fit the baseline beside the encoded data; no row depends on it")
     processes: int | None = Field(None, description="encoding processes a host; none: one a core")
 
 
@@ -168,10 +169,11 @@ class JobSpec(Document):
     def spec_hash(self) -> str:
         """sha256 of what decides the result: equal hashes mean the same work.
 
-        Left out are machines, provenance, where curves are reported, and numbers of processes on which no result depends.
+        Left out are machines, provenance, where curves are reported, numbers of processes, and whether a baseline stands beside the
+        encoded data: no row and no weight depends on them.
         """
         content = self.model_dump(
-            mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes"}}
+            mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes", "baseline"}}
         )
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
@@ -179,4 +181,5 @@ class JobSpec(Document):
         for later in ("optional_files", "model_hyperparameters"):
             if not content["task"].get(later):
                 content["task"].pop(later, None)  # specs of before there were any keep their hashes
+        content["hyperparameters"] = hashed(content["hyperparameters"])
         return digest(content)

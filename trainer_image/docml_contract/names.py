@@ -53,6 +53,9 @@ LABEL2ID = "label2id.json"
 ID2LABEL = "id2label.json"
 SPLIT_METADATA = "split_metadata.json"
 SPLITS_TABLE = "splits.parquet"
+BASELINE_TABLE = "baseline.parquet"
+# The name under which the baseline stands among a report's models
+BASELINE: Final = "baseline"
 # A trained model
 TORCHSCRIPT = "model.pt"
 WEIGHTS = "model.safetensors"

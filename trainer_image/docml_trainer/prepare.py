@@ -2,7 +2,8 @@
 
     processing/input/spec        spec.json, user_defined_funcs.py, artifacts.parquet, perhaps previous_splits.parquet
     processing/input/artifacts   <guid>/<version>/<file>
-    processing/output/result     train/ valid/ test/ label2id.json id2label.json split_metadata.json splits.parquet OUTPUT.json
+    processing/output/result     train/ valid/ test/ label2id.json id2label.json split_metadata.json splits.parquet
+                                 baseline.parquet (unless BASELINE is false) OUTPUT.json
 
 Three phases. `whole` does it all. `shard` encodes this host's part of the documents into `shards/<host index>/`; `merge` takes all shards
 from the channel `shards`, and assigns splits. Cut into shards or not, the result has the same content.
@@ -212,13 +213,32 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     version = rows.data_version(documents, found, splits, stored)
     rows.write_splits(files, documents, splits, stored, folders.output, version)
     _write_tables(folders.output, documents.label_names, assignment)
-    done = metadata.Preparation(task, documents, tally, found, assignment, feature if compared else None, stored)
+    fitted = _fit_baseline(folders.output, task, feature, assignment, documents.label_names)
+    done = metadata.Preparation(
+        task, documents, tally, found, assignment, feature if compared else None, stored, fitted
+    )
     seconds = max(shard.seconds for shard in shards) if task.phase == "merge" else time.monotonic() - started
     content = metadata.describe_preparation(done, folders.output, seconds, [shard.processes for shard in shards])
     (folders.output / names.SPLIT_METADATA).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     facts = metadata.summarize(content)
     print(format_event(FACTS, **facts), flush=True)
     write_output(folders.output, COMMAND, version, facts)
+
+
+def _fit_baseline(
+    output: Path, task: PrepareTask, feature: str | None, assignment: Assignment, label_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write baseline.parquet, where one is wanted and possible; what split_metadata.json says of it."""
+    if not task.baseline:
+        return {"none": "BASELINE is false"}
+    from docml_trainer.preparation.baseline import fit_baseline
+
+    print("fitting the baseline", flush=True)
+    baseline = fit_baseline(output, feature, assignment, label_names)
+    if isinstance(baseline, str):
+        return {"none": baseline}
+    pq.write_table(baseline.table, output / names.BASELINE_TABLE)
+    return baseline.facts
 
 
 def _check_failures(tally: Tally, documents: int, allowed: float) -> None:

@@ -169,6 +169,11 @@ class Keys(BaseModel):
         gt=0,
         le=1,
     )
+    baseline: Flag = key(
+        True,
+        "fit TF-IDF with logistic regression beside the encoded data, and judge every model beside it",
+        FLAG,
+    )
     split: Shares = key(
         (0.8, 0.1, 0.1), "train, valid and test shares", ("three shares that sum to 1", "0.8, 0.1, 0.1")
     )

@@ -11,6 +11,7 @@ from docml_assets.experiment.settings.hyperparameters import combinations
 from docml_assets.experiment.settings.keys import Keys
 from docml_contract.hyperparameters import Interval, SearchRange
 from docml_contract.log_lines import TRAINER_METRICS
+from docml_contract.names import BASELINE
 from docml_contract.patterns import matches
 from resources.errors import RefusedQuery
 from resources.label_values import TEXT_COLUMNS, column_named
@@ -113,6 +114,17 @@ def _optional_files_are_wanted(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
 def _without(entries: Iterable[str], names: Iterable[str]) -> list[str]:
     """Those of the entries that no name or pattern among `names` covers."""
     return [entry for entry in entries if not any(matches(entry, name) for name in names)]
+
+
+@rule("model_names", "baseline")
+def _baseline_has_its_name(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.baseline and BASELINE in keys.model_names:
+        yield Broken(
+            "MODEL_NAMES",
+            f"a model named {BASELINE}, as the report names its baseline",
+            "another name",
+            "rename the model, or write BASELINE = false",
+        )
 
 
 @rule("split")

@@ -23,14 +23,14 @@ from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, par
 from docml_assets.experiment.settings.keys import ABSENT, Keys, extra_of, operational_keys, read_value
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
-from docml_contract.hyperparameters import KNOWN, SearchRange, own
+from docml_contract.hyperparameters import KNOWN, SearchRange, hashed, own
 from docml_contract.jobs import Compute
 from docml_contract.patterns import is_optional
 
 SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
 OPERATIONAL = operational_keys()
 # Keys that came when there were runs already: where they are not used, versions and hashes are those of before.
-LATER = frozenset({"files_optional", "model_hyperparameters", "model_tunable"})
+LATER = frozenset({"files_optional", "model_hyperparameters", "model_tunable", "baseline"})
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
 _PLACEHOLDERS: dict[str, Any] = {
@@ -107,9 +107,11 @@ class Settings(Keys):
         )
 
     def frozen_content(self) -> dict[str, Any]:
-        """What freezes with a run, as JSON values; later keys only where they are used."""
-        unused = {name for name in LATER if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
+        """What freezes with a run, as JSON values; later keys only where they differ from their default."""
+        fields = type(self).model_fields
+        unused = {name for name in LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
+        content = self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
+        return {**content, "hyperparameters": hashed(content["hyperparameters"])}
 
     def operational(self) -> dict[str, Any]:
         """What does not freeze, as JSON values: flags, machines, processes, cost, tracking."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from itertools import combinations
 from typing import Any
 
@@ -264,3 +265,34 @@ def test_many_labels_make_neither_a_large_file_nor_large_pictures() -> None:
     few = report(predictions_table(900, ("a", "b"), labels[:60]), labels[:60])
     for name in ("per_label.png", "confusion_a.png"):
         assert len(made.plots[name]) < 2 * len(few.plots[name])
+
+
+def baseline_table(table: pa.Table, accuracy: float) -> pa.Table:
+    """baseline.parquet of the documents of `table`, and of others that are not in its test split."""
+    other = predictions_table(table.num_rows + 50, ("baseline",), accuracy=(accuracy,), seed=7)
+    return other.set_column(1, "label", other["label"]).rename_columns(
+        {"baseline_prediction": "prediction", "baseline_probability": "probability"}
+    )
+
+
+def test_the_baseline_is_a_row_of_its_own() -> None:
+    table = predictions_table(300, ("a", "b"))
+    made = report(table, baseline=baseline_table(table, 0.25)).report
+    assert list(made.models) == ["a", "b", "baseline"]
+    assert list(made.own_models) == ["a", "b"]
+    assert {(pair.a, pair.b) for pair in made.comparison} == {("a", "b"), ("a", "baseline"), ("b", "baseline")}
+    assert all(set(winner.models) <= {"a", "b"} for winner in made.label_winners)
+    assert "; a beats the baseline (TF-IDF with logistic regression, " in made.summary[0]
+    assert "baseline" not in made.summary[1]
+    assert made.majority_share == max(Counter(table["label"].to_pylist()).values()) / 300
+    alone = report(table).report
+    assert (alone.disagreements, alone.label_winners) == (made.disagreements, made.label_winners)
+
+
+def test_predictions_keep_the_baselines_columns() -> None:
+    table = predictions_table(60)
+    made = report(table, baseline=baseline_table(table, 0.9))
+    columns = pq.read_table(io.BytesIO(made.predictions_parquet)).column_names
+    assert {"baseline_prediction", "baseline_probability"} < set(columns)
+    without = report(table, baseline=baseline_table(table, 0.9).slice(5))
+    assert "baseline" not in without.report.models  # it lacks documents of this test split

@@ -1,5 +1,8 @@
 """Three sentences, whatever the numbers."""
 
+import re
+
+import pyarrow as pa
 import pytest
 
 from docml_assets.report.earlier_runs import PreviousRun
@@ -25,6 +28,16 @@ def test_no_winner_is_named() -> None:
     assert assessed(table).summary[1] == "Between none of the 3 models is a difference shown."
     pair = table.drop_columns(["three_prediction", "three_probability"])
     assert assessed(pair).summary[1].startswith("Between one and two no difference shown: macro-F1 differs by ")
+
+
+def test_a_model_that_says_one_label_always_is_told_in_the_first_sentence() -> None:
+    table = predictions_table(200, ("a", "b"))
+    constant = table.set_column(2, "a_prediction", pa.array(["letter"] * 200))
+    first = assessed(constant).summary[0]
+    assert first.endswith("; a says letter of every document.")
+    assert "labels no more" not in first
+    poor = assessed(predictions_table(200, ("a",), accuracy=(0.05,))).summary[0]
+    assert re.search(r"; a labels no more correctly than saying \w+ always would \(\d+\.\d %\)\.$", poor)
 
 
 def test_no_mistake() -> None:

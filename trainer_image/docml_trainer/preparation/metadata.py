@@ -34,6 +34,7 @@ class Preparation:
     assignment: Assignment  # by row of `found`
     near_duplicate_feature: str | None  # by which documents were compared
     features: "datasets.Features"  # as they are saved
+    baseline: dict[str, Any]  # what `baseline.Baseline.facts` says, or {"none": reason}
 
 
 def describe_preparation(done: Preparation, output: Path, seconds: float, encoders: Sequence[int]) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def describe_preparation(done: Preparation, output: Path, seconds: float, encode
             for name, feature in done.features.items()
             if name not in (LABELS, ARTIFACT_GUID)
         },
+        "baseline": done.baseline,
         "bytes_on_disk": sum(path.stat().st_size for split in SPLITS for path in (output / split).iterdir()),
         "seconds": round(seconds, 3),
         "documents_per_second": round(len(documents) / max(seconds, 1e-9), 1),
@@ -85,6 +87,7 @@ def summarize(content: Mapping[str, Any]) -> dict[str, Any]:
         "labels_too_small": sorted(content["labels_too_small"]),
         "near_duplicates": content["near_duplicates"],
         "truncated_share": {model: numbers["truncated_share"] for model, numbers in content["models"].items()},
+        "baseline": content["baseline"],
         "bytes_on_disk": content["bytes_on_disk"],
         "documents_per_second": content["documents_per_second"],
     }

@@ -83,7 +83,7 @@ def assign_splits(
     seed: int,
 ) -> list[str | None]:
     """A split for every document, or None for those left out. `previous`: split by GUID, from an earlier run."""
-    memberships = [_memberships(*pair) for pair in zip(groups, near_duplicate_groups, strict=True)]
+    memberships = _memberships(groups, near_duplicate_groups)
     splits = [previous.get(guid) for guid in guids]
     keys = [order_key(guid, str(seed)) for guid in guids]
     new_units: list[list[int]] = []
@@ -101,9 +101,18 @@ def assign_splits(
     return splits
 
 
-def _memberships(group: str | None, near_duplicate_group: str | None) -> tuple[Group, ...]:
-    kinds = (("group", group), ("near-duplicate", near_duplicate_group))
-    return tuple((kind, name) for kind, name in kinds if name is not None)
+def units_of(assignment: Assignment) -> list[list[int]]:
+    """Rows of the documents that belong together, directly or through others; one that belongs to none is a unit of its own."""
+    return _units(_memberships(assignment.groups, assignment.near_duplicate_groups))
+
+
+def _memberships(groups: Sequence[str | None], near_duplicate_groups: Sequence[str | None]) -> list[tuple[Group, ...]]:
+    """The groups of either kind that each document is in."""
+    kinds = ("group", "near-duplicate")
+    return [
+        tuple((kind, name) for kind, name in zip(kinds, pair, strict=True) if name is not None)
+        for pair in zip(groups, near_duplicate_groups, strict=True)
+    ]
 
 
 def _units(memberships: Sequence[tuple[Group, ...]]) -> list[list[int]]:
