@@ -167,3 +167,12 @@ def describe_idle(idle: Mapping[str, str | None]) -> str:
 def _looks(label: str) -> str:
     """What a label has in common with those that look the same."""
     return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+
+
+def describe_look_alikes(groups: Sequence[tuple[str, ...]]) -> str:
+    """Which labels look alike, and what to do about it."""
+    shown = "; ".join(" = ".join(map(repr, group)) for group in groups[:5]) + ("; …" if len(groups) > 5 else "")
+    return (
+        f"{len(groups)} group(s) of labels look the same but for case, blanks or the way accents are written: {shown}; they are "
+        "different classes: make them one in LABELS_QUERY (lower(trim(label)), say), or name those to leave out in IGNORED_LABELS"
+    )

@@ -21,7 +21,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
 from docml_contract.patterns import is_optional, matches
 from resources.errors import ResourceError
-from resources.label_values import describe_idle, idle_names, look_alikes
+from resources.label_values import describe_idle, describe_look_alikes, idle_names, look_alikes
 from resources.store.manifests import read_manifest
 
 # From these shares of the label rows a check warns: duplicates and refusals are normal in small numbers only.
@@ -212,13 +212,9 @@ def minimum_counts(work: Work) -> Finding:
 def distinct_labels(work: Work) -> Finding:
     """No two labels look the same."""
     groups = look_alikes(read_counts(work))
-    shown = "; ".join(" = ".join(map(repr, group)) for group in groups[:5])
     return Finding(
         passed=not groups,
-        text=f"{len(groups)} group(s) of labels look the same but for case, blanks or the way accents are written: {shown}; they are "
-        "different classes: make them one in LABELS_QUERY (lower(trim(label)), say), or ignore them in IGNORED_LABELS"
-        if groups
-        else "all labels look different",
+        text=describe_look_alikes(groups) if groups else "all labels look different",
         facts={"look-alikes": table({"labels": " = ".join(map(repr, group))} for group in groups)} if groups else {},
     )
 

@@ -71,8 +71,16 @@ class ReconciliationFindings:
         return replace(self, funnel=self.funnel | other.funnel, refused=refused)
 
     def first_examples(self) -> list[str]:
-        """One sentence for each way in which labels and files missed each other, with one example of each side."""
+        """What people should know of the labels: a sentence for each way in which they miss the files, with an example of each side."""
         found = []
+        if count := self.funnel.get("without file_hash"):
+            prefix = "without file_hash: "
+            why = [
+                f"{stage.removeprefix(prefix)}: {n:,}" for stage, n in self.funnel.items() if stage.startswith(prefix)
+            ]
+            found.append(
+                f"{count:,} label rows have no file_hash ({', '.join(why)}): duplicates among them are not found"
+            )
         counted: dict[str, int] = {}
         for row in self.near_misses.to_pylist():
             counted[row["reason"]] = counted.get(row["reason"], 0) + 1

@@ -142,8 +142,6 @@ def reconcile(inputs: ReconciliationInputs) -> ReconciledArtifacts:
     inputs.progress("labels and files listed", 1, 1)
     _check_groups(inputs.settings, listings.rows.columns)
     copies = copy_until_settled(step.sources, listings, inputs.log, inputs.progress)
-    for example in copies.findings.first_examples():
-        inputs.log(example)
     copies.existing = _process(step, copies.plan, copies.existing)
     return _result(step, copies, started)
 
@@ -215,6 +213,8 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
     artifacts = plan.artifacts.filter(~pl.col("artifact_guid").is_in(list(out)))
     if artifacts.is_empty():
         raise NothingLeft(findings.say_why_nothing_is_left())
+    for example in findings.first_examples():
+        step.inputs.log(example)
     table = _table(step, artifacts, files, plan)
     findings.funnel |= {
         "failed": len(out),

@@ -21,6 +21,8 @@ from resources.secrets import is_reference
 from resources.store import Store
 
 ENVIRONMENT = "the environment"
+# Validation does not wait for a store in an outage: what it cannot ask may be finished.
+ANSWER_SECONDS = 5.0
 _STATIC_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 Complaint = tuple[str, str, str]  # found, expected, remedy
@@ -49,7 +51,7 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
     else:
         problems += _unmade_files(settings, folder)
         store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
-        finished = finished_in(store, folder.name, settings)
+        finished = finished_in(store.with_patience(ANSWER_SECONDS), folder.name, settings)
         problems += step_problems(settings, str(path / SETTINGS), folder.settings_text, finished)
         problems += deployment_problems(settings, environment)
     return sorted(problems, key=lambda problem: (problem.file, problem.line))

@@ -19,6 +19,7 @@ from docml_assets.experiment.problems import ProblemsError
 from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import (
+    TICK_PATIENCE_SECONDS,
     Launch,
     SensorCursor,
     TickFindings,
@@ -59,7 +60,12 @@ class ExperimentsCursor(SensorCursor):
 )
 def experiment_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
     folders = experiment_folders(deployment.experiments)
-    cursor, findings = look(ExperimentsCursor.read(context.cursor), folders, deployment.store, deployment.environment)
+    cursor, findings = look(
+        ExperimentsCursor.read(context.cursor),
+        folders,
+        deployment.store.with_patience(TICK_PATIENCE_SECONDS),
+        deployment.environment,
+    )
     idle = f"{len(folders)} experiment folders in {deployment.experiments}; nothing new"
     return findings.result(context, cursor.model_dump_json(), idle)
 

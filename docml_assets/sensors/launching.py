@@ -30,6 +30,9 @@ BUDGET_SECONDS = 4.0
 
 read_settings = lru_cache(maxsize=4096)(parse_settings)  # the texts hardly change from tick to tick
 
+# A tick does not wait longer for a store that does not answer: the next one asks again.
+TICK_PATIENCE_SECONDS = 20.0
+
 
 class SensorCursor(Document):
     """What a sensor remembers from tick to tick."""

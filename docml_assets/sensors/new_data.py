@@ -20,6 +20,7 @@ from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
 from docml_assets.runs.claims import Claim, claim_next, read_claim, run_folders
 from docml_assets.sensors.launching import (
+    TICK_PATIENCE_SECONDS,
     Launch,
     SensorCursor,
     TickFindings,
@@ -106,7 +107,7 @@ def changed(state: State) -> list[str]:
 def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
     watch = Watch(
         experiment_folders(deployment.experiments),
-        deployment.store,
+        deployment.store.with_patience(TICK_PATIENCE_SECONDS),
         Production(deployment.labels, deployment.production),
         lambda place: is_in_progress(context.instance, place),
         lambda place: is_warned(context.instance, place),

@@ -9,6 +9,7 @@ from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.names import COUNTS_BY_LABEL, LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA
 from docml_contract.versions import cache_key, label_counts_version
+from resources.label_values import describe_look_alikes, look_alikes
 
 
 def label_counts(work: Work) -> Outcome:
@@ -30,6 +31,8 @@ def label_counts(work: Work) -> Outcome:
         data_version=label_counts_version(counts),
         inputs=inputs,
     )
+    if groups := look_alikes(counts):
+        work.reporter.say(describe_look_alikes(groups))
     why = f"{sum(counts.values())} documents with {len(counts)} labels"
     return Outcome.of(work, manifest, folder, how="made", why=why)
 

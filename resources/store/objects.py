@@ -12,6 +12,8 @@ import pyarrow as pa
 from resources.errors import MissingKey
 
 TABLE_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+# How long a store that does not answer is waited for: as long as any other service.
+OUTAGE_SECONDS = 15 * 60.0
 # Files moved at once between a store and local folders: enough to hide latency, few enough for two cores.
 PARALLEL_FILES = 32
 # Requests in flight of a bulk copy; more gains nothing at 30 ms a request (bench/copies.py).

@@ -1,6 +1,7 @@
 """The store on S3, over obstore (Rust): server-side copies, conditional puts, listing as Arrow."""
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from resources.errors import MissingKey, StoreError
 from resources.store.objects import (
+    OUTAGE_SECONDS,
     PARALLEL_FILES,
     Gone,
     MissingSource,
@@ -23,7 +25,8 @@ from resources.store.objects import (
     copy_in_threads,
     missing_key,
 )
-from resources.store.s3_client import REFUSALS, BucketClients, Listing, StoreErrors, store_error
+from resources.store.s3_client import BucketClients, Outage
+from resources.store.s3_listing import Listing
 
 # Puts that met a conflict or whose answer was lost are settled by looking, this many times.
 SETTLING_ATTEMPTS = 8
@@ -33,70 +36,79 @@ TOO_LARGE_TO_COPY = "larger than the maximum allowable size"
 
 
 class S3Backend:
-    """Objects below s3://bucket/prefix."""
+    """Objects below s3://bucket/prefix. patience: seconds that a service which does not answer is waited for."""
 
-    def __init__(self, url: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, url: str, environment: Mapping[str, str], patience: float = OUTAGE_SECONDS) -> None:
         self.url = url
         self.bucket, _, self.prefix = url.removeprefix("s3://").partition("/")
-        self.clients = BucketClients(self.bucket, environment)
+        self.clients = BucketClients(self.bucket, environment, patience)
 
     # -- one object
 
     def get(self, key: str) -> bytes:
-        with StoreErrors(self.uri(key)):
-            return bytes(obstore.get(self.clients.client, self.full(key)).bytes())
+        return self.clients.ask(self.uri(key), lambda: bytes(obstore.get(self.clients.client, self.full(key)).bytes()))
 
     def head(self, key: str) -> StoredObject | None:
         try:
-            with StoreErrors(self.uri(key)):
-                meta = obstore.head(self.clients.client, self.full(key))
+            meta = self.clients.ask(self.uri(key), lambda: obstore.head(self.clients.client, self.full(key)))
         except MissingKey:
             return None
         return StoredObject(key, meta["size"], _plain_etag(meta["e_tag"]))
 
     def put(self, key: str, data: bytes) -> StoredObject:
-        with StoreErrors(self.uri(key)):
-            result = obstore.put(self.clients.client, self.full(key), data, chunk_size=PART_BYTES)
-        return StoredObject(key, len(data), _plain_etag(result["e_tag"]))
+        return self._put(key, data, len(data))
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        return self._put(key, path, path.stat().st_size)
+
+    def _put(self, key: str, content: bytes | Path, size: int) -> StoredObject:
+        client = self.clients.transfers if size > PART_BYTES else self.clients.client
+        result = self.clients.ask(
+            self.uri(key),
+            lambda: obstore.put(client, self.full(key), content, chunk_size=PART_BYTES, max_concurrency=4),
+        )
+        return StoredObject(key, size, _plain_etag(result["e_tag"]))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         lost = False  # whether an answer was lost, so that what is found may be ours
-        for attempt in range(SETTLING_ATTEMPTS):
+        outage = Outage(self.uri(key), self.clients.patience)
+        for attempt in itertools.count():
             try:
-                obstore.put(self.clients.unretried, self.full(key), data, mode="create", use_multipart=False)
+                obstore.put(self.clients.client, self.full(key), data, mode="create", use_multipart=False)
+                outage.over()
                 return True
-            except (AlreadyExistsError, PreconditionError):
+            except (AlreadyExistsError, PreconditionError) as error:
                 # 412, or 409 while another put is under way: only what is there then tells which.
                 if (found := self._get_or_none(key)) is not None:
                     return lost and found == data
+                if attempt >= SETTLING_ATTEMPTS:
+                    raise StoreError(
+                        f"{self.uri(key)}: conditional puts keep conflicting; is another process writing it in a loop?"
+                    ) from error
+                time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
             except BaseError as error:
-                if isinstance(error, REFUSALS) or attempt == SETTLING_ATTEMPTS - 1:
-                    raise store_error(self.uri(key), error) from error
+                time.sleep(outage.pause(error))
                 lost = True
-            time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
-        raise StoreError(
-            f"{self.uri(key)}: conditional puts keep conflicting; is another process writing it in a loop?"
-        )
-
-    def put_file(self, key: str, path: Path) -> StoredObject:
-        with StoreErrors(self.uri(key)):
-            result = obstore.put(self.clients.client, self.full(key), path, chunk_size=PART_BYTES, max_concurrency=4)
-        return StoredObject(key, path.stat().st_size, _plain_etag(result["e_tag"]))
+        raise AssertionError("unreachable")
 
     def get_file(self, key: str, path: Path) -> None:
         draft = path.with_name(f".{path.name[:200]}.{threading.get_ident()}.part")
-        try:
-            with StoreErrors(self.uri(key)), draft.open("wb") as stream:
-                for block in obstore.get(self.clients.client, self.full(key)).stream(PART_BYTES):
+
+        def transfer() -> None:
+            with draft.open("wb") as stream:
+                for block in obstore.get(self.clients.transfers, self.full(key)).stream(PART_BYTES):
                     stream.write(block)
+
+        try:
+            self.clients.ask(self.uri(key), transfer)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
 
     def delete(self, keys: Sequence[str]) -> None:
         if keys:
-            with StoreErrors(self.uri(keys[0])):
-                obstore.delete(self.clients.client, [self.full(key) for key in keys])
+            paths = [self.full(key) for key in keys]
+            self.clients.ask(self.uri(keys[0]), lambda: obstore.delete(self.clients.client, paths))
 
     # -- copies
 
@@ -108,8 +120,8 @@ class S3Backend:
         if not self.copies_within(other):
             return self._stream(other, source, target)
         try:
-            with StoreErrors(other.uri(source)):
-                obstore.copy(self.clients.copier(other.bucket), other.full(source), self.full(target))
+            copier = self.clients.copier(other.bucket)
+            self.clients.ask(other.uri(source), lambda: obstore.copy(copier, other.full(source), self.full(target)))
             too_large = False
         except StoreError as error:
             too_large = TOO_LARGE_TO_COPY in str(error)
@@ -137,7 +149,7 @@ class S3Backend:
             return self.put_file(target, path)
 
         async def through() -> tuple[int, Any]:
-            found = await obstore.get_async(other.clients.client, other.full(source))
+            found = await obstore.get_async(other.clients.transfers, other.full(source))
             put = obstore.put_async(
                 self.clients.client,
                 self.full(target),
@@ -147,8 +159,10 @@ class S3Backend:
             )
             return found.meta["size"], await put
 
-        with StoreErrors(other.uri(source)), ThreadPoolExecutor(1) as thread:
-            size, result = thread.submit(lambda: asyncio.run(through())).result()
+        with ThreadPoolExecutor(1) as thread:
+            size, result = self.clients.ask(
+                other.uri(source), lambda: thread.submit(lambda: asyncio.run(through())).result()
+            )
         return StoredObject(target, size, _plain_etag(result["e_tag"]))
 
     # -- listing
@@ -159,8 +173,9 @@ class S3Backend:
                 yield StoredObject(key, size, etag)
 
     def list_folders(self, prefix: str) -> Names:
-        with StoreErrors(self.uri(prefix)):
-            found = obstore.list_with_delimiter(self.clients.client, self.full(prefix) or None)["common_prefixes"]
+        found = self.clients.ask(
+            self.uri(prefix), lambda: obstore.list_with_delimiter(self.clients.client, self.full(prefix) or None)
+        )["common_prefixes"]
         return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in found)
 
     def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
@@ -217,16 +232,27 @@ class _BulkCopy:
         for source, target in self.pairs:
             if self.stop:
                 return
+            if await self._copied(source, target):
+                self.copied()
+
+    async def _copied(self, source: str, target: str) -> bool:
+        """Whether the object was copied: not, where its source had gone or somebody stops the whole."""
+        outage = Outage(self.source.uri(source), self.target.clients.patience)
+        while not self.stop:
             try:
                 await obstore.copy_async(self.client, self.source.full(source), self.target.full(target))
             except FileNotFoundError:
                 self.gone.append(MissingSource(source, target))
-                continue
+                return False
             except BaseError as error:
-                if TOO_LARGE_TO_COPY not in str(error):
-                    raise store_error(self.source.uri(source), error) from error
-                await asyncio.to_thread(self.target._stream, self.source, source, target)
-            self.copied()
+                if TOO_LARGE_TO_COPY in str(error):
+                    await asyncio.to_thread(self.target._stream, self.source, source, target)
+                    return True
+                await asyncio.sleep(outage.pause(error))
+            else:
+                outage.over()
+                return True
+        return False
 
 
 def _plain_etag(etag: str | None) -> str:

@@ -1,45 +1,51 @@
-"""S3 as obstore reaches it: addresses, credentials, clients, errors, listings. What obstore does not promise is used here only.
+"""S3 as obstore reaches it: addresses, credentials, clients, outages, errors. What obstore does not promise is used here only.
 
 Not promised: that a client for one bucket on another's address copies between the two (`copier`), the words by which its error
-texts end (`store_error`), and that a listing stops at keys which it does not represent (`Listing`).
+texts end (`store_error`), by which they tell what may pass (`is_passing`).
 """
 
 import ipaddress
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import obstore
 import pyarrow as pa
-import pyarrow.compute as pc
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from resources import aws
 from resources.errors import SettingError, StoreError
-from resources.store.objects import TABLE_SCHEMA, missing_key
+from resources.store.objects import OUTAGE_SECONDS, missing_key
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-# Dropped connections, timeouts and 5xx (503 SlowDown among them) are tried again with exponential backoff and jitter.
-RETRIES: "RetryConfig" = {
-    "max_retries": 10,
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
-    "retry_timeout": timedelta(minutes=3),
+# An outage is spoken of once it has lasted, and again now and then.
+SAY_AFTER_SECONDS, SAY_EVERY_SECONDS = 2.0, 30.0
+LONGEST_PAUSE_SECONDS = 10.0
+# obstore itself tries nothing again, or only the parts of a large object: what went before need not be sent anew.
+RETRY_NOTHING: "RetryConfig" = {"max_retries": 0}
+RETRY_PARTS: "RetryConfig" = {
+    "max_retries": 3,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+    "retry_timeout": timedelta(seconds=20),
 }
 TIMEOUTS: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=10)}
-# Errors that no further attempt changes.
 REFUSALS = (PermissionDeniedError, UnauthenticatedError)
-# Where key ranges begin: GUIDs vary from their first character on. `~~~` sorts just before the next character and names no
-# folder, on which servers that list folders before their content would stumble.
-RANGE_STARTS = [f"{before}~~~" for before in "0123456789ABCDEFabcde"]
-PAGE = 1000
-# Pages read before several ranges are: most listings end before, and a range costs a request even where nothing lies.
-FIRST_PAGES = 10
+# What obstore says of a service that is busy, broken or out of reach: 408, 429, 5xx, an error inside an accepted answer, and
+# connections that are refused, reset, timed out or lead nowhere.
+_PASSING = re.compile(
+    r"status code: (408|429|5\d\d)|<Code>(RequestTimeout|InternalError|SlowDown|ServiceUnavailable)</Code>|HTTP error:"
+)
+_NEVER_PASSING = re.compile("certificate", re.IGNORECASE)
+log = logging.getLogger("docml.store")
+T = TypeVar("T")
 # Columns of one page (paths, sizes, etags; None: nothing found), and where to go on (None: nowhere).
 Page = tuple[tuple[Any, Any, Any] | None, str | None]
 
@@ -47,11 +53,12 @@ Page = tuple[tuple[Any, Any, Any] | None, str | None]
 class BucketClients:
     """obstore's clients of one bucket, for reading, writing, and copying into it.
 
-    environment: credentials, region and addresses, as the AWS SDKs name them.
+    environment: credentials, region and addresses, as the AWS SDKs name them. patience: seconds that an outage is waited for.
     """
 
-    def __init__(self, bucket: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, bucket: str, environment: Mapping[str, str], patience: float = OUTAGE_SECONDS) -> None:
         self.bucket = bucket
+        self.patience = patience
         self.environment = environment
         self.region = aws.region(environment) or "us-east-1"
         self.service = aws.endpoint("s3", environment)
@@ -60,13 +67,29 @@ class BucketClients:
 
     @cached_property
     def client(self) -> S3Store:
-        """Reads and writes, trying again what may pass."""
-        return self._open(self.bucket, RETRIES)
+        """For single requests."""
+        return self._open(self.bucket, RETRY_NOTHING)
 
     @cached_property
-    def unretried(self) -> S3Store:
-        """For conditional puts, whose caller tries again: after a retry out of sight, 412 may speak of our own object."""
-        return self._open(self.bucket, {**RETRIES, "max_retries": 0})
+    def transfers(self) -> S3Store:
+        """For objects of any size, which travel in parts."""
+        return self._open(self.bucket, RETRY_PARTS)
+
+    def ask(self, uri: str, work: Callable[[], T]) -> T:
+        """`work()`, again while the service does not answer; its errors as the store's."""
+        outage = Outage(uri, self.patience)
+        while True:
+            try:
+                answer = work()
+            except FileNotFoundError:
+                raise missing_key(uri) from None
+            except InvalidPathError:
+                raise
+            except BaseError as error:
+                time.sleep(outage.pause(error))
+            else:
+                outage.over()
+                return answer
 
     def copier(self, source_bucket: str) -> S3Store:
         """A client that copies from another bucket into this one.
@@ -76,7 +99,7 @@ class BucketClients:
         bucket on the *target* bucket's address is one that copies between the two, signed as usual.
         """
         if source_bucket not in self._copiers:
-            self._copiers[source_bucket] = self._open(source_bucket, RETRIES)
+            self._copiers[source_bucket] = self._open(source_bucket, RETRY_NOTHING)
         return self._copiers[source_bucket]
 
     def address(self) -> str:
@@ -139,29 +162,60 @@ class BucketClients:
         return columns, found[-1]["Key"] if answer["IsTruncated"] else None
 
 
-class StoreErrors:
-    """Turns what obstore raises in its block into the store's errors, with the object's URI and a remedy."""
+class Outage:
+    """Whether and how long to wait when the service does not answer, and what is said meanwhile. One for each operation."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, patience: float) -> None:
+        self.uri, self.patience = uri, patience
+        self._began: float | None = None
+        self._said = 0.0
+        self._attempts = 0
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise missing_key(self.uri) from None
-        if isinstance(error, BaseError) and not isinstance(error, InvalidPathError):
+    def pause(self, error: BaseError) -> float:
+        """Seconds to wait before the next attempt. Raises StoreError if that is no use, or has been for long enough."""
+        now = time.monotonic()
+        self._began = self._began or now
+        lasted = now - self._began
+        if not is_passing(error):
             raise store_error(self.uri, error) from error
+        if lasted >= self.patience:
+            raise StoreError(f"{self.uri}: S3 did not answer for {lasted:,.0f} s: {_detail(error)}") from error
+        if lasted >= SAY_AFTER_SECONDS and now - self._said >= SAY_EVERY_SECONDS:
+            self._said = now
+            log.warning(
+                "%s: the store does not answer (%s); waiting for it up to %.0f s, %.0f s so far",
+                self.uri,
+                _detail(error)[:200],
+                self.patience,
+                lasted,
+            )
+        self._attempts += 1
+        return random.uniform(0, min(LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._attempts, 20), self.patience))
+
+    def over(self) -> None:
+        """The service answers: the next outage is another one."""
+        if self._said and self._began:
+            log.warning("%s: the store answers again after %.0f s", self.uri, time.monotonic() - self._began)
+        self._began, self._said, self._attempts = None, 0.0, 0
+
+
+def is_passing(error: BaseError) -> bool:
+    """Whether another attempt may succeed: the service was busy, broken or out of reach."""
+    return (
+        bool(_PASSING.search(str(error))) and not _NEVER_PASSING.search(str(error)) and not isinstance(error, REFUSALS)
+    )
 
 
 def store_error(uri: str, error: BaseError) -> StoreError:
     """The store's error for one of obstore's."""
-    remedy = "the service refused or could not be reached"
+    remedy = "the service refused"
     if isinstance(error, REFUSALS):
         remedy = "check the credentials (the standard AWS chain) and what they may do in this bucket"
-    detail = str(error).split("\n\nDebug source")[0].strip()
-    return StoreError(f"{uri}: {detail[:600]} ({remedy})")
+    return StoreError(f"{uri}: {_detail(error)} ({remedy})")
+
+
+def _detail(error: BaseError) -> str:
+    return str(error).split("\n\nDebug source")[0].strip()[:600]
 
 
 def _credentials(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -183,73 +237,3 @@ def _credentials(environment: Mapping[str, str]) -> dict[str, Any]:
         raise SettingError(
             "no AWS credentials: expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE) or a role"
         ) from None
-
-
-class Listing:
-    """All keys that begin with `base` (empty, or ending in a slash), without their first `start` characters."""
-
-    def __init__(self, clients: BucketClients, base: str, start: int, uri: str) -> None:
-        self.clients, self.base, self.start, self.uri = clients, base, start, uri
-
-    def table(self, ranges: int) -> pa.Table:
-        """TABLE_SCHEMA, sorted by key."""
-        batches, offset = self._range(None, None, FIRST_PAGES if ranges > 1 else None)
-        if offset is not None:
-            seen = offset.removeprefix(self.base)
-            starts = [start for start in _spread(RANGE_STARTS, ranges - 1) if start > seen]
-            bounds = list(zip([seen, *starts], [*starts, None], strict=True))
-            with ThreadPoolExecutor(len(bounds)) as pool:
-                for part, _ in pool.map(lambda ends: self._range(*ends), bounds):
-                    batches += part
-        table = pa.Table.from_batches(batches, schema=TABLE_SCHEMA)
-        keys = table["key"]
-        if table.num_rows > 1 and not pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
-            table = table.sort_by("key")  # not every server lists in byte order
-        return table
-
-    def _range(
-        self, start: str | None, end: str | None, pages: int | None = None
-    ) -> tuple[list[pa.RecordBatch], str | None]:
-        """Batches of the keys after `start` and up to `end`, both relative to the base; and the last key if there were more
-        than `pages`."""
-        batches: list[pa.RecordBatch] = []
-        offset = self.base + start if start else None
-        last = self.base + end if end else None
-        while True:
-            try:
-                with StoreErrors(self.uri):
-                    prefix = self.base.rstrip("/") or None
-                    for chunk in obstore.list(
-                        self.clients.client, prefix, offset=offset, chunk_size=PAGE, return_arrow=True
-                    ):
-                        batch = pa.record_batch(chunk)
-                        offset = batch["path"][-1].as_py()
-                        if self._keep(batch["path"], batch["size"], batch["e_tag"], last, batches):
-                            return batches, None
-                        if pages is not None and len(batches) >= pages and batch.num_rows == PAGE:
-                            return batches, offset
-                return batches, None
-            except InvalidPathError:
-                # A key such as 'a//b' or 'a/../b', which obstore does not represent: read on for a page by other means.
-                page, offset = self.clients.page(self.base, offset)
-                done = page is not None and self._keep(*page, last, batches)
-                if done or offset is None:
-                    return batches, None
-
-    def _keep(self, paths: Any, sizes: Any, etags: Any, last: str | None, batches: list[pa.RecordBatch]) -> bool:
-        """Append what lies in the range to `batches`; whether the range ends here (all of a page lies behind it)."""
-        keys = pc.utf8_slice_codeunits(paths, self.start) if self.start else paths
-        columns = [keys, sizes, pc.utf8_trim(etags, characters='"')]
-        typed = [pc.cast(column, field.type) for column, field in zip(columns, TABLE_SCHEMA, strict=True)]
-        batch = pa.RecordBatch.from_arrays(typed, schema=TABLE_SCHEMA)
-        kept = batch if last is None else batch.filter(pc.less_equal(paths, last))
-        if kept.num_rows:
-            batches.append(kept)
-        return batch.num_rows > 0 and kept.num_rows == 0
-
-
-def _spread(values: list[str], count: int) -> list[str]:
-    """`count` of the values, evenly spread; all of them if there are not more."""
-    if count >= len(values):
-        return values
-    return [values[(i + 1) * len(values) // (count + 1)] for i in range(count)]

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from resources.errors import SettingError, UnsafeFile
 from resources.store.objects import (
+    OUTAGE_SECONDS,
     PARALLEL_COPIES,
     PARALLEL_FILES,
     Gone,
@@ -29,8 +30,9 @@ from resources.store.safe_names import check_key
 class Store:
     """A folder or an S3 prefix. Errors: MissingKey, UnsafeKey, StoreError."""
 
-    def __init__(self, url: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, url: str, environment: Mapping[str, str], patience: float = OUTAGE_SECONDS) -> None:
         self.url = canonical_url(url)
+        self.patience = patience
         self._environment = dict(environment)
         self._backend: StoreBackend | None = None
 
@@ -43,13 +45,13 @@ class Store:
         return f"Store({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_environment": self._environment, "_backend": None}
+        return {"url": self.url, "patience": self.patience, "_environment": self._environment, "_backend": None}
 
     @property
     def backend(self) -> StoreBackend:
         """The client, made at first use."""
         if self._backend is None:
-            self._backend = _open_backend(self.url, self._environment)
+            self._backend = _open_backend(self.url, self._environment, self.patience)
         return self._backend
 
     @property
@@ -65,7 +67,11 @@ class Store:
     def below(self, prefix: str) -> "Store":
         """The store that begins at a folder of this one."""
         root = f"{self.local_path / prefix}" if self.local_path else f"{self.url}/{check_key(prefix)}"
-        return Store(root, self._environment)
+        return Store(root, self._environment, self.patience)
+
+    def with_patience(self, seconds: float) -> "Store":
+        """The same store, waited for so long when it does not answer: for those who have something better to do."""
+        return Store(self.url, self._environment, seconds)
 
     def get(self, key: str) -> bytes:
         """The content. Raises MissingKey."""
@@ -187,11 +193,11 @@ def _check_prefix(prefix: str) -> str:
     return check_key(stripped) if stripped else ""
 
 
-def _open_backend(url: str, environment: Mapping[str, str]) -> StoreBackend:
+def _open_backend(url: str, environment: Mapping[str, str], patience: float) -> StoreBackend:
     if url.startswith("file:"):
         from resources.store.folder import FolderBackend
 
         return FolderBackend(Path(unquote(urlsplit(url).path)))
     from resources.store.s3 import S3Backend  # obstore is loaded where S3 is used
 
-    return S3Backend(url, environment)
+    return S3Backend(url, environment, patience)

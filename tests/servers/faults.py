@@ -20,7 +20,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """status 0: the connection is dropped without a word."""
+    """status 0: the connection is dropped without a word. A Content-Length above the body's: it is dropped within the answer."""
 
     status: int
     body: bytes = b""
@@ -88,6 +88,7 @@ def scripted_s3(answer: Callable[[Request], Answer]) -> Iterator[ScriptedS3]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(said.body)
+                self.close_connection |= int(said.headers.get("Content-Length", 0)) > len(said.body)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
 

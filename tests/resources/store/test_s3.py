@@ -1,8 +1,8 @@
+import pickle
 import threading
 import time
 import uuid
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -79,12 +79,7 @@ def scripted(answers: dict[str, list[Answer]], default: Answer) -> tuple[object,
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backoff in milliseconds."""
-    monkeypatch.setitem(
-        s3_client.RETRIES,
-        "backoff",
-        {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2},
-    )
+    """Pauses of a millisecond."""
     monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
 
 
@@ -98,6 +93,90 @@ class TestFaults:
             assert store.get("a") == b"content"
             store.put("a", b"x")
         assert count == {"GET": 5, "PUT": 5}
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "get",
+            "head",
+            "put",
+            "put_file",
+            "get_file",
+            "put_if_absent",
+            "copy",
+            "copy_many",
+            "delete",
+            "list",
+            "list_folders",
+        ],
+    )
+    def test_an_outage_is_waited_for(
+        self, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Failures in a row, of every kind; said, and over when the service answers."""
+        monkeypatch.setattr(s3_client, "SAY_AFTER_SECONDS", 0.0)
+        kinds = [
+            error(503, "SlowDown"),
+            Answer(0),
+            error(500, "InternalError"),
+            error(429, "TooMany"),
+            error(400, "RequestTimeout"),
+        ]
+        empty = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated></ListBucketResult>'
+        answers = {
+            "list": empty,
+            "list_folders": empty,
+            "delete": b"<DeleteResult><Deleted><Key>a</Key></Deleted></DeleteResult>",
+        }
+        last = (
+            COPIED
+            if name.startswith("copy")
+            else Answer(200, answers.get(name, b"content"), {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+        )
+        left = (kinds if name != "head" else kinds[:-1]) * 10  # an answer to HEAD says no more than its number
+        (tmp_path / "file").write_bytes(b"x")
+        with scripted_s3(lambda request: left.pop() if left else last) as server:
+            store = Store.open("s3://bucket", environment=server.environment)
+            ask = {
+                "get": lambda: store.get("a"),
+                "head": lambda: store.head("a"),
+                "put": lambda: store.put("a", b"x"),
+                "put_file": lambda: store.put_file("a", tmp_path / "file"),
+                "get_file": lambda: store.get_file("a", tmp_path / "got"),
+                "put_if_absent": lambda: store.put_if_absent("a", b"x"),
+                "copy": lambda: store.copy("a", "b"),
+                "copy_many": lambda: store.copy_many(store, [("a", "b")]),
+                "delete": lambda: store.delete(["a"]),
+                "list": lambda: list(store.list()),
+                "list_folders": store.list_folders,
+            }
+            ask[name]()  # type: ignore[operator]
+        assert not left
+        assert "the store does not answer" in caplog.text
+        assert "the store answers again after" in caplog.text
+
+    @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
+    def test_nobody_there_is_an_outage_too_and_patience_ends(self, endpoint: str) -> None:
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        store = Store.open("s3://bucket", environment={"AWS_ENDPOINT_URL_S3": endpoint, **keys})
+        assert store.patience == 900, "as long as any other service"
+        impatient = pickle.loads(pickle.dumps(store.with_patience(0.3))).below("folder")
+        started = time.monotonic()
+        for ask in (
+            lambda: impatient.get("a"),
+            lambda: impatient.put_if_absent("a", b""),
+            lambda: list(impatient.list()),
+        ):
+            with pytest.raises(StoreError, match=r"s3://bucket/folder.*: S3 did not answer for"):
+                ask()
+        assert time.monotonic() - started > 0.5
+
+    def test_a_connection_that_breaks_within_an_answer_is_tried_again(self, tmp_path: Path) -> None:
+        halves = [Answer(200, b"half", {"Content-Length": "100"})] * 3
+        with scripted_s3(lambda _: halves.pop() if halves else Answer(200, b"whole")) as server:
+            store = Store.open("s3://bucket", environment=server.environment)
+            assert store.get("a") == b"whole"
+        assert not halves
 
     def test_copies_are_tried_again(self) -> None:
         answer, count = scripted({"PUT": [error(503, "SlowDown")] * 20 + [Answer(0)] * 5}, COPIED)
