@@ -208,6 +208,8 @@ class RunPlace:
 
 # Top-level folder that lists the jobs which somebody asked for and whose end nobody has seen; no experiment can have this name.
 ACTIVE_JOBS = "_active_jobs"
+# What a folder store is called, at whatever path it is mounted.
+STORE_IDENTITY = "_store.json"
 
 # SageMaker's limits: 63 characters for training and processing jobs, 32 for tuning jobs.
 MAX_JOB_NAME = {"processing": 63, "training": 63, "tuning": 32}

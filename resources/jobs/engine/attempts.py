@@ -49,7 +49,7 @@ class Attempts:
         self._check_files()
         attempt = 1
         while True:
-            job = Job.plan(self.spec, attempt, self.context.store.url)
+            job = Job.plan(self.spec, attempt, self.context.store_name)
             try:
                 outcome = self._attempt(job)
             except Canceled:
@@ -117,16 +117,26 @@ class Attempts:
         return AttemptEnd(state, mine)
 
     def _foreign(self, job: Job, record: JobRecord) -> AttemptEnd:
-        """An attempt at other work under the same name: passed over if it has ended, refused while it runs."""
+        """An attempt at other work under the same name: passed over if it has ended, stopped if nobody waits for it, else refused."""
         if not record.ended:
             state = self.watch.ask(job, self.backend.observe)
-            lease = self.records.lease(job.place, job.name)
-            alive = lease is not None and not lease.lapsed(self.context.clock())
-            if (state is None and alive) or (state is not None and not state.ended):
-                raise JobRefused(
-                    f"job {job.name} does other work under the same name (spec {record.spec_hash[:12]}…, wanted "
-                    f"{self.spec.spec_hash[:12]}…): wait until it has ended, or stop it, then run again"
-                )
+            if state is None or not state.ended:
+                if self.watch.is_somebody_waiting(job):
+                    raise JobRefused(
+                        f"job {job.name} does other work under the same name (spec {record.spec_hash[:12]}…, wanted "
+                        f"{self.spec.spec_hash[:12]}…), and its run waits for it: wait until it has ended, or stop that run, "
+                        "then run again"
+                    )
+                if state is not None:
+                    self.listener.status(
+                        f"stopping the job {job.name}, which does other work and for which nobody waits"
+                    )
+                    self.watch.may_exist = True
+                    state = self.watch.stop(job)
+                    if state is None or not state.ended:
+                        raise JobRefused(
+                            f"job {job.name} does other work and has not stopped yet: run again in a few minutes"
+                        )
             self.context.end(record, state or JobState("Failed", reason="it was never created", cause="lost"))
         return AttemptEnd(JobState("Failed", reason="did other work", cause="lost"), mine=False)
 

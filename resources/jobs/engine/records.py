@@ -22,7 +22,7 @@ from pydantic import Field
 
 from docml_contract.base import Document
 from docml_contract.jobs import JobSpec
-from docml_contract.names import ACTIVE_JOBS, RunPlace
+from docml_contract.names import ACTIVE_JOBS, STORE_IDENTITY, RunPlace
 from resources.errors import MissingKey
 from resources.jobs.backend import ENDED, Backend, Cause, Job, JobState
 from resources.jobs.costs import cost
@@ -184,6 +184,12 @@ def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
     return sorted(records, key=lambda record: record.created_at)
 
 
+class StoreIdentity(Document):
+    """_store.json: what a folder store is called in the names of its jobs, at whatever path it is mounted."""
+
+    name: str = Field(description="the store's URL when its first job was planned")
+
+
 @dataclass
 class JobContext:
     """What all parts of the engine share. `clock` and `pause` are the outside world's time; tests turn it themselves."""
@@ -199,6 +205,14 @@ class JobContext:
     def records(self) -> Records:
         """The records of this store."""
         return Records(self.store)
+
+    @cached_property
+    def store_name(self) -> str:
+        """What the store is called in job names. One folder seen at two paths is one store, and has one job for one work."""
+        if self.store.local_path is None:
+            return self.store.url
+        self.store.put_if_absent(STORE_IDENTITY, StoreIdentity(name=self.store.url).to_bytes())
+        return StoreIdentity.from_bytes(self.store.get(STORE_IDENTITY), self.store.uri(STORE_IDENTITY)).name
 
     def with_end(self, record: JobRecord, state: JobState) -> JobRecord:
         """The record with the job's end and cost."""

@@ -17,6 +17,8 @@ Answer = TypeVar("Answer")
 LAST_LINES = 20
 # How long a job may stay invisible that must exist: SageMaker's Describe lags behind Create.
 INVISIBLE_SECONDS = 60.0
+# How long somebody who presses Ctrl-C twice waits for the job's end.
+LEAVING_SECONDS = 10.0
 
 
 class Canceled(BaseException):
@@ -75,6 +77,19 @@ class JobWatch:
         lease = self.context.records.lease(job.place, job.name)
         if lease is None or lease.holder == self.holder or lease.lapsed(now):
             self.context.records.hold(job.place, job.name, self.holder, now)
+
+    def is_somebody_waiting(self, job: Job) -> bool:
+        """Whether another caller renews the job's lease. One that was killed leaves a lease that is not renewed: that takes time to see."""
+        first = self.context.records.lease(job.place, job.name)
+        lease = first
+        while lease is not None and first is not None and not lease.lapsed(self.context.clock()):
+            if lease.renewed_at != first.renewed_at:
+                return True
+            if lease is first:
+                self.listener.status(f"waiting to see whether somebody waits for the job {job.name}")
+            self.pause(5.0)
+            lease = self.context.records.lease(job.place, job.name)
+        return False
 
     # -- asking
 
@@ -140,26 +155,38 @@ class JobWatch:
     def abandon(self, job: Job) -> None:
         """After an interrupt: stop the job, unless another Dagster run waits for it too, and wait until it has stopped.
 
-        Nothing that goes wrong here may hide the interrupt: the lease lapses, and the sweep looks after what is left.
+        Nothing that goes wrong here may hide the interrupt: the lease lapses, and the sweep looks after what is left. A second
+        interrupt leaves sooner, and a third at once.
         """
         records = self.context.records
-        with contextlib.suppress(Exception):
-            lease = records.lease(job.place, job.name)
-            if lease is not None and lease.holder != self.holder and not lease.lapsed(self.context.clock()):
-                return
-            state = self._stop(job)
-            record = records.read(job.place, job.name)
-            if record is not None and not record.ended and state is not None and state.ended:
-                if state.status != "Completed":
-                    self.context.end(record, state)
-                records.release(job.place, job.name, self.holder)
-            else:  # still active: its entry stays, and its lease is given up
-                records.give_up(job.place, job.name, self.holder)
+        try:
+            with contextlib.suppress(Exception):
+                lease = records.lease(job.place, job.name)
+                if lease is not None and lease.holder != self.holder and not lease.lapsed(self.context.clock()):
+                    return
+                self._settle(job, self.stop(job))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                records.give_up(job.place, job.name, self.holder)  # first: the sweep stops it, whatever happens here
+                self._settle(job, self.stop(job, LEAVING_SECONDS))
+            raise
 
-    def _stop(self, job: Job) -> JobState | None:
+    def _settle(self, job: Job, state: JobState | None) -> None:
+        """Write the end of a stopped job; give up one that may still run: its entry stays, and the sweep looks after it."""
+        records = self.context.records
+        record = records.read(job.place, job.name)
+        if record is not None and not record.ended and state is not None and state.ended:
+            if state.status != "Completed":
+                self.context.end(record, state)
+            records.release(job.place, job.name, self.holder)
+        else:
+            records.give_up(job.place, job.name, self.holder)
+
+    def stop(self, job: Job, within: float | None = None) -> JobState | None:
         """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""
         backend = self.context.backend
-        deadline = self.context.clock() + (backend.stop_seconds if self.may_exist else 0.0)
+        seconds = backend.stop_seconds if within is None else min(within, backend.stop_seconds)
+        deadline = self.context.clock() + (seconds if self.may_exist else 0.0)
         while True:
             state = None
             with contextlib.suppress(Busy):

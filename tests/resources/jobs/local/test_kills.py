@@ -16,7 +16,7 @@ from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobFailed
 from resources.jobs.local import backend as local_backend
-from resources.jobs.local.state import LocalState, state_key
+from resources.jobs.local.state import LocalState, state_key, stop_key
 from resources.jobs.trials import Trials
 from resources.processes import Process, booted_at, start_of
 from resources.store import Store
@@ -257,6 +257,45 @@ def test_a_job_of_another_pid_namespace_lives_while_its_folder_is_locked_or_it_g
     os.kill(state.process.pid, signal.SIGKILL)
     wait_for(lambda: start_of(state.process.pid) is None)
     assert status(beat=time.time()) == "Failed"
+
+
+def test_a_store_has_one_job_for_one_work_at_whatever_path_it_is_mounted(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training()
+    first = bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    (tmp_path / "store").rename(tmp_path / "mounted elsewhere")
+    bench.store = Store.open(str(tmp_path / "mounted elsewhere"), environment=bench.environment)
+    second = bench.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    assert (second.name, second.launched) == (first.name, False)
+    assert len(bench.started()) == 1
+
+
+def test_a_second_interrupt_leaves_nothing_open(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 100_000, "deaf": True})
+    (tmp_path / "spec.json").write_bytes(spec.to_bytes())
+    command = [sys.executable, "-m", "tests.resources.jobs.orchestrate", "local", bench.store.url]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "spec.json"), "run-a"],
+        env=bench.environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            if line.startswith("epoch 2 ends"):
+                process.send_signal(signal.SIGINT)
+                wait_for(lambda: bench.store.exists(stop_key(Job.plan(spec, 1, bench.store.url))))
+                process.send_signal(signal.SIGINT)
+                break
+        for _ in process.stdout:
+            pass
+    assert process.wait(60) != 0
+    (record,) = records(bench.store).values()
+    assert record.status == "Stopped"
+    assert not list(bench.store.list("_active_jobs"))
+    assert not [stored.key for stored in bench.store.list() if stored.key.endswith(".lease.json")]
 
 
 def test_a_cancel_ends_all_processes_within_ten_seconds(bench: LocalBench) -> None:
