@@ -52,6 +52,7 @@ class Folders:
 
     @property
     def is_training(self) -> bool:
+        """Whether SageMaker lays the folders out as for a training; otherwise as for a processing job."""
         return self.command == "train"
 
     def channel(self, name: str) -> Path:

@@ -39,6 +39,7 @@ class Context:
 
     @property
     def num_labels(self) -> int:
+        """The number of labels, for the size of a model's output."""
         return len(self.labels)
 
     @classmethod

@@ -129,6 +129,14 @@ def test_the_token_axis_is_that_of_the_tokens_and_pages_are_not_rounded_up() -> 
     assert batch["page_numbers"].shape == (1, 3)
 
 
+def test_bytes_are_padded_with_bytes() -> None:
+    features = Features({"pixels": datasets.Array4D((None, 1, 1, 1), "uint8"), **OWN})
+    batch = Collator(features, {"pixels": 255})(rows(pixels=[np.zeros((1, 1, 1, 1)), np.zeros((2, 1, 1, 1))]))
+    assert batch["pixels"].flatten().tolist() == [0, 255, 0, 0]
+    with pytest.raises(DataError, match="PADDING of 'pixels' is -1; expected 0 to 255"):
+        Collator(features, {"pixels": -1})
+
+
 def test_images_and_boxes_never_get_the_attention_mask() -> None:
     features = Features(
         {

@@ -51,6 +51,9 @@ class Collator:
                 "expected the features of this model (was it in MODEL_NAMES when the data were prepared?)"
             )
         self.padding = {name: (padding or {}).get(name, 0) for name in self.shapes}
+        for name, value in self.padding.items():
+            if is_image(name, self.shapes[name]) and not 0 <= value <= 255:
+                raise DataError(f"PADDING of {name!r} is {value}; expected 0 to 255, since {name} holds bytes")
         self.pad_to_multiple_of = pad_to_multiple_of or 1
         self.fixed_shape = {name: tuple(shape) for name, shape in (fixed_shape or {}).items()}
         wants_mask = ATTENTION_MASK in (forward_parameters or ()) and ATTENTION_MASK not in self.shapes

@@ -33,10 +33,12 @@ class Shape:
 
     @property
     def rank(self) -> int:
+        """The number of axes; 0 for a single number."""
         return len(self.axes)
 
     @property
     def is_integer(self) -> bool:
+        """Whether the values are whole numbers, signed or not; booleans are none."""
         return self.dtype.startswith(("int", "uint"))
 
     @property

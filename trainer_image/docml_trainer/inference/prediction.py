@@ -52,9 +52,11 @@ class LoadedModel:
 
     @property
     def device(self) -> str:
+        """`cpu` or `cuda`."""
         return self.predictor.device.type
 
     def processes(self, asked: int | None) -> int:
+        """How many processes to predict with; `asked`: what the spec says, None where it leaves the choice."""
         if self.device != "cpu":
             return 1
         size = (self.model.folder / TORCHSCRIPT).stat().st_size

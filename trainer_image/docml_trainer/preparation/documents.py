@@ -222,9 +222,11 @@ class Tally:
     failures: list[EncodingFailure] = field(default_factory=list)  # of several parts together the first ones
 
     def drop(self, label: str) -> None:
+        """Count a document for which the encoder returned None."""
         self.returned_none[label] = self.returned_none.get(label, 0) + 1
 
     def fail(self, failure: EncodingFailure) -> None:
+        """Count a document that could not be encoded; the first 100 are kept with their reasons."""
         self.failed[failure.label] = self.failed.get(failure.label, 0) + 1
         self.failures.append(failure)
 
@@ -236,10 +238,12 @@ class Tally:
         self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
 
     def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Tally":
+        """A tally out of a part's report, or of a shard."""
         failures = [EncodingFailure(**failure) for failure in content["failures"]]
         return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
 

@@ -64,10 +64,12 @@ class EncodingPlan:
 
     @property
     def sign(self) -> bool:
+        """Whether documents are compared for near-duplicates."""
         return self.task.near_duplicate_threshold < 1
 
     @property
     def contexts(self) -> tuple[Context, ...]:
+        """What the experimenter's functions are told, by model."""
         names, labels = self.task.model_names, self.label_names
         own, by_model = self.task.own_hyperparameters, self.task.model_hyperparameters
         wanted = names if self.only_for is None else (self.only_for,)
@@ -163,7 +165,9 @@ def run_worker(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions
 def _as_worker(encoding: Encoding, worker: WorkerFiles) -> Iterator[None]:
     """End with the process that waits; dump the stack on SIGUSR1; leave an error in the worker's file, and exit with 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _end_with_parent()
+    if sys.platform == "linux":  # have the kernel send SIGKILL when the parent is gone, however it went
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _check_parent()
     encoding.states[worker.index].pid = os.getpid()
     with worker.stack.open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
@@ -179,14 +183,8 @@ def _as_worker(encoding: Encoding, worker: WorkerFiles) -> Iterator[None]:
             faulthandler.unregister(signal.SIGUSR1)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel send SIGKILL when the parent is gone, however it went. Elsewhere than on Linux, the worker looks for it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _check_parent()
-
-
 def _check_parent() -> None:
+    """End with the process that waits, where the kernel has not done so."""
     parent = parent_process()
     if parent and parent.pid != os.getppid():
         os._exit(1)  # nobody waits any more
@@ -233,8 +231,7 @@ def _can_fork(files_before: dict[str, str]) -> bool:
 
     A fork has none of the threads, and what they had locked stays locked; an open file's position, or a connection, would be shared.
     """
-    threads = list(Path("/proc/self/task").glob("*"))
-    return len(threads) == 1 and _open_files() == files_before
+    return len(list(Path("/proc/self/task").glob("*"))) == 1 and _open_files() == files_before
 
 
 def _fork(encoding: Encoding, workers: Sequence[WorkerFiles], functions: UserFunctions) -> None:
