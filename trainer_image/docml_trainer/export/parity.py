@@ -18,6 +18,7 @@ from docml_trainer.data.shapes import main_feature
 BATCH_SIZES = (1, 2, 3)
 VALIDATION_DOCUMENTS = 8
 FIXED_DOCUMENTS = 12
+SIZED_DOCUMENTS = 50
 Row = dict[str, Any]
 
 
@@ -190,12 +191,27 @@ class Samples:
         return [Case(f"{len(rows)} validation documents", self.collate(fetch(self.valid, rows)))] if len(rows) else []
 
     def _three_documents(self) -> list[Row]:
-        """Documents of three lengths; cut from the longest where lengths hardly differ: documents to come may be shorter."""
+        """Documents of three lengths; cut from the longest where lengths hardly differ: documents to come may be shorter.
+
+        Without tokens, or where a number of its own may say how long a document is (how many pages, say), none is cut: it would
+        contradict itself.
+        """
         short, middle, long = fetch(self.train, self.order[[0, len(self.order) // 2, -1]])
         lengths = [self._length(row) for row in (short, middle, long)]
         if len(set(lengths)) == 3 and lengths[0] <= lengths[2] / 2:
             return [short, middle, long]
+        if not main_feature(self.collate.shapes) or not all(shape.rank for shape in self.collate.shapes.values()):
+            return self._three_sizes()
         return [self._cut(long, 0.3), self._cut(long, 0.6), long]
+
+    def _three_sizes(self) -> list[Row]:
+        """The smallest, middle and largest out of some documents, by the numbers that all their features hold."""
+        chosen = np.linspace(0, len(self.order) - 1, min(SIZED_DOCUMENTS, len(self.order))).round().astype(int)
+        columns = [self.collate.prefix + name for name in self.collate.shapes]
+        by_size = sorted(
+            fetch(self.train, self.order[chosen]), key=lambda row: sum(leaves(row[column]).size for column in columns)
+        )
+        return [by_size[0], by_size[len(by_size) // 2], by_size[-1]]
 
     def _cut(self, row: Row, share: float) -> Row:
         """The beginning of a document: the same share of every feature that may be of any length."""
