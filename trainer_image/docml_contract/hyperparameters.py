@@ -63,6 +63,9 @@ class TrainingHyperparameters(BaseModel):
 
 
 KNOWN = tuple(TrainingHyperparameters.model_fields)
+# Those that came when there were runs already: settings hold them only where they are written, so that versions and hashes of runs
+# that know nothing of them stay as they are.
+LATER = frozenset({"weights_dtype"})
 
 
 def check(values: Mapping[str, Any]) -> TrainingHyperparameters:

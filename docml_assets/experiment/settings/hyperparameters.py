@@ -18,6 +18,7 @@ from docml_assets.experiment.settings.values import find_constant_slip, split_it
 from docml_contract.base import canonical_json
 from docml_contract.hyperparameters import (
     KNOWN,
+    LATER,
     TUNING_OBJECTIVE,
     Choice,
     Interval,
@@ -56,7 +57,7 @@ def parse_constant(text: str) -> Any:
 
 def read_hyperparameters(ini: Ini) -> dict[str, Any]:
     """The constants of [hyperparameters]: the platform's own, with defaults, and the experimenter's. Complains in `ini`."""
-    values = {**TrainingHyperparameters().model_dump(), **read_constants(ini, HYPERPARAMETERS)}
+    values = {**TrainingHyperparameters().model_dump(exclude=set(LATER)), **read_constants(ini, HYPERPARAMETERS)}
     total = len(values.keys() | ini.section(TUNABLE).keys())
     if total > MAX_HYPERPARAMETERS:
         ini.complain(
