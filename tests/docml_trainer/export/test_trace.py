@@ -11,7 +11,7 @@ import transformers
 
 from docml_trainer.data.classifier import forward_parameters
 from docml_trainer.data.collate import Collator
-from docml_trainer.errors import ExportError, UserCodeError
+from docml_trainer.errors import ExportError
 from docml_trainer.export.parity import PositionalModel, Samples
 from docml_trainer.export.trace import ExportResult, export
 from tests.docml_trainer.trainings import LABELS, split
@@ -176,9 +176,17 @@ def test_a_half_precision_model_is_exported_in_full(tmp_path: Path) -> None:
     assert exported(Bag().bfloat16(), tmp_path, ("input_ids",)).content["fixed_shape"] is None
 
 
-def test_keys_have_to_be_features(tmp_path: Path) -> None:
-    with pytest.raises(UserCodeError, match="ordered_input_keys returned labels, which are no features"):
-        exported(Bag(), tmp_path, ("input_ids", "labels"))
+def test_a_model_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
+    class Untraceable(Bag):
+        """Refuses to be traced, as compiled models do."""
+
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            if torch.jit.is_tracing():
+                raise NotImplementedError("no tracing here")
+            return super().forward(input_ids)
+
+    with pytest.raises(ExportError, match=r"torch\.jit\.trace raises NotImplementedError: no tracing here"):
+        exported(Untraceable(), tmp_path, ("input_ids",))
 
 
 class Chunks(torch.nn.Module):

@@ -52,17 +52,17 @@ class Classifier:
 
     module: torch.nn.Module
     parameters: tuple[str, ...]
-    needs_labels: bool
+    required: tuple[str, ...]  # parameters without a default
     takes_any: bool  # forward() has **keywords, into which goes what it does not name
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "Classifier":
         """The bare model, with what its forward() takes."""
         signature = inspect.signature(model.forward).parameters
-        labels = signature.get(LABELS)
-        needs_labels = labels is not None and labels.default is inspect.Parameter.empty
+        names = forward_parameters(model)
+        required = tuple(name for name in names if signature[name].default is inspect.Parameter.empty)
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
-        return cls(model, forward_parameters(model), needs_labels, takes_any)
+        return cls(model, names, required, takes_any)
 
     def wrapped(self, module: torch.nn.Module) -> "Classifier":
         """The same model inside of a wrapper, whose own forward() has no signature to look at."""
@@ -70,7 +70,7 @@ class Classifier:
 
     def __call__(self, batch: Batch, *, with_labels: bool) -> Any:
         """forward() on the features it names; `labels` only where asked for, or where forward() insists."""
-        left_out = {ROW_IDS} if with_labels or self.needs_labels else {ROW_IDS, LABELS}
+        left_out = {ROW_IDS} if with_labels or LABELS in self.required else {ROW_IDS, LABELS}
         inputs = {name: value for name, value in batch.items() if name not in left_out and self.accepts(name)}
         return self.module(**inputs)
 
@@ -164,24 +164,50 @@ def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions
         )
 
 
+def check_keys(keys: Sequence[str], features: Sequence[str], classifier: Classifier, functions: UserFunctions) -> None:
+    """UserCodeError if ordered_input_keys names what the data do not have, or leaves out what forward() insists on."""
+    unknown = [key for key in keys if key not in features]
+    if unknown:
+        raise UserCodeError(
+            f"{line_of(functions, 'def ordered_input_keys')}: ordered_input_keys returned {', '.join(unknown)}, which are no features "
+            f"of the encoded data; expected some of {', '.join(features)}, in the order of forward()'s parameters"
+        )
+    missing = [name for name in classifier.required if name not in keys]
+    if missing:
+        raise UserCodeError(
+            f"{line_of(functions, 'def ordered_input_keys')}: ordered_input_keys returned {', '.join(keys)}, without "
+            f"{', '.join(missing)}; expected all that forward() of the loaded model insists on (name it too, or give the parameter a "
+            "default: labels are unknown where a model is used)"
+        )
+
+
 def check_independence(
     classifier: Classifier,
     collate: Callable[[Sequence[Mapping[str, Any]]], Batch],
     rows: Sequence[Mapping[str, Any]],
     functions: UserFunctions,
 ) -> None:
-    """UserCodeError if what the model says about a document depends on the others of its batch."""
+    """UserCodeError if what the model says about a document depends on chance, or on the others of its batch.
+
+    collate: makes the batch that the export will be given, of the features in ordered_input_keys.
+    """
     classifier.module.eval()
     with explained_model(functions):
-        alone = torch.cat([classifier.logits(collate([row])) for row in rows])
+        alone, again = (torch.cat([classifier.logits(collate([row])) for row in rows]) for _ in range(2))
         together = classifier.logits(collate(rows))
     scale = max(1e-2, float(alone.abs().max()))
+    if float((alone - again).abs().max()) / scale > INDEPENDENCE_TOLERANCE:
+        raise UserCodeError(
+            f"{line_of(functions)}: the loaded model answers differently each time it is asked about the same document; expected "
+            "equal answers in evaluation mode (functional.dropout needs training=self.training; draw random numbers in training only)"
+        )
     difference = float((alone - together).abs().max()) / scale
     if difference > INDEPENDENCE_TOLERANCE:
         raise UserCodeError(
             f"{line_of(functions)}: the loaded model answers differently for a document alone and padded in a batch with a longer "
             f"one (a logit by {difference:.2g} of the largest); expected equal answers. Usually forward() lets padding count: use "
-            "attention_mask, also in means over tokens, and the pad value that the model was made with (PADDING)"
+            "attention_mask, also in means over tokens, name it in ordered_input_keys, and pad with the value that the model was "
+            "made with (PADDING)"
         )
 
 

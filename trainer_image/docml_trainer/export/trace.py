@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from docml_trainer.errors import ExportError, UserCodeError
+from docml_trainer.errors import ExportError
 from docml_trainer.export.parity import Case, Parity, PositionalModel, Samples, compare
 
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the larger of 1 and the case's largest logit
@@ -34,13 +34,11 @@ def export(
 ) -> ExportResult:
     """Write the TorchScript file of `model` (bare, on the CPU, with its final weights) and pass the gate.
 
-    keys: what ordered_input_keys returned. UserCodeError if they are not the model's inputs; ExportError names the case
-    in which the trace differs.
+    keys: what ordered_input_keys returned. ExportError names the case in which the trace differs.
     """
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = model.float()
     eager = PositionalModel(model, keys).eval()
-    check_keys(keys, samples)
     independence = samples.independence_cases(eager)
     with torch.no_grad():
         own = compare(eager, eager, independence, TOLERANCE)
@@ -86,20 +84,13 @@ def export(
     return ExportResult(content, parity.errors)
 
 
-def check_keys(keys: Sequence[str], samples: Samples) -> None:
-    """UserCodeError if ordered_input_keys names what the data do not have."""
-    unknown = [key for key in keys if key not in samples.collate.feature_names]
-    if unknown:
-        raise UserCodeError(
-            f"ordered_input_keys returned {', '.join(unknown)}, which are no features of the encoded data; "
-            f"expected some of {', '.join(samples.collate.feature_names)}, in the order of forward()'s parameters"
-        )
-
-
 def trace_and_compare(eager: PositionalModel, example: Case, cases: Sequence[Case], path: Path) -> Parity:
     """Trace at `example`, save, load the file again, and compare it with the eager model in all cases."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # jit is deprecated; TracerWarnings are what the gate decides about
-        traced = torch.jit.trace(eager, example.ordered(eager.keys), strict=False, check_trace=False)
-        torch.jit.save(traced, str(path))
+        try:
+            traced = torch.jit.trace(eager, example.ordered(eager.keys), strict=False, check_trace=False)
+            torch.jit.save(traced, str(path))
+        except Exception as error:  # whatever TorchScript and the model raise
+            return Parity({}, f"torch.jit.trace raises {type(error).__name__}: {(str(error) or '-').splitlines()[0]}")
         return compare(eager, torch.jit.load(str(path)), cases, TOLERANCE)

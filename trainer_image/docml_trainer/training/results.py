@@ -188,10 +188,9 @@ def write_results(
 
 def export_model(setup: TrainingSetup, model: torch.nn.Module, path: Path) -> ExportResult:
     """The model as TorchScript at `path`, compared with it on documents of both splits."""
-    keys = setup.functions.ordered_input_keys(setup.request.task.model_name, setup.context)
     longest = own(setup.request.values).get("max_length")
     samples = Samples(setup.collator, setup.train.data, setup.valid.data, longest if isinstance(longest, int) else None)
-    return export(model, keys, samples, setup.context.labels, path)
+    return export(model, setup.keys, samples, setup.context.labels, path)
 
 
 def model_card(

@@ -1,6 +1,6 @@
 """What a training is made of, put together from the job's folder before the first step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from docml_trainer.data.classifier import (
     Classifier,
     check_all_parameters_used,
     check_independence,
+    check_keys,
     check_model,
     check_trainable,
     line_of,
@@ -122,6 +123,7 @@ class TrainingSetup:
     valid: EncodedSplit
     collator: Callable[..., Collator]  # makes collators; takes the options that are not the training's own
     collate: Collator
+    keys: tuple[str, ...]  # of ordered_input_keys
     classifier: Classifier  # for training: perhaps one of several processes
     bare: Classifier  # for validation: needs no other process
     loss: DocumentLoss
@@ -167,7 +169,8 @@ def prepare_training(folders: Folders) -> TrainingSetup:
         forward_parameters=bare.parameters,
     )
     collate = collator(pad_to_multiple_of=8 if processes.device.type == "cuda" else None)
-    try_model(bare, collate, train, functions, processes)
+    keys = functions.ordered_input_keys(task.model_name, context)
+    try_model(bare, collate, train, functions, keys, processes)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     global_batch = settings.train_batch_size * settings.gradient_accumulation_steps * processes.count
@@ -186,6 +189,7 @@ def prepare_training(folders: Folders) -> TrainingSetup:
         valid=valid,
         collator=collator,
         collate=collate,
+        keys=keys,
         classifier=bare.wrapped(module),
         bare=bare.wrapped(processes.accelerator.unwrap_model(module)),
         loss=DocumentLoss(settings, train.data[LABELS], context.num_labels),
@@ -231,18 +235,24 @@ def load_model(functions: UserFunctions, context: Context, processes: Processes)
 
 
 def try_model(
-    bare: Classifier, collate: Collator, train: EncodedSplit, functions: UserFunctions, processes: Processes
+    bare: Classifier,
+    collate: Collator,
+    train: EncodedSplit,
+    functions: UserFunctions,
+    keys: Sequence[str],
+    processes: Processes,
 ) -> None:
     """Ask the model about the two longest documents, and about the shortest beside the longest. UserCodeError if it is not fit."""
     order = np.argsort(train.lengths, kind="stable")
     longest = processes.to_device(collate(fetch(train.data, order[-2:])))
     check_model(bare, longest, len(train.data.features[LABELS].names), functions)
-    check_independence(
-        bare,
-        lambda rows: processes.to_device(collate(rows)),
-        fetch(train.data, order[[0, -1]]),
-        functions,
-    )
+    check_keys(keys, collate.feature_names, bare, functions)
+
+    def exported(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        return processes.to_device({key: batch[key] for key in keys})
+
+    check_independence(bare, exported, fetch(train.data, order[[0, -1]]), functions)
     if processes.count > 1:
         check_all_parameters_used(bare, longest, functions)
 
