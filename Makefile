@@ -23,7 +23,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
-	@echo 'make ui     open the Dagster UI on the runs of this folder'
+	@echo 'make ui     open the Dagster UI on the runs of this folder (PORT=3001 for another port)'
 	@echo 'make test   set everything up and run all tests'
 	@echo 'make test-slow   the tests that take minutes each'
 	@echo 'make test-distros   set up and run the demo on bare machines of other distributions (root, debootstrap)'
@@ -35,7 +35,7 @@ demo: $(VENV)/.demo
 	$(BIN)/docml report $(DEMO) 1
 
 ui: $(VENV)/.demo
-	$(BIN)/python -m docml_assets.cli.ui
+	$(BIN)/python -m docml_assets.cli.ui $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -n 2 --dist loadfile

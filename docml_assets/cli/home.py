@@ -1,32 +1,114 @@
-"""The Dagster home that the command line and `make ui` share, so that runs of one show in the other.
+"""The Dagster home that the command line and `make ui` share, so that runs of one show in the other."""
 
-`python -m docml_assets.cli.home` prepares it and prints its path.
-"""
-
+import errno
+import fcntl
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from docml_assets.errors import DocmlError
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 DEFAULT_HOME = ".dagster_home"
+SETTINGS = "dagster.yaml"
+LOCK = ".first_use.lock"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # beside the package in a checkout; within it in a wheel
-INSTANCE_SETTINGS = (_PACKAGE.parent / "dagster.yaml", _PACKAGE / "dagster.yaml")
+INSTANCE_SETTINGS = (_PACKAGE.parent / SETTINGS, _PACKAGE / SETTINGS)
+# Dagster opens its databases by URL: these characters end or change the path in one.
+ODD_CHARACTERS = re.compile(r"[%?#\x00-\x1f\x7f]")
+
+
+class HomeError(DocmlError):
+    """The Dagster home cannot be used."""
 
 
 def prepare_dagster_home() -> Path:
     """Set DAGSTER_HOME (default ./.dagster_home) as an absolute path and put `dagster.yaml` there if it has none.
 
     Dagster reads `dagster.yaml` from its home only. A file that is already there is the user's and stays as it is.
+    HomeError if the home cannot be one.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or DEFAULT_HOME).expanduser().resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        draft = home / f".dagster.yaml.{os.getpid()}"
-        shutil.copyfile(next(path for path in INSTANCE_SETTINGS if path.is_file()), draft)
-        draft.replace(home / "dagster.yaml")
+    odd = ODD_CHARACTERS.search(str(home))
+    if odd:
+        raise HomeError(
+            f"the Dagster home {str(home)!r} has {odd[0]!r} in its path; expected a path without %, ?, # and control characters: "
+            "let DAGSTER_HOME name another folder"
+        )
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / SETTINGS).exists():
+            draft = home / f".{SETTINGS}.{os.getpid()}"
+            shutil.copyfile(next(path for path in INSTANCE_SETTINGS if path.is_file()), draft)
+            draft.replace(home / SETTINGS)
+    except OSError as error:
+        raise _unusable(home, error) from error
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 
 
-if __name__ == "__main__":
-    print(prepare_dagster_home())
+@contextmanager
+def dagster_instance(home: Path) -> Iterator["dg.DagsterInstance"]:
+    """The instance of a prepared home. HomeError, with the remedy, wherever its settings or databases cannot be used."""
+    import dagster as dg
+
+    with explained_home(home):
+        with _first_use(home):
+            instance = dg.DagsterInstance.get()
+            instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            instance.all_instigator_state()
+            instance.get_dynamic_partitions("experiment")
+        with instance:
+            yield instance
+
+
+@contextmanager
+def explained_home(home: Path) -> Iterator[None]:
+    """Errors of a Dagster home as HomeError: its settings, its databases, its disk."""
+    import dagster as dg
+    import sqlalchemy.exc
+    import yaml
+    from alembic.util import CommandError
+
+    try:
+        yield
+    except (yaml.YAMLError, dg.DagsterInvalidConfigError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise HomeError(
+            f"{home / SETTINGS} is not what Dagster expects ({first}): mend it, or remove it and docml puts its own there"
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, CommandError) as error:
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        if "full" in cause:
+            raise HomeError(f"the Dagster home {home} has no space left ({cause}): free some and try again") from error
+        raise HomeError(
+            f"the Dagster home {home} cannot be used ({cause}); expected databases that Dagster can read and write. If another process "
+            f"holds them, end it; if they are damaged, move the folder away (mv {home} {home}.damaged): docml makes a new one, the store "
+            "with its runs, models and reports stays as it is, and only the history in the UI begins anew"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC and not str(error.filename or "").startswith(str(home)):
+            raise
+        raise _unusable(home, error) from error
+
+
+@contextmanager
+def _first_use(home: Path) -> Iterator[None]:
+    """One process at a time makes the databases of a home: two at once can leave it unusable for ever."""
+    with (home / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _unusable(home: Path, error: OSError) -> HomeError:
+    return HomeError(
+        f"the Dagster home {home} cannot be used ({error.strerror or error}); expected a folder that this user can write to, with space "
+        "left: mend its permissions, free space, or let DAGSTER_HOME name another folder"
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
@@ -118,8 +118,6 @@ def _execute(
     from docml_assets.cli.display import make_display
 
     home = prepare_dagster_home()
-    import dagster as dg
-
     from docml_assets.definitions import defs
     from docml_assets.execution import JOB, execute, selection
     from docml_assets.progress import shown_on
@@ -131,7 +129,7 @@ def _execute(
     if not performed:
         raise click.UsageError(f"every RUN_* flag of {claim.experiment} is off: turn one on, or use --steps")
     click.echo(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance(home) as instance:
         swept = sweep(instance, deployment.jobs, spared=claim.place)
         if swept.ended_runs or swept.stopped_jobs:
             click.echo(str(swept))

@@ -38,6 +38,10 @@ _FICLONE = 0x40049409
 _SETTLED_NS = 2_000_000_000
 
 
+# The folder as a whole cannot be used.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 class FolderBackend:
     """Files below `root`; keys are their relative paths."""
 
@@ -69,11 +73,17 @@ class FolderBackend:
             yield StoredObject(key, size, lambda path=path: self._sha256(path))  # type: ignore[misc]
 
     def list_folders(self, prefix: str) -> Names:
-        folder = self.root / prefix
-        if not folder.is_dir():
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                names = [
+                    entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != DRAFTS
+                ]
+        except FileNotFoundError:
             return []
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != DRAFTS]
+        except OSError as error:
+            if isinstance(error, NotADirectoryError) and prefix:
+                return []
+            raise self._error(prefix, error) from error
         # A folder without a file does not exist on S3 either.
         return sorted(name for name in names if next(self._walk(f"{prefix}/{name}" if prefix else name), None))
 
@@ -166,6 +176,8 @@ class FolderBackend:
                 entries = list(os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                raise self._error(base, error) from error
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     if base or entry.name != DRAFTS:
@@ -195,8 +207,11 @@ class FolderBackend:
         folder = self.root / DRAFTS
         with self._lock:
             if not self._drafts_ready:
-                folder.mkdir(parents=True, exist_ok=True)
-                _remove_stale(folder)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _remove_stale(folder)
+                except OSError as error:
+                    raise self._error("", error) from error
                 self._drafts_ready = True
         path = folder / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
         try:
@@ -234,6 +249,11 @@ class FolderBackend:
 
     def _error(self, key: str, error: OSError) -> StoreError:
         path = self.root / key
+        if error.errno in _UNUSABLE or not key:
+            return StoreError(
+                f"{path}: {error.strerror or error}; expected a folder that this user can read and write, with space left: mend its "
+                "permissions, free space, or let DOCML_STORE (DOCML_PRODUCTION_FILES) name another folder"
+            )
         if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
             return StoreError(
                 f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both"

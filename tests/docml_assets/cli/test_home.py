@@ -1,11 +1,19 @@
-"""The Dagster home that the command line and the UI share."""
+"""The Dagster home that the command line and the UI share: made once by several at a time, and explained where it cannot be used."""
 
+import multiprocessing
 import os
+import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.cli import main
+from docml_assets.cli.home import HomeError, dagster_instance, prepare_dagster_home
+from docml_assets.cli.ui import hold
+from tests.docml_assets.world import World
 
 
 def test_the_default_home_gets_the_settings_and_keeps_the_users(
@@ -21,3 +29,122 @@ def test_the_default_home_gets_the_settings_and_keeps_the_users(
     settings.write_text("telemetry:\n  enabled: false\n")
     assert prepare_dagster_home() == home
     assert settings.read_text().startswith("telemetry")
+
+
+def first_use(home: Path, failed: "multiprocessing.Queue[str]") -> None:
+    """What a command does with a home that may not be there yet."""
+    try:
+        os.environ["DAGSTER_HOME"] = str(home)
+        with dagster_instance(prepare_dagster_home()) as instance:
+            instance.add_dynamic_partitions("run", [str(os.getpid())])
+    except BaseException as error:
+        failed.put(repr(error))
+
+
+def test_processes_that_use_a_fresh_home_first_at_once_all_succeed(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    for number in range(2):
+        home, failed = tmp_path / str(number), fork.Queue()
+        users = [fork.Process(target=first_use, args=(home, failed)) for _ in range(5)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join(120)
+        assert failed.empty(), failed.get()
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            assert len(instance.get_dynamic_partitions("run")) == 5
+
+
+@pytest.fixture
+def run(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], str]:
+    """`docml run` on a home: what it says when it cannot."""
+    world.write_experiment()
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def docml_run(home: Path) -> str:
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "EXP-1", "--steps", "reconciliation"])
+        assert ended.value.code == 1
+        said = capsys.readouterr().err
+        assert said.startswith("docml: ")
+        assert "Traceback" not in said
+        return said
+
+    return docml_run
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home as Dagster leaves it after its first use."""
+    home = tmp_path_factory.mktemp("pristine")
+    use(home)
+    return home
+
+
+def use(home: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(home))
+        with dagster_instance(prepare_dagster_home()) as instance:
+            instance.add_dynamic_partitions("run", ["1"])
+
+
+@pytest.mark.parametrize("name", ["a%41", "what?", "a#b", "a\nb"])
+def test_odd_characters_are_refused_before_anything_is_made(
+    run: Callable[[Path], str], tmp_path: Path, name: str
+) -> None:
+    assert "expected a path without %, ?, #" in run(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("text", ["telemetry: [\n", "nonsense: 1\n"])
+def test_wrong_settings_are_named_and_the_remedy_works(run: Callable[[Path], str], tmp_path: Path, text: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(text)
+    assert f"{home}/dagster.yaml is not what Dagster expects" in run(home)
+    (home / "dagster.yaml").unlink()
+    use(home)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("history/runs.db", lambda path: path.write_bytes(b"noise" * 1000)),
+        ("history/runs.db", lambda path: os.truncate(path, 5000)),
+        ("schedules/schedules.db", lambda path: path.write_bytes(b"noise" * 1000)),
+    ],
+    ids=["noise", "truncated", "schedules"],
+)
+def test_damaged_databases_are_said_and_the_remedy_works(
+    run: Callable[[Path], str], pristine: Path, tmp_path: Path, file: str, damage: Callable[[Path], object]
+) -> None:
+    home = shutil.copytree(pristine, tmp_path / "home")
+    damage(home / file)
+    said = run(home)
+    assert f"move the folder away (mv {home} {home}.damaged)" in said
+    home.rename(f"{home}.damaged")
+    use(home)
+
+
+def test_a_home_that_two_first_uses_left_broken_is_said(
+    run: Callable[[Path], str], pristine: Path, tmp_path: Path
+) -> None:
+    home = shutil.copytree(pristine, tmp_path / "home")
+    with sqlite3.connect(home / "history" / "runs.db") as database:
+        database.execute("INSERT INTO alembic_version VALUES ('0000')")
+    database.close()
+    assert f"the Dagster home {home} cannot be used" in run(home)
+
+
+def test_a_home_that_is_no_folder_or_not_writable_is_said(run: Callable[[Path], str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", Path("/sys/docml-home")):
+        assert f"the Dagster home {home} cannot be used" in run(home)
+
+
+def test_one_home_has_one_ui(tmp_path: Path) -> None:
+    hold(tmp_path, "http://127.0.0.1:3000")
+    with pytest.raises(HomeError, match=r"is running already: open http://127\.0\.0\.1:3000, or stop it first"):
+        hold(tmp_path, "http://127.0.0.1:3001")

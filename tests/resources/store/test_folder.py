@@ -1,4 +1,5 @@
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -152,3 +153,39 @@ class TestFolder(StoreContract):
         assert store.local_path is not None
         assert list(store.list()) == []
         assert not store.local_path.exists()
+
+
+@pytest.mark.parametrize("root", ["/sys/docml-store", __file__], ids=["not writable", "no folder"])
+def test_a_folder_that_cannot_be_a_store_is_said_with_the_remedy(root: str) -> None:
+    with pytest.raises(
+        StoreError, match=r"expected a folder that this user can read and write, with space left: mend its permissions"
+    ):
+        Store.open(root, environment={}).put("a", b"")
+
+
+def test_a_store_that_may_not_be_read_is_said_with_the_remedy(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), environment={})
+    store.put("folder/a", b"")
+    (tmp_path / "folder").chmod(0)
+
+    def read_as_someone_else(answers: "multiprocessing.Queue[str]") -> None:
+        if os.geteuid() == 0:  # root may read everything
+            os.setuid(65_534)
+        for ask in (store.list_folders, lambda: list(store.list()), lambda: store.get("folder/a")):
+            try:
+                ask()
+            except StoreError as error:
+                answers.put(str(error))
+            else:
+                answers.put("no error")
+
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    child = fork.Process(target=read_as_someone_else, args=(answers,))
+    child.start()
+    found = [answers.get(timeout=60) for _ in range(3)]
+    child.join()
+    (tmp_path / "folder").chmod(0o700)
+    assert all("Permission denied; expected a folder that this user can read and write" in said for said in found), (
+        found
+    )
