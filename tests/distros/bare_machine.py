@@ -84,7 +84,7 @@ def bare_machine(release: str, folder: Path) -> Iterator[BareMachine]:
             f"A bare machine is made as root, with {', '.join(missing) or 'debootstrap'}: found user {os.geteuid()}"
             f"{' and no such command' if missing else ''}; apt-get install debootstrap debian-archive-keyring iproute2, then be root"
         )
-    with _removed_at_the_end(folder):
+    with removed_at_the_end(folder):
         made = subprocess.run(
             [*NAMESPACES, "debootstrap", "--variant=minbase", release, str(folder), debian_mirror()],
             capture_output=True,
@@ -99,7 +99,7 @@ def bare_machine(release: str, folder: Path) -> Iterator[BareMachine]:
 
 
 @contextmanager
-def _removed_at_the_end(folder: Path) -> Iterator[None]:
+def removed_at_the_end(folder: Path) -> Iterator[None]:
     """Remove the folder at the end of the block or of this process, whichever comes first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     script = 'cat; for second in $(seq 60); do rm -rf --one-file-system -- "$1" && exit; sleep 1; done; exit 1'
