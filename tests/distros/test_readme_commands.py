@@ -69,7 +69,7 @@ def check_scores(said: str) -> None:
 
 def unpinned(machine: BareMachine) -> list[str]:
     """What was installed in another version than constraints.txt names, or without being named there."""
-    pins = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()}
+    pins = {line.lower().replace("_", "-") for line in machine.run("cat docml/constraints.txt").split()}
     listed = machine.run(
         "docml/.venv/bin/python -m pip list --format freeze --exclude-editable --exclude pip --exclude setuptools"
     )
