@@ -74,6 +74,15 @@ def test_the_module_is_loaded_once_and_forked(tmp_path: Path) -> None:
     assert len(encoding) == len(DOCS) + 1, "one on trial"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_thread_that_encoding_left_behind_ends_with_its_process(tmp_path: Path, processes: int) -> None:
+    leaves = AT_7.format(does="import threading; threading.Thread(target=time.sleep, args=(100_000,)).start()")
+    job = job_of(tmp_path, NOTED + leaves, processes=processes)
+    done = job.run(NOTES=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Threads that were left behind end with their process: Thread-" in done.stdout
+
+
 @pytest.mark.parametrize("reason", [THREAD, OPEN_FILE], ids=["thread", "open file"])
 def test_a_module_that_cannot_be_forked_is_loaded_by_every_process(tmp_path: Path, reason: str) -> None:
     job = job_of(tmp_path, NOTED + SLOWLY + reason)

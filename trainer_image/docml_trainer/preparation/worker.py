@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -178,9 +179,24 @@ def _as_worker(encoding: Encoding, worker: WorkerFiles) -> Iterator[None]:
                 traceback.print_exc()
             message = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
             write_atomically(worker.end, json.dumps({"error": type(error).__name__, "message": message}).encode())
+            _leave_threads(1)
             sys.exit(1)
         finally:
             faulthandler.unregister(signal.SIGUSR1)
+    _leave_threads(0)
+
+
+def _leave_threads(code: int) -> None:
+    """End the process now if the experimenter's functions left threads behind: Python would wait for them, perhaps for ever."""
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
+    if left:
+        print(f"Threads that were left behind end with their process: {', '.join(left[:5])}", flush=True)
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _check_parent() -> None:
