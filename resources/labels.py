@@ -7,33 +7,23 @@ replaced and not chained.
 
 import hashlib
 import re
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from resources.errors import LabelError, ResourceError, SettingError, TooManyRows
-from resources.label_values import TEXT_COLUMNS, column_from_values, join_chunks
+from resources.label_drivers import Batches, check_names, postgres_batches, sqlalchemy_batches, sqlite_batches
+from resources.label_values import join_chunks
 from resources.queries import check_query
 from resources.secrets import resolve
 
 # A label query that takes longer than this is a mistake.
 STATEMENT_TIMEOUT_SECONDS = 900
-BLOCK_ROWS = 50_000
-# Rows that PostgreSQL's driver holds at a time.
-BATCH_BYTES = 2 << 20
-# PostgreSQL's types whose values its driver gives in another form: padded, in cents, as a signed number.
-CAST_TO_TEXT = frozenset({"bpchar", "money", "oid", "xml"})
 _DIALECTS = {"postgresql": "postgres", "postgres": "postgres", "sqlite": "sqlite", "mssql": "tsql", "mariadb": "mysql"}
-
-# Names and columns of some rows
-Batches = Iterator[tuple[Sequence[str], Sequence[pa.Array]]]
 
 
 class LabelSource:
@@ -73,7 +63,7 @@ class LabelSource:
         if not batches or not batches[0][0]:
             raise LabelError("the label database sent no columns; is LABELS_QUERY a SELECT?")
         names, _ = batches[0]
-        _check_names(names)
+        check_names(names)
         columns = [join_chunks(name, [columns[i] for _, columns in batches]) for i, name in enumerate(names)]
         return pa.table(columns, names=names)
 
@@ -91,10 +81,10 @@ class LabelSource:
     def _batches(self, url: str, query: str, max_rows: int | None) -> Batches:
         dialect = _dialect(url)
         if dialect == "sqlite":
-            return _at_most(max_rows, _sqlite_batches(_sqlite_path(url), query, self.timeout_seconds))
+            return _at_most(max_rows, sqlite_batches(_sqlite_path(url), query, self.timeout_seconds))
         if dialect == "postgres":
-            return _at_most(max_rows, _postgres_batches(url, query, self.timeout_seconds))
-        return _at_most(max_rows, _sqlalchemy_batches(url, query))
+            return _at_most(max_rows, postgres_batches(url, query, self.timeout_seconds))
+        return _at_most(max_rows, sqlalchemy_batches(url, query, self.timeout_seconds))
 
     def _guarded(self, work: Callable[[str], Any]) -> Any:
         """Run `work(url)`; whatever a driver raises leaves without the URL, its parts, or the driver's frames."""
@@ -151,100 +141,6 @@ def _sqlite_path(url: str) -> Path:
     return Path(path)
 
 
-def _sqlite_batches(path: Path, query: str, timeout: float) -> Batches:
-    """By Python's own driver: SQLite types values, not columns, and this one says what each value is; and it can be interrupted."""
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-    connection.text_factory = lambda data: data.decode(errors="replace")
-    timer = threading.Timer(timeout, connection.interrupt)
-    timer.start()
-    try:
-        cursor = connection.execute(query)
-        yield from _row_batches([column[0] for column in cursor.description or ()], cursor.fetchmany)
-    finally:
-        timer.cancel()
-        connection.close()
-
-
-def _row_batches(names: list[str], fetch: Callable[[int], Sequence[Sequence[Any]]]) -> Batches:
-    """Blocks of rows as columns; first one without rows, for the names."""
-    yield names, [pa.nulls(0)] * len(names)
-    while block := fetch(BLOCK_ROWS):
-        columns = zip(*block, strict=True)
-        yield names, [column_from_values(name, values) for name, values in zip(names, columns, strict=True)]
-
-
-def _postgres_batches(url: str, query: str, timeout: float) -> Batches:
-    import adbc_driver_postgresql.dbapi as adbc
-
-    libpq = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
-    with adbc.connect(libpq) as connection, connection.cursor() as cursor:
-        # autocommit is off, so that all of this is one transaction.
-        cursor.execute("SET TRANSACTION READ ONLY")
-        cursor.execute(f"SET LOCAL statement_timeout = {int(timeout * 1000)}")
-        schema = cursor.adbc_execute_schema(query)
-        _check_names(schema.names)
-        cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
-        cursor.execute(_with_casts(schema, query))
-        reader = cursor.fetch_record_batch()
-        yield reader.schema.names, [pa.array([], field.type) for field in reader.schema]
-        for batch in reader:
-            # A copy of the exact size: the driver's buffers are up to twice as large.
-            yield reader.schema.names, batch.take(pa.array(np.arange(batch.num_rows))).columns
-
-
-def _with_casts(schema: pa.Schema, query: str) -> str:
-    """The query, PostgreSQL itself casting to text what its driver does not know or gives in another form than people know it."""
-    if not any(_needs_cast(field) for field in schema):
-        return query
-    columns = ", ".join(_text_of(field) if _needs_cast(field) else _quoted(field.name) for field in schema)
-    return f"SELECT {columns} FROM (\n{query}) AS labels"
-
-
-def _text_of(field: pa.Field) -> str:
-    """As people see it: an address without the /32 that a cast of `inet` adds, fixed-width text without the blanks behind it."""
-    name = _quoted(field.name)
-    if _postgres_type(field) == "bpchar":
-        return f"{name}::text AS {name}"
-    return f"CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END AS {name}"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _postgres_type(field: pa.Field) -> str:
-    return (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
-
-
-def _needs_cast(field: pa.Field) -> bool:
-    if _postgres_type(field) in CAST_TO_TEXT or (field.name in TEXT_COLUMNS and pa.types.is_nested(field.type)):
-        return True
-    return not _driver_knows(field.type)
-
-
-def _driver_knows(kind: pa.DataType) -> bool:
-    """Whether a type's values, or those within, are more than the bytes that PostgreSQL sends."""
-    if pa.types.is_nested(kind):
-        return all(_driver_knows(kind.field(i).type) for i in range(kind.num_fields))
-    if isinstance(kind, pa.OpaqueType):
-        return not pa.types.is_binary(kind.storage_type)
-    return not pa.types.is_interval(kind)
-
-
-def _sqlalchemy_batches(url: str, query: str) -> Batches:
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(url)
-    try:
-        # no_parameters: '%' and ':' are ordinary characters of the query
-        with engine.connect().execution_options(stream_results=True, no_parameters=True) as connection:
-            result = connection.exec_driver_sql(query)
-            yield from _row_batches(list(result.keys()), result.fetchmany)
-            connection.rollback()
-    finally:
-        engine.dispose()
-
-
 def _at_most(max_rows: int | None, batches: Batches) -> Batches:
     rows = 0
     try:
@@ -257,11 +153,6 @@ def _at_most(max_rows: int | None, batches: Batches) -> Batches:
             yield names, columns
     finally:
         getattr(batches, "close", lambda: None)()
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise LabelError(f"LABELS_QUERY names columns twice: {', '.join(duplicates)}; give each its own name with AS")
 
 
 def _scrub(message: str, url: str) -> str:

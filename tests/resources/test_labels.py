@@ -1,6 +1,7 @@
 import sqlite3
 import time
 import traceback
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from resources.labels import LabelSource, table_digest
 from tests.servers.postgres import PostgresServer
 
 QUERY = "SELECT artifact_guid, label, file_hash FROM labels"
+
+
+def through_sqlalchemy(postgres_url: str) -> str:
+    """The same PostgreSQL by a scheme that ADBC does not know, spoken to by psycopg2."""
+    from sqlalchemy.dialects import registry
+
+    registry.register("risingwave.psycopg2", "sqlalchemy.dialects.postgresql.psycopg2", "PGDialect_psycopg2")
+    return postgres_url.replace("postgresql://", "risingwave+psycopg2://")
 
 
 @pytest.fixture
@@ -167,23 +176,46 @@ def test_types_of_postgres(postgres_server: PostgresServer) -> None:
     }
 
 
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n WHERE i < 0"
+
+
 def test_statement_timeouts(postgres_server: PostgresServer, sqlite_url: str) -> None:
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n WHERE i < 0"
-    for url in (postgres_server.url, sqlite_url):
+    for url in (postgres_server.url, through_sqlalchemy(postgres_server.url), sqlite_url):
         started = time.monotonic()
         with pytest.raises(LabelError, match=r"(?i)timeout|cancel|interrupt"):
-            LabelSource(url, {}, timeout_seconds=0.3).fetch(endless)
+            LabelSource(url, {}, timeout_seconds=0.3).fetch(ENDLESS)
         assert time.monotonic() - started < 60
 
 
-def test_the_session_itself_only_reads(postgres_server: PostgresServer, postgres_url: str) -> None:
-    """A function that the text does not give away meets the read-only transaction."""
+def test_a_database_that_keeps_no_time_limit_is_broken_off(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.label_drivers._READ_ONLY_SESSIONS", {})
+    monkeypatch.setattr("resources.label_drivers.GRACE_SECONDS", 0.0)
+    with pytest.raises(LabelError, match="cancel"):
+        LabelSource(through_sqlalchemy(postgres_server.url), {}, timeout_seconds=0.5).fetch(ENDLESS)
+
+
+@pytest.mark.parametrize("through", [str, through_sqlalchemy])
+def test_the_session_itself_only_reads(
+    postgres_server: PostgresServer, postgres_url: str, through: Callable[[str], str]
+) -> None:
+    """A function that the text does not give away, since a view calls it, meets the read-only transaction."""
     postgres_server.execute(
         "CREATE OR REPLACE FUNCTION innocent() RETURNS int LANGUAGE sql AS 'DELETE FROM labels RETURNING 1'",
+        "CREATE OR REPLACE VIEW harmless AS SELECT innocent() AS a",
     )
     with pytest.raises(LabelError, match="read-only transaction"):
-        LabelSource(postgres_url, {}).fetch("SELECT innocent()")
+        LabelSource(through(postgres_url), {}).fetch("SELECT a FROM harmless")
     assert LabelSource(postgres_url, {}).fetch(QUERY).num_rows == 3000
+    postgres_server.execute("DROP VIEW harmless")
+
+
+def test_sqlite_itself_only_reads(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.labels.check_query", lambda query, dialect: query)
+    for query in ("PRAGMA writable_schema = 1", "ATTACH 'x' AS y", "DELETE FROM labels", "CREATE TEMP TABLE x (a)"):
+        with pytest.raises(LabelError, match=r"not authorized|readonly"):
+            LabelSource(sqlite_url, {}).fetch(query)
 
 
 SECRET = "hunter2-very-secret"
@@ -229,14 +261,6 @@ def test_a_reference_is_resolved_when_used(sqlite_url: str, monkeypatch: pytest.
     assert asked == []
     assert source.fetch(QUERY).num_rows == 3000
     assert asked == [("secretsmanager:labels#url", {"AWS_REGION": "x"})]
-
-
-def through_sqlalchemy(postgres_url: str) -> str:
-    """The same PostgreSQL by a scheme that ADBC does not know, spoken to by psycopg2."""
-    from sqlalchemy.dialects import registry
-
-    registry.register("risingwave.psycopg2", "sqlalchemy.dialects.postgresql.psycopg2", "PGDialect_psycopg2")
-    return postgres_url.replace("postgresql://", "risingwave+psycopg2://")
 
 
 def test_other_databases_go_through_sqlalchemy(postgres_url: str) -> None:
