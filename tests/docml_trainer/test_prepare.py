@@ -83,6 +83,12 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
     assert 0 <= found["baseline"]["macro_f1"]["valid"] <= 1
 
 
+def test_a_comparison_has_the_baseline_as_well(tmp_path: Path) -> None:
+    job = preparation(tmp_path, DOCS[:40], model_names=("one", "two"), baseline=True)
+    assert job.run().returncode == 0
+    assert pq.read_table(job.output / names.BASELINE_TABLE).num_rows == sum(metadata_of(job)["documents"].values())
+
+
 def test_the_splits_are_data_sets_without_padding(whole: JobFolder) -> None:
     ids = {name: index for index, name in enumerate(("invoice", "letter", "receipt"))}
     by_guid = {doc.guid: doc for doc in DOCS}

@@ -213,7 +213,8 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     version = rows.data_version(documents, found, splits, stored)
     rows.write_splits(files, documents, splits, stored, folders.output, version)
     _write_tables(folders.output, documents.label_names, assignment)
-    fitted = _fit_baseline(folders.output, task, feature, assignment, documents.label_names)
+    column = _token_column(task, feature, declared)
+    fitted = _fit_baseline(folders.output, task, column, assignment, documents.label_names)
     done = metadata.Preparation(
         task, documents, tally, found, assignment, feature if compared else None, stored, fitted
     )
@@ -225,8 +226,14 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     write_output(folders.output, COMMAND, version, facts)
 
 
+def _token_column(task: PrepareTask, feature: str | None, declared: Mapping[str, Any]) -> str | None:
+    """The column of the tokens: in a comparison it has the prefix of the first model that has them."""
+    columns = (f"{names.column_prefix(model, task.model_names)}{feature}" for model in task.model_names)
+    return next((column for column in columns if column in declared), None)
+
+
 def _fit_baseline(
-    output: Path, task: PrepareTask, feature: str | None, assignment: Assignment, label_names: tuple[str, ...]
+    output: Path, task: PrepareTask, column: str | None, assignment: Assignment, label_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Write baseline.parquet, where one is wanted and possible; what split_metadata.json says of it."""
     if not task.baseline:
@@ -234,7 +241,7 @@ def _fit_baseline(
     from docml_trainer.preparation.baseline import fit_baseline
 
     print("fitting the baseline", flush=True)
-    baseline = fit_baseline(output, feature, assignment, label_names)
+    baseline = fit_baseline(output, column, assignment, label_names)
     if isinstance(baseline, str):
         return {"none": baseline}
     pq.write_table(baseline.table, output / names.BASELINE_TABLE)
