@@ -92,7 +92,7 @@ class Collator:
             _put(padded[index, ...], value)
             if real.size:
                 _mark(real[index, ...], value)
-                if not real[index].any():  # an empty document attends to one pad value: attention over nothing is NaN
+                if 0 in _extent(value):  # an empty document attends to one pad value: attention over nothing is NaN
                     real[index].flat[0] = 1
         missing = self.fixed_shape[name][0] - len(rows) if name in self.fixed_shape else 0
         if missing > 0:

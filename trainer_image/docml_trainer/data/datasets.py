@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes, shape_of
 from docml_trainer.errors import DataError
 
+_arrow_views: WeakKeyDictionary[datasets.Dataset, datasets.Dataset] = WeakKeyDictionary()
 Rows = np.ndarray[Any, np.dtype[np.int64]]  # numbers of rows of a data set
 
 
@@ -34,7 +36,7 @@ def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
 
     A feature's values are an array of the stored type, or a list of arrays where inner lists may differ in length.
     """
-    table = data.with_format("arrow")[rows.tolist()]
+    table = _as_arrow(data)[rows.tolist()]
     columns = {
         name: column.to_pylist() if name == ARTIFACT_GUID else _values(column, shape_of(name, data.features[name]))
         for name, column in zip(table.column_names, table.columns, strict=True)
@@ -43,6 +45,13 @@ def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
         {name: values[index] for name, values in columns.items()} | {"row_id": int(row)}
         for index, row in enumerate(rows)
     ]
+
+
+def _as_arrow(data: datasets.Dataset) -> datasets.Dataset:
+    """The data set in its Arrow format; remembered as long as the data set lives, since making it costs more than reading a row."""
+    if data not in _arrow_views:
+        _arrow_views[data] = data.with_format("arrow")
+    return _arrow_views[data]
 
 
 def leaves(value: Any) -> np.ndarray[Any, Any]:
