@@ -37,6 +37,18 @@ class Process(Document):
         return self._has_our_place and not self.is_visible
 
     @property
+    def is_of_an_earlier_container(self) -> bool:
+        """Whether it ran in a container of this name that has been started again since: our first process is younger than it.
+
+        An older container that goes on under the same name looks so, too.
+        """
+        same_machine = self.host == socket.gethostname() and self.boot == boot()
+        if not same_machine or self.namespace in ("", pid_namespace()):
+            return False
+        ours = start_of(1)
+        return ours is not None and ours.isdigit() and self.start.isdigit() and int(self.start) < int(ours)
+
+    @property
     def is_alive(self) -> bool:
         """Whether it still runs; only asked where `is_visible`."""
         return self.boot in ("", boot()) and start_of(self.pid) == self.start

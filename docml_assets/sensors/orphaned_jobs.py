@@ -76,7 +76,9 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 def is_gone(process: str) -> bool:
     """Whether the process of a tag ended. False where that cannot be known: it is another host's, or another container's."""
     found = Process.parse(process)
-    return found.is_of_another_boot or (found.is_visible and not found.is_alive)
+    # An older container of the same name that goes on keeps its jobs all the same: it renews their leases.
+    ended_with_its_machine = found.is_of_another_boot or found.is_of_an_earlier_container
+    return ended_with_its_machine or (found.is_visible and not found.is_alive)
 
 
 def was_canceled(instance: dg.DagsterInstance) -> Callable[[str], bool]:

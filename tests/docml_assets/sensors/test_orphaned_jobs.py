@@ -14,7 +14,7 @@ from docml_assets.sensors.orphaned_jobs import is_gone, orphaned_jobs_sensor, ru
 from docml_assets.tags import PROCESS_TAG
 from docml_contract.names import RunPlace
 from resources.jobs.interface import Orphan
-from resources.processes import this_process
+from resources.processes import start_of, this_process
 
 STARTED, CANCELING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING
 
@@ -143,7 +143,7 @@ def test_the_sensor_says_what_it_did(instance: dg.DagsterInstance) -> None:
 
 def other_process() -> str:
     """The identity of a process that has ended."""
-    code = "from resources.processes import this_process; print(this_process())"
+    code = "from resources.processes import start_of, this_process; print(this_process())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -160,7 +160,13 @@ def test_a_later_process_with_the_same_id_is_another_one() -> None:
 
 def test_of_another_machines_process_nothing_is_known() -> None:
     assert not is_gone("elsewhere 1 1")
-    assert not is_gone(str(this_process().model_copy(update={"namespace": "1", "start": "1"})))
+
+
+def test_a_process_of_this_container_before_it_was_started_again_is_gone() -> None:
+    first = int(start_of(1) or 0)
+    elsewhere = this_process().model_copy(update={"namespace": "1"})
+    assert is_gone(str(elsewhere.model_copy(update={"start": str(first - 1)}))) == (first > 0)
+    assert not is_gone(str(elsewhere.model_copy(update={"start": str(first + 1)})))
 
 
 def test_unfinished_runs_of_processes_that_are_gone_can_be_ended() -> None:
