@@ -29,7 +29,7 @@ def command(experiment: str | None, dry_run: bool) -> None:
         runs = runs_of(store, name)
         garbage, kept = find_garbage(store, name)
         for entry in kept:
-            click.echo(f"{name}: {entry.what} stay: run {entry.run} has not finished its {entry.step}")
+            click.echo(f"{name}: {entry.what} stay: run {entry.run} {entry.reason}")
         if not dry_run and runs_of(store, name) != runs:
             click.echo(f"{name}: a run was claimed meanwhile; left alone, run docml gc again")
             continue

@@ -22,7 +22,8 @@ def command(experiment: str, model: str | None) -> None:
 
     The folder validates and runs as it is on the bundled sample documents.
     """
-    folder = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments") / check_experiment_name(experiment)
-    for path in new_experiment(folder, model):
-        click.echo(f"wrote {path}")
+    root = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments")
+    folder = (root / check_experiment_name(experiment)).resolve()
+    files = [path.name for path in new_experiment(folder, model)]
+    click.echo(f"{folder}: wrote {' and '.join(files)}")
     click.echo(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")

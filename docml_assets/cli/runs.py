@@ -31,6 +31,9 @@ def command(experiment: str | None, jobs: bool) -> None:
         click.echo(f"No runs{f' of {experiment}' if experiment else ''} in {store.uri()}.")
         return
     _print(found, jobs=jobs)
+    for run in found:
+        for text in run.damage:
+            click.secho(f"{run.experiment} run {run.number} is damaged: {text}", fg="yellow", err=True)
 
 
 def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
@@ -51,7 +54,7 @@ def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
             str(run.number),
             *(_coloured(run.steps[step]) for step in STEPS),
             scores,
-            _span((now - run.claimed_at).total_seconds()),
+            _span((now - run.claimed_at).total_seconds()) if run.claimed_at else "",
             _span(run.seconds) if run.seconds else "",
             shown,
         )

@@ -7,17 +7,20 @@ everything a run needs of its experiment folder; the readable files beside it ar
 import ast
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
+from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.base import Document
+from docml_contract.errors import UnreadableDocument
 from docml_contract.manifests import Manifest, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
@@ -27,6 +30,7 @@ from resources.store.manifests import publish_bytes
 
 ASSET = "experiment_snapshot"
 RESOLVED_SETTINGS = "settings.json"
+Read = TypeVar("Read")
 _RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
 
 
@@ -62,6 +66,22 @@ class Claim(Document):
     @property
     def place(self) -> RunPlace:
         return RunPlace(self.experiment, self.run)
+
+
+DAMAGE = (
+    UnreadableDocument,
+    MissingKey,
+    SettingsError,
+)  # what reading a file raises that somebody cut, changed or removed
+
+
+def read_or_note(read: Callable[[], Read], damage: list[str]) -> Read | None:
+    """What `read` gives; where a file is damaged None, and what it is in `damage`. A store that does not answer is an error still."""
+    try:
+        return read()
+    except DAMAGE as error:
+        damage.append(str(error).splitlines()[0])
+        return None
 
 
 def run_folders(store: Store, experiment: str) -> list[int]:
@@ -129,7 +149,7 @@ def claim_next(store: Store, content: Content, *, trigger: Mapping[str, Any], re
     """Claim the next free number; race-safe. A claim that `request_id` made before is returned instead of a second one."""
     experiment = content.name if isinstance(content, ExperimentFolder) else content.experiment
     for number in reversed(claimed_runs(store, experiment)):
-        earlier = read_claim(store, experiment, number)
+        earlier = read_or_note(partial(read_claim, store, experiment, number), [])  # a damaged one is another's
         if earlier is not None and earlier.request_id == request_id:
             return earlier
     number = next_run(store, experiment)

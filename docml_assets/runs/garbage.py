@@ -6,9 +6,13 @@ begun and not finished a step may still come to use. Claims, manifests, models, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from docml_assets.runs.claims import claimed_runs
+import pyarrow as pa
+
+from docml_assets.runs.claims import claimed_runs, read_or_note
 from docml_assets.tables import read_parquet
+from docml_contract.errors import UnreadableDocument
 from docml_contract.manifests import PreparedData
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, ExperimentPlace, RunPlace
 from resources.store import Store
@@ -27,13 +31,13 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Folders that stay because a run has not finished yet."""
+class Retention:
+    """Folders that stay, because of a run that may still need them."""
 
     experiment: str
     what: str
     run: int
-    step: str
+    reason: str
 
 
 def runs_of(store: Store, experiment: str) -> list[RunPlace]:
@@ -41,27 +45,38 @@ def runs_of(store: Store, experiment: str) -> list[RunPlace]:
     return [RunPlace(experiment, number) for number in sorted(claimed_runs(store, experiment))]
 
 
-def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Kept]]:
-    """What can go, and what stays only because of a run that has not finished."""
+def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Retention]]:
+    """What can go, and what stays only because of a run that has not finished, or that cannot be read."""
     runs = runs_of(store, experiment)
     if not runs:  # without a run the folder is not ours to judge
         return [], []
     garbage: list[Garbage] = []
-    kept: list[Kept] = []
+    kept: list[Retention] = []
     shared = ExperimentPlace(experiment)
-    unreconciled = [place for place in runs if read_manifest(store, place.reconciliation) is None]
-    unprepared = [place for place in runs if read_manifest(store, place.preparation) is None]
-    if unreconciled:
-        kept.append(Kept(experiment, "versions of documents", unreconciled[0].number, "reconciliation"))
-    else:
-        garbage += _document_versions(store, shared, runs)
-    if unprepared:
-        kept.append(Kept(experiment, "prepared data", unprepared[0].number, "preparation"))
-    else:
-        garbage += _prepared_data(store, shared, runs)
+    for what, step, needed_by, unneeded in (
+        ("versions of documents", "reconciliation", _needed_versions, _document_versions),
+        ("prepared data", "preparation", _needed_data, _prepared_data),
+    ):
+        needed: set[str] = set()
+        reason = None
+        for place in runs:
+            damage: list[str] = []
+            manifest = read_or_note(partial(read_manifest, store, getattr(place, step)), damage)
+            if manifest is not None:
+                needed |= read_or_note(partial(needed_by, store, place), damage) or set()
+            if damage or manifest is None:
+                reason = f"cannot be read ({damage[0]})" if damage else f"has not finished its {step}"
+                kept.append(Retention(experiment, what, place.number, reason))
+                break
+        if reason is None:
+            garbage += unneeded(store, shared, needed)
     for place in runs:
-        garbage += _checkpoints(store, place)
-        garbage += _staged_output(store, place)
+        for find in (_checkpoints, _staged_output):
+            damage = []
+            garbage += read_or_note(partial(find, store, place), damage) or []
+            kept += [
+                Retention(experiment, "what its jobs left", place.number, f"cannot be read ({text})") for text in damage
+            ]
     return garbage, kept
 
 
@@ -78,28 +93,35 @@ def _measure(store: Store, experiment: str, prefix: str, what: str) -> Garbage:
     return Garbage(experiment, prefix, what, len(sizes), sum(sizes))
 
 
-def _document_versions(store: Store, shared: ExperimentPlace, runs: list[RunPlace]) -> Iterator[Garbage]:
-    """Versions of artifacts that no run's reconciled table names."""
-    root = shared.reconciled_artifacts
-    needed = set()
-    for place in runs:
-        table = read_parquet(store.get(f"{place.reconciliation}/{RECONCILED_TABLE}"))
-        keys = table["key"].to_pylist()
-        needed |= {key.rsplit("/", 1)[0] for key in keys}
+def _needed_versions(store: Store, place: RunPlace) -> set[str]:
+    """The folders of the documents' versions that a run's reconciled table names. Raises UnreadableDocument."""
+    key = f"{place.reconciliation}/{RECONCILED_TABLE}"
+    data = store.get(key)
+    try:
+        keys = read_parquet(data)["key"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UnreadableDocument(f"{store.uri(key)}: {error}") from error
+    return {key.rsplit("/", 1)[0] for key in keys}
+
+
+def _document_versions(store: Store, shared: ExperimentPlace, needed: set[str]) -> Iterator[Garbage]:
+    """Versions of artifacts that no run needs."""
     sizes: dict[str, list[int]] = {}
-    for stored in store.list(root):
+    for stored in store.list(shared.reconciled_artifacts):
         sizes.setdefault(stored.key.rsplit("/", 1)[0], []).append(stored.size)
     for prefix, found in sizes.items():
         if prefix not in needed:
             yield Garbage(shared.experiment, prefix, "version of a document", len(found), sum(found))
 
 
-def _prepared_data(store: Store, shared: ExperimentPlace, runs: list[RunPlace]) -> Iterator[Garbage]:
-    """Prepared data that no run's prepared.json names."""
-    needed = set()
-    for place in runs:
-        key = f"{place.preparation}/{PREPARED}"
-        needed.add(PreparedData.from_bytes(store.get(key), key).folder)
+def _needed_data(store: Store, place: RunPlace) -> set[str]:
+    """The folder of the prepared data that a run's prepared.json names. Raises UnreadableDocument."""
+    key = f"{place.preparation}/{PREPARED}"
+    return {PreparedData.from_bytes(store.get(key), key).folder}
+
+
+def _prepared_data(store: Store, shared: ExperimentPlace, needed: set[str]) -> Iterator[Garbage]:
+    """Prepared data that no run needs."""
     root = f"{shared.experiment}/data/prepared_data"
     for encoded_data_dir in store.list_folders(root):
         for key in store.list_folders(f"{root}/{encoded_data_dir}"):
@@ -108,21 +130,21 @@ def _prepared_data(store: Store, shared: ExperimentPlace, runs: list[RunPlace]) 
                 yield _measure(store, shared.experiment, prefix, "prepared data")
 
 
-def _checkpoints(store: Store, place: RunPlace) -> Iterator[Garbage]:
+def _checkpoints(store: Store, place: RunPlace) -> list[Garbage]:
     """Checkpoints of models that are trained."""
     root = f"{place.root}/checkpoints"
-    for model in store.list_folders(root):
-        trained = (place.trained(model, tuned=tuned) for tuned in (False, True))
-        if any(read_manifest(store, folder) is not None for folder in trained):
-            yield _measure(store, place.experiment, f"{root}/{model}", "checkpoints of a trained model")
+    trained = [
+        model
+        for model in store.list_folders(root)
+        if any(read_manifest(store, place.trained(model, tuned=tuned)) is not None for tuned in (False, True))
+    ]
+    return [_measure(store, place.experiment, f"{root}/{model}", "checkpoints of a trained model") for model in trained]
 
 
-def _staged_output(store: Store, place: RunPlace) -> Iterator[Garbage]:
+def _staged_output(store: Store, place: RunPlace) -> list[Garbage]:
     """What jobs handed over, once the run's report is finished: all of it has been published."""
     if read_manifest(store, place.inference) is None:
-        return
-    for job in store.list_folders(place.jobs):
-        prefix = f"{place.job_folder(job)}/output"
-        found = _measure(store, place.experiment, prefix, "staged output of a job")
-        if found.files:
-            yield found
+        return []
+    prefixes = [f"{place.job_folder(job)}/output" for job in store.list_folders(place.jobs)]
+    found = [_measure(store, place.experiment, prefix, "staged output of a job") for prefix in prefixes]
+    return [garbage for garbage in found if garbage.files]

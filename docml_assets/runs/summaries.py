@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from docml_assets.report.schema import Report
-from docml_assets.runs.claims import claimed_runs, read_claim
+from docml_assets.runs.claims import claimed_runs, read_claim, read_or_note
 from docml_contract.manifests import Manifest
 from docml_contract.names import REPORT_JSON, RunPlace
 from resources.jobs.engine.records import JobRecord, job_records
@@ -21,47 +22,48 @@ class RunSummary:
     number: int
     steps: Mapping[str, str]
     scores: Mapping[str, float]  # model -> macro-F1
-    claimed_at: datetime
+    claimed_at: datetime | None  # None where the claim cannot be read
     seconds: float  # of all its jobs
     jobs: tuple[JobRecord, ...]
+    damage: tuple[str, ...] = ()  # what of it cannot be read
 
 
 def summaries(store: Store, experiment: str) -> list[RunSummary]:
-    """The experiment's claimed runs, by number."""
-    found = []
-    for number in claimed_runs(store, experiment):
-        claim = read_claim(store, experiment, number)
-        if claim is not None:
-            found.append(_summary(store, RunPlace(experiment, number), claim.settings.model_names, claim.created_at))
-    return found
+    """The experiment's claimed runs, by number. What cannot be read is named, and affects its own run only."""
+    return [_summary(store, RunPlace(experiment, number)) for number in claimed_runs(store, experiment)]
 
 
-def _summary(store: Store, place: RunPlace, models: tuple[str, ...], claimed_at: str) -> RunSummary:
-    jobs = tuple(job_records(store, place))
-    report = read_manifest(store, place.inference)
+def _summary(store: Store, place: RunPlace) -> RunSummary:
+    damage: list[str] = []
+
+    def manifest(folder: str) -> Manifest | None:
+        return read_or_note(partial(read_manifest, store, folder), damage)
+
+    claim = read_or_note(partial(read_claim, store, place.experiment, place.number), damage)
+    settings = read_or_note(lambda: claim.settings, damage) if claim else None
+    jobs = tuple(read_or_note(partial(job_records, store, place), damage) or ())
+    models = settings.model_names if settings else ()
+    trained, tuned = ([manifest(place.trained(name, tuned=flag)) for name in models] for flag in (False, True))
+    report = manifest(place.inference)
     return RunSummary(
         experiment=place.experiment,
         number=place.number,
         steps={
-            "reconciliation": _status(place, [read_manifest(store, place.reconciliation)], jobs, ()),
-            "preparation": _status(
-                place, [read_manifest(store, place.preparation)], jobs, ("preparation", "preparation-merge")
-            ),
-            "training": _status(place, _models(store, place, models), jobs, ("training", "tuning")),
+            "reconciliation": _status(place, [manifest(place.reconciliation)], jobs, ()),
+            "preparation": _status(place, [manifest(place.preparation)], jobs, ("preparation", "preparation-merge")),
+            "training": _status(place, max(trained, tuned, key=_count), jobs, ("training", "tuning")),
             "inference": _status(place, [report], jobs, ("inference",)),
         },
-        scores=_scores(store, place) if report is not None else {},
-        claimed_at=datetime.fromisoformat(claimed_at),
+        scores=(read_or_note(partial(_scores, store, place), damage) or {}) if report is not None else {},
+        claimed_at=datetime.fromisoformat(claim.created_at) if claim else None,
         seconds=sum(job.seconds for job in jobs),
         jobs=jobs,
+        damage=tuple(damage),
     )
 
 
-def _models(store: Store, place: RunPlace, models: tuple[str, ...]) -> list[Manifest | None]:
-    trained, tuned = (
-        [read_manifest(store, place.trained(name, tuned=flag)) for name in models] for flag in (False, True)
-    )
-    return max(trained, tuned, key=lambda found: sum(manifest is not None for manifest in found))
+def _count(manifests: list[Manifest | None]) -> int:
+    return sum(manifest is not None for manifest in manifests)
 
 
 def _status(

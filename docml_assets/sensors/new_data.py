@@ -7,6 +7,7 @@ starts a run if the folder says so, once it has stood for two ticks, with the se
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
-from docml_assets.runs.claims import Claim, claim_next, read_claim, run_folders
+from docml_assets.runs.claims import Claim, claim_next, read_claim, read_or_note, run_folders
 from docml_assets.sensors.launching import (
     TICK_PATIENCE_SECONDS,
     Launch,
@@ -185,7 +186,8 @@ class Watch:
 
     def _look_at(self, name: str, seen: ExperimentMemory, cursor_id: str, findings: TickFindings) -> ExperimentMemory:
         runs = run_folders(self.store, name)
-        newest = next((claim for n in reversed(runs) if (claim := read_claim(self.store, name, n))), None)
+        claims = (read_or_note(partial(read_claim, self.store, name, number), []) for number in reversed(runs))
+        newest = next((claim for claim in claims if claim is not None), None)
         if newest is None:
             return seen
         seen = self._newest_reconciled(name, runs, seen)

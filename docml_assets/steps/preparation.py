@@ -7,12 +7,13 @@ no job.
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.experiment.source import functions_digest
-from docml_assets.runs.claims import read_claim
+from docml_assets.runs.claims import read_claim, read_or_note
 from docml_assets.steps import specs
 from docml_assets.steps.reuse import (
     earlier_runs,
@@ -22,7 +23,6 @@ from docml_assets.steps.reuse import (
     reused_outcome,
     take_earlier,
 )
-from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import digest, short
@@ -44,6 +44,7 @@ from docml_contract.names import (
     TRAINING,
     TUNING,
     USER_FUNCTIONS,
+    RunPlace,
 )
 from docml_contract.patterns import matches
 from docml_contract.versions import cache_key
@@ -273,26 +274,29 @@ def previous_splits(work: Work) -> pa.Table | None:
 
     A document that several earlier runs had keeps its newest assignment. None if there are none.
     """
-    tables, seen = [], set()
+    tables: dict[str, pa.Table] = {}
     for place in earlier_runs(work):
-        claim = read_claim(work.store, place.experiment, place.number)
-        if claim is None or read_manifest(work.store, place.preparation) is None:
-            continue
-        settings = frozen_settings(claim, None)
-        mine = work.settings
-        if (settings.split, settings.split_seed, settings.split_by, settings.encoded_data_dir) != (
-            mine.split,
-            mine.split_seed,
-            mine.split_by,
-            mine.encoded_data_dir,
-        ):
-            continue
-        note = json.loads(work.store.get(f"{place.preparation}/{PREPARED}"))
-        if note["folder"] not in seen:
-            seen.add(note["folder"])
-            tables.append(read_parquet(work.store.get(f"{note['folder']}/{SPLITS_TABLE}")))
+        damage: list[str] = []
+        folder = read_or_note(partial(_splits_to_keep, work, place), damage)
+        if folder is not None and folder not in tables:
+            table = read_or_note(partial(work.store.get, f"{folder}/{SPLITS_TABLE}"), damage)
+            tables |= {} if table is None else {folder: read_parquet(table)}
+        for text in damage:
+            work.reporter.say(f"the splits of run {place.number} cannot be read and are not kept: {text}")
     if not tables:
         return None
-    frame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    frame = pa.concat_tables(tables.values(), promote_options="default").to_pandas()
     frame = frame.drop_duplicates("artifact_guid", keep="first").sort_values("artifact_guid")
     return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
+def _splits_to_keep(work: Work, place: RunPlace) -> str | None:
+    """The prepared data of an earlier run whose splits this one keeps; None if it split otherwise, or has not prepared."""
+    claim = read_claim(work.store, place.experiment, place.number)
+    if claim is None or read_manifest(work.store, place.preparation) is None:
+        return None
+    keys = ("split", "split_seed", "split_by", "encoded_data_dir")
+    if any(getattr(claim.settings, key) != getattr(work.settings, key) for key in keys):
+        return None
+    key = f"{place.preparation}/{PREPARED}"
+    return PreparedData.from_bytes(work.store.get(key), work.store.uri(key)).folder

@@ -1,8 +1,9 @@
 """Finished folders: this run's own, and those of earlier runs that a step may take instead of working."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from docml_assets.runs.claims import claimed_runs
+from docml_assets.runs.claims import claimed_runs, read_or_note
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_contract.errors import IncompleteArtifact
 from docml_contract.manifests import Manifest
@@ -56,7 +57,12 @@ def take_earlier(
     """
     for place in earlier_runs(work):
         folders = candidates(place)
-        found = {key: read_manifest(work.store, folder) for key, folder in folders.items()}
+        damage: list[str] = []
+        found = {
+            key: read_or_note(partial(read_manifest, work.store, folder), damage) for key, folder in folders.items()
+        }
+        for text in damage:
+            work.reporter.say(f"run {place.number} cannot be reused: {text}")
         manifests = {key: manifest for key, manifest in found.items() if manifest is not None}
         if not manifests or manifests.keys() != targets.keys() or not fits(manifests):
             continue

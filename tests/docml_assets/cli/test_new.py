@@ -20,7 +20,9 @@ def test_new_writes_a_folder_and_says_what_comes_next(tmp_path: Path, monkeypatc
 def test_the_default_place_is_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCML_EXPERIMENTS", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(cli, ["new", "EXP-5", "--model", "roberta-base"]).exit_code == 0
+    result = CliRunner().invoke(cli, ["new", "EXP-5", "--model", "roberta-base"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"{tmp_path.resolve() / 'experiments' / 'EXP-5'}: wrote settings.ini and")
     assert "roberta-base" in (tmp_path / "experiments" / "EXP-5" / "settings.ini").read_text()
 
 

@@ -184,6 +184,55 @@ def test_racing_processes_that_take_the_next_number_all_get_one(store: Store, tm
     assert sorted(race(store, folder(tmp_path).path, "next", 4)) == ["1", "2", "3", "4"]
 
 
+ROUNDS = """
+import os, sys, time
+from pathlib import Path
+from docml_assets.runs.claims import claim_next
+from docml_assets.experiment.folder import ExperimentFolder
+from resources.store import Store
+root, folder, racers, rounds = sys.argv[1:]
+content = ExperimentFolder.load(Path(folder))
+for round_number in range(int(rounds)):
+    reading, writing = os.pipe()
+    start = time.time() + 0.5
+    children = []
+    for racer in range(int(racers)):
+        child = os.fork()  # before any store is opened: its threads would not come along
+        if not child:
+            store = Store.open(f"{root}/{round_number}", environment={})
+            while time.time() < start:
+                pass
+            number = claim_next(store, content, trigger={}, request_id=f"racer-{racer}").run
+            os.write(writing, b"%d " % number)
+            os._exit(0)
+        children.append(child)
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    os.close(writing)
+    print(*sorted(map(int, os.fdopen(reading).read().split())), "failed:", sum(map(bool, codes)))
+"""
+
+
+def distinct_numbers(tmp_path: Path, racers: int, rounds: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ROUNDS, str(tmp_path / "stores"), str(folder(tmp_path).path), str(racers), str(rounds)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'trainer_image'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = f"{' '.join(map(str, range(1, racers + 1)))} failed: 0"
+    assert done.stdout.splitlines() == [expected] * rounds, done.stderr
+
+
+def test_sixty_four_racing_processes_get_distinct_numbers(tmp_path: Path) -> None:
+    distinct_numbers(tmp_path, racers=64, rounds=1)
+
+
+@pytest.mark.slow
+def test_they_do_so_round_after_round(tmp_path: Path) -> None:
+    distinct_numbers(tmp_path, racers=64, rounds=20)
+
+
 def test_a_claimed_run_continues_while_its_folder_says_the_same(store: Store, tmp_path: Path) -> None:
     made = claim_or_continue(store, folder(tmp_path), 1, trigger={}, request_id="a")
     for same in (

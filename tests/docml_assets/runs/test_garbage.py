@@ -104,7 +104,10 @@ def test_an_unfinished_run_keeps_everything_it_may_use(world: World) -> None:
     world.claim(2)
     garbage, kept = find_garbage(world.store, EXPERIMENT)
     assert garbage == []
-    assert [(entry.run, entry.step) for entry in kept] == [(2, "reconciliation"), (2, "preparation")]
+    assert [(entry.run, entry.reason) for entry in kept] == [
+        (2, "has not finished its reconciliation"),
+        (2, "has not finished its preparation"),
+    ]
 
 
 def test_checkpoints_go_when_their_model_is_trained_and_not_before(world: World) -> None:
