@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "Show the summary of a run's inference report and where its page lies.",
     "compare": "Compare two runs on the test documents that they share.",
     "predict": "Classify documents without labels with a model of a finished run.",
+    "serve": "Answer over HTTP with a model of a finished run.",
     "image": "Build or push an experiment's image.",
     "gc": "Remove data versions and checkpoints that nothing needs any more.",
 }

@@ -227,7 +227,7 @@ def test_data_of_another_model_are_refused(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"input_keys": ["pixels"], "input_dtypes": {"pixels": "float32"}}
     model = write_model(job.channel("models") / "vision", Positional(bert()), **keys)
     write_spec(job, {"vision": model})
-    with pytest.raises(DataError, match="takes pixels; the test split lacks pixels"):
+    with pytest.raises(DataError, match="takes pixels; the documents lack pixels"):
         run_here(job)
 
 

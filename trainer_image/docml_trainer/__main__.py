@@ -1,4 +1,4 @@
-"""`python -m docml_trainer prepare|train|infer|predict`: the entry point of every job.
+"""`python -m docml_trainer prepare|train|infer|predict|serve`: the entry point of every job.
 
 Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage, 143 stopped by SIGTERM.
 """

@@ -17,7 +17,7 @@ from docml_trainer.errors import FolderError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE = "/opt/ml"
-COMMANDS = ("prepare", "train", "infer", "predict")
+COMMANDS = ("prepare", "train", "infer", "predict", "serve")
 MAX_REASON = 1024  # SageMaker's limit for FailureReason and ExitMessage, in characters
 
 

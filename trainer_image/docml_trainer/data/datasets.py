@@ -38,7 +38,9 @@ def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
     """
     table = _as_arrow(data)[rows.tolist()]
     columns = {
-        name: column.to_pylist() if name == ARTIFACT_GUID else _values(column, shape_of(name, data.features[name]))
+        name: column.to_pylist()
+        if name == ARTIFACT_GUID
+        else document_values(column, shape_of(name, data.features[name]))
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return [
@@ -61,7 +63,7 @@ def leaves(value: Any) -> np.ndarray[Any, Any]:
     return np.asarray(value).reshape(-1)
 
 
-def _values(column: pa.ChunkedArray, shape: Shape) -> Sequence[Any]:
+def document_values(column: pa.ChunkedArray, shape: Shape) -> Sequence[Any]:
     """A column document by document, without making a Python object of every number."""
     array = column.combine_chunks()
     if not shape.rank:

@@ -75,19 +75,18 @@ class ModelFiles:
         )
 
 
-class Predictor:
-    """One loaded model on one device, over the rows of a data set."""
+class TorchScriptModel:
+    """One loaded model on one device. `features`: of the encoded documents, with those of other models."""
 
-    def __init__(self, files: ModelFiles, data: datasets.Dataset, prefix: str, device: str) -> None:
+    def __init__(self, files: ModelFiles, features: datasets.Features, prefix: str, device: str) -> None:
         self.files, self.device = files, torch.device(device)
-        self.data = data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(prefix))])
-        self.collate = files.collator(data.features, prefix)
+        self.collate = files.collator(features, prefix)
         self.keys: Sequence[str] = files.export["input_keys"]
         missing = [key for key in self.keys if key not in self.collate.feature_names]
         if missing:
             raise DataError(
-                f"model {files.name!r} takes {', '.join(self.keys)}; the test split lacks {', '.join(missing)} "
-                f"(found {', '.join(self.collate.feature_names)}): it was prepared for another model"
+                f"model {files.name!r} takes {', '.join(self.keys)}; the documents lack {', '.join(missing)} "
+                f"(found {', '.join(self.collate.feature_names)}): they were prepared for another model"
             )
         self.dtypes = [getattr(torch, files.export["input_dtypes"][key]) for key in self.keys]
         with warnings.catch_warnings():
@@ -95,9 +94,9 @@ class Predictor:
             module = torch.jit.load(str(files.folder / names.TORCHSCRIPT), map_location=self.device)
         self.module = module.eval()
 
-    def __call__(self, rows: npt.NDArray[np.int64]) -> Floats:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Logits float32[rows, labels]. DataError names a document for which the model answers with NaN or infinity."""
-        batch = self.collate(fetch(self.data, rows))
+        batch = self.collate(rows)
         inputs = [batch[key].to(self.device, dtype) for key, dtype in zip(self.keys, self.dtypes, strict=True)]
         with torch.inference_mode():
             answer = self.module(*inputs)
@@ -112,12 +111,30 @@ class Predictor:
         logits = output[: len(rows)].float().cpu().numpy()  # an export of one shape was filled up with repeated rows
         wrong = ~np.isfinite(logits).all(axis=1)
         if wrong.any():
-            guid = self.data[int(rows[np.flatnonzero(wrong)[0]])][ARTIFACT_GUID]
+            guid = rows[int(np.flatnonzero(wrong)[0])][ARTIFACT_GUID]
             raise DataError(
                 f"model {self.files.name!r} answers with NaN or infinity for {int(wrong.sum())} of {len(rows)} documents, "
                 f"artifact {guid} among them; expected finite logits (did the training diverge?)"
             )
         return np.asarray(logits, dtype=np.float32)
+
+
+class Predictor:
+    """A loaded model over the rows of a data set."""
+
+    def __init__(self, files: ModelFiles, data: datasets.Dataset, prefix: str, device: str) -> None:
+        self.files = files
+        self.data = data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(prefix))])
+        self.model = TorchScriptModel(files, data.features, prefix, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """Logits float32[rows, labels] of the rows with these numbers."""
+        return self.model(fetch(self.data, rows))
 
 
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:

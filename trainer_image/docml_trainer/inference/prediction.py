@@ -77,7 +77,7 @@ class LoadedModel:
         if workers is None:
             predicted = predict_here(self.predictor, batches, progress)
         else:
-            del self.predictor.module  # this process only hands out work
+            del self.predictor.model.module  # this process only hands out work
             predicted = predict_in_processes(workers, self.model, self.prefix, batches, progress)
         rate = len(self.test) / predicted.seconds
         latency = float(np.median(self.latencies)) * 1000
