@@ -24,6 +24,9 @@ COMMANDS = {
     "compare": "Compare two runs on the test documents that they share.",
     "predict": "Classify documents without labels with a model of a finished run.",
     "serve": "Answer over HTTP with a model of a finished run.",
+    "promote": "Make a model the champion of its experiment, unless it is worse than the present one.",
+    "rollback": "Go back to the champion before.",
+    "champion": "Show which model is used by default, and how that came about.",
     "image": "Build or push an experiment's image.",
     "gc": "Remove data versions and checkpoints that nothing needs any more.",
 }

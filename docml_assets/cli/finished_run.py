@@ -1,8 +1,11 @@
 """A run that is used, not made: its `Work` outside of Dagster, for the commands that put its models to work."""
 
+import getpass
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from docml_contract import log_lines
 from docml_contract.names import RunPlace
@@ -12,6 +15,41 @@ if TYPE_CHECKING:
     from docml_assets.progress import Display
     from docml_assets.steps.work import Work
     from resources.jobs.interface import Listener
+
+
+CHAMPION = "champion"
+Choice = int | str  # a run's number, or CHAMPION
+
+
+class RunChoice(click.ParamType[Choice]):
+    """A run's number, or `champion`."""
+
+    name = "RUN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Choice:
+        if value == CHAMPION:
+            return CHAMPION
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r}: expected a run's number, or {CHAMPION}", param, ctx)
+        return int(value)
+
+
+def find_run(deployment: "Deployment", experiment: str, run: Choice, model: str | None) -> tuple[int, str | None]:
+    """The run and the model that are meant; ChampionError if the champion is asked for and there is none."""
+    if isinstance(run, int):
+        return run, model
+    from docml_assets.runs.champion import read_champion
+
+    found = read_champion(deployment.store, experiment)
+    return found.run, model or found.model
+
+
+def user_name() -> str:
+    """Who works here, for records."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def open_run(deployment: "Deployment", experiment: str, number: int, display: "Display", about: str) -> "Work":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import prepare_dagster_home
 
 if TYPE_CHECKING:
@@ -25,16 +26,22 @@ def _check_out(context: click.Context, parameter: click.Parameter, value: Path |
 
 @click.command(name="predict")
 @click.argument("experiment")
-@click.argument("run", type=click.IntRange(min=1))
+@click.argument("run", type=RunChoice())
 @click.option("--model", help="The model, where the run compares several.")
 @click.option("--files", help="A folder or s3://bucket/prefix: <guid>/<file>, or one file a document.")
 @click.option("--query", help="A SELECT that yields the artifact_guid of documents in production.")
 @click.option("--out", type=click.Path(path_type=Path), callback=_check_out, help="Write the table here as well.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the job's own log lines as well.")
 def command(
-    experiment: str, run: int, model: str | None, files: str | None, query: str | None, out: Path | None, verbose: bool
+    experiment: str,
+    run: Choice,
+    model: str | None,
+    files: str | None,
+    query: str | None,
+    out: Path | None,
+    verbose: bool,
 ) -> int:
-    """Classify documents with run RUN of EXPERIMENT: one job, one table.
+    """Classify documents with run RUN (a number, or `champion`) of EXPERIMENT: one job, one table.
 
     Documents that cannot be read are rows with an error; where they are more than MAX_FAILED_SHARE allows, the exit code is 1. The same
     documents again launch no job.
@@ -42,14 +49,15 @@ def command(
     if (files is None) == (query is None):
         raise click.UsageError("expected --files or --query: where the documents are")
     from docml_assets.cli.display import make_display
-    from docml_assets.cli.finished_run import open_run
     from docml_assets.deployment import Deployment
     from docml_assets.steps.deployment import choose_model
     from docml_assets.steps.prediction import predict_documents
 
     prepare_dagster_home()
     with make_display(verbose=verbose) as display:
-        work = open_run(Deployment.current(), experiment, run, display, "prediction")
+        deployment = Deployment.current()
+        number, model = find_run(deployment, experiment, run, model)
+        work = open_run(deployment, experiment, number, display, "prediction")
         chosen = choose_model(work, model)
         documents = _documents(work, files, query)
         for note in documents.notes:

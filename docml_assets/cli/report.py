@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.finished_run import Choice, RunChoice, find_run
 from docml_contract.names import REPORT_HTML, RunPlace
 
 if TYPE_CHECKING:
@@ -16,14 +17,15 @@ LABELS = 30  # shown in the terminal; the page has all
 
 @click.command(name="report")
 @click.argument("experiment")
-@click.argument("run", type=click.IntRange(min=1))
-def command(experiment: str, run: int) -> None:
-    """Show the summary of run RUN of EXPERIMENT, and where its report.html lies."""
+@click.argument("run", type=RunChoice())
+def command(experiment: str, run: Choice) -> None:
+    """Show the summary of run RUN (a number, or `champion`) of EXPERIMENT, and where its report.html lies."""
     from docml_assets.deployment import Deployment
     from docml_assets.report.schema import read_report
 
-    store = Deployment.current().store
-    place = RunPlace(experiment, run)
+    deployment = Deployment.current()
+    store = deployment.store
+    place = RunPlace(experiment, find_run(deployment, experiment, run, None)[0])
     show(read_report(store, place), store.uri(f"{place.inference}/{REPORT_HTML}"))
 
 

@@ -1,6 +1,5 @@
 """docml run: claim a run and execute its steps in this process."""
 
-import getpass
 import socket
 import uuid
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.finished_run import user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def claim_for(
     if problems:
         raise ProblemsError(problems)
     folder = ExperimentFolder.load(path)
-    trigger = {"kind": "cli", "user": _user(), "host": socket.gethostname()}
+    trigger = {"kind": "cli", "user": user_name(), "host": socket.gethostname()}
     request_id = f"cli-{uuid.uuid4()}"
     if take_next:
         claim = claim_next(store, folder, trigger=trigger, request_id=request_id)
@@ -103,13 +103,6 @@ def _operated(claim: "Claim", path: Path) -> "Settings":
         )
         return claim.settings
     return claim.settings.with_operational({**operation, "run_num": claim.run})
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def _execute(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import prepare_dagster_home
 
 if TYPE_CHECKING:
@@ -18,23 +19,24 @@ PASSED_ON = ("DOCML_STORE", "DOCML_PRODUCTION_FILES", "DOCML_S3_PATH_STYLE", "DO
 
 @click.command(name="serve")
 @click.argument("experiment")
-@click.argument("run", type=click.IntRange(min=1))
+@click.argument("run", type=RunChoice())
 @click.option("--model", help="The model, where the run compares several.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen at.")
-def command(experiment: str, run: int, model: str | None, host: str, port: int) -> None:
-    """Answer over HTTP with a model of run RUN of EXPERIMENT, as a SageMaker inference container does. Ctrl-C ends it.
+def command(experiment: str, run: Choice, model: str | None, host: str, port: int) -> None:
+    """Answer over HTTP with a model of run RUN (a number, or `champion`) of EXPERIMENT, as a SageMaker inference container does. Ctrl-C ends it.
 
     POST /invocations takes documents, GET /ping tells whether the model is loaded, GET /openapi.json describes both.
     """
     from docml_assets.cli.display import make_display
-    from docml_assets.cli.finished_run import open_run
     from docml_assets.deployment import Deployment
     from docml_assets.steps.deployment import choose_model, manifest_sha256, read_deployment
 
     home = prepare_dagster_home()
     with make_display(verbose=False) as display:
-        work = open_run(Deployment.current(), experiment, run, display, "serve")
+        deployment = Deployment.current()
+        number, model = find_run(deployment, experiment, run, model)
+        work = open_run(deployment, experiment, number, display, "serve")
         chosen = choose_model(work, model)
         read_deployment(work, chosen)
         sha256 = manifest_sha256(work, chosen)
