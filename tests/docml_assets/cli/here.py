@@ -48,7 +48,7 @@ class Here:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=900,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from docml_assets.deployment import SAMPLE
 from tests.docml_assets.cli.here import Here
 
 EXPERIMENT = "EXP-7-words"
+pytestmark = pytest.mark.timeout(900)  # whoever comes first waits for a whole run
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:

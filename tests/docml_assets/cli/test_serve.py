@@ -20,6 +20,8 @@ from docml_assets.deployment import SAMPLE
 from tests.docml_assets.cli.here import DOCML, REPOSITORY, Here
 from tests.docml_assets.cli.test_predict import EXPERIMENT, reported
 
+pytestmark = pytest.mark.timeout(900)  # whoever comes first waits for a whole run
+
 
 @pytest.fixture(scope="module")
 def url(used: Here) -> Iterator[str]:
