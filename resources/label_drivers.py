@@ -60,6 +60,7 @@ def _row_batches(names: list[str], fetch: Callable[[int], Sequence[Sequence[Any]
 
 
 def postgres_batches(url: str, query: str, timeout: float) -> Batches:
+    """From PostgreSQL, in a read-only transaction with a time limit of `timeout` seconds."""
     import adbc_driver_postgresql.dbapi as adbc
 
     libpq = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
@@ -118,6 +119,7 @@ def _driver_knows(kind: pa.DataType) -> bool:
 
 
 def sqlalchemy_batches(url: str, query: str, timeout: float) -> Batches:
+    """From any other database, in a session that only reads where it has one; broken off some seconds after `timeout`."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(url)
@@ -154,5 +156,6 @@ def _break_off(driver_connection: Any, late: threading.Event) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
+    """LabelError if two columns have one name."""
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise LabelError(f"LABELS_QUERY names columns twice: {', '.join(duplicates)}; give each its own name with AS")

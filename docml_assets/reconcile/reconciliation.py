@@ -122,10 +122,12 @@ class _Step:
 
     @property
     def recipe(self) -> Recipe:
+        """What decides versions."""
         return self.sources.recipe
 
     @property
     def base(self) -> str:
+        """Where artifacts lie in the store."""
         return self.sources.base
 
 

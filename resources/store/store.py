@@ -82,6 +82,7 @@ class Store:
         return self.backend.head(check_key(key))
 
     def exists(self, key: str) -> bool:
+        """Whether there is an object of this key."""
         return self.head(key) is not None
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
