@@ -5,6 +5,12 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from docml_assets.errors import DocmlError
+
+
+class DamagedTable(DocmlError):
+    """Bytes that should be a parquet file and are none, or not a whole one."""
+
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """The table as the bytes of a parquet file; equal tables give equal bytes."""
@@ -13,6 +19,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """The table in the bytes of a parquet file."""
-    return pq.read_table(io.BytesIO(data))
+def read_parquet(data: bytes, source: str = "a table of the store") -> pa.Table:
+    """The table in the bytes of a parquet file. DamagedTable, which names the `source`, if they are none."""
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedTable(
+            f"{source} ({len(data):,} bytes) is not a whole parquet file ({str(error).splitlines()[0]}): something outside docml "
+            "changed it; restore it, or remove its folder and execute the run again, which makes it anew"
+        ) from error

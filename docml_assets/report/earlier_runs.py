@@ -49,7 +49,8 @@ class RunComparison:
 def read_run(store: Store, place: RunPlace) -> PreviousRun:
     """What a run's models said. ReportError if the run has no finished report."""
     report = read_report(store, place)
-    predictions = read_parquet(store.get(f"{place.inference}/{PREDICTIONS}"))
+    key = f"{place.inference}/{PREDICTIONS}"
+    predictions = read_parquet(store.get(key), store.uri(key))
     return PreviousRun(place.experiment, place.number, predictions, report.labels)
 
 

@@ -19,6 +19,7 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
+from docml_assets.tables import DamagedTable
 from docml_contract.base import Document
 from docml_contract.errors import UnreadableDocument
 from docml_contract.manifests import Manifest, utc_now
@@ -72,6 +73,7 @@ DAMAGE = (
     UnreadableDocument,
     MissingKey,
     SettingsError,
+    DamagedTable,
 )  # what reading a file raises that somebody cut, changed or removed
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.preparation import read_labels, read_prepared
@@ -145,8 +146,12 @@ def _previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
     """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
     from docml_assets.report.earlier_runs import read_run
 
-    manifest = read_manifest(work.store, place.inference)
-    return read_run(work.store, place) if manifest is not None and manifest.run == place.number else None
+    try:
+        manifest = read_manifest(work.store, place.inference)
+        return read_run(work.store, place) if manifest is not None and manifest.run == place.number else None
+    except DAMAGE as error:
+        work.reporter.say(f"run {place.number} is not compared with: {error}")
+        return None
 
 
 def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> "Lineage":

@@ -6,19 +6,18 @@ no job.
 """
 
 import json
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.experiment.source import functions_digest
-from docml_assets.runs.claims import read_claim, read_or_note
 from docml_assets.steps import specs
 from docml_assets.steps.reuse import (
-    earlier_runs,
     find_finished,
     nothing_to_reuse,
+    read_previous_splits,
     read_required,
     reused_outcome,
     take_earlier,
@@ -26,7 +25,7 @@ from docml_assets.steps.reuse import (
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import digest, short
-from docml_contract.errors import IncompleteArtifact
+from docml_contract.errors import IncompleteArtifact, UnreadableDocument
 from docml_contract.jobs import Channel
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import (
@@ -40,11 +39,9 @@ from docml_contract.names import (
     PREVIOUS_SPLITS,
     RECONCILED_DATA,
     RECONCILED_TABLE,
-    SPLITS_TABLE,
     TRAINING,
     TUNING,
     USER_FUNCTIONS,
-    RunPlace,
 )
 from docml_contract.patterns import matches
 from docml_contract.versions import cache_key
@@ -61,7 +58,11 @@ def run_preparation(work: Work) -> Outcome | None:
     own = work.place.preparation
     done = find_finished(work, own)
     if done is not None:
-        check_finished(work.store, read_prepared_manifest(work), read_prepared(work).folder)
+        note = read_prepared(work)
+        manifest = read_manifest(work.store, note.folder)
+        if manifest is None:
+            return _make_again(work, done, note)
+        check_finished(work.store, manifest, note.folder)
         return done
     if not work.performs(PREPARATION) and not _needed(work) and not _reconciled(work):
         return None
@@ -96,7 +97,7 @@ def read_prepared_manifest(work: Work) -> Manifest:
     if manifest is None:
         raise IncompleteArtifact(
             f"{work.describe()} uses the prepared data in {work.store.uri(folder)}, which have no manifest any more: restore the "
-            "folder, or take the next run number and prepare anew"
+            f"folder, or materialize {ENCODED_SPLITS} of this run again, which makes them anew"
         )
     return manifest
 
@@ -154,12 +155,12 @@ def _find(work: Work, key: str) -> tuple[Manifest, str] | None:
     parent = work.place.shared.prepared_data(work.settings.encoded_data_dir)
     for name in work.store.list_folders(parent):
         folder = f"{parent}/{name}"
-        manifest = read_manifest(work.store, folder)
-        if manifest is None or manifest.cache_key != key:
-            continue
         try:
+            manifest = read_manifest(work.store, folder)
+            if manifest is None or manifest.cache_key != key:
+                continue
             check_finished(work.store, manifest, folder)
-        except IncompleteArtifact as error:
+        except (IncompleteArtifact, UnreadableDocument) as error:
             work.reporter.say(f"prepared data cannot be reused: {error}")
             continue
         return manifest, folder
@@ -167,30 +168,47 @@ def _find(work: Work, key: str) -> tuple[Manifest, str] | None:
 
 
 def _make(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome:
-    previous = previous_splits(work)
+    previous = read_previous_splits(work)
+    inputs = {RECONCILED_DATA: reconciled.data_version}
+    results = tuple(_jobs(work, rows, previous, inputs))
+    assigned = digest(previous.select(["artifact_guid", "split"]).to_pylist()) if previous is not None else None
+    folder_key = short(digest([key, assigned]))
+    folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
+    version = results[-1].output.data_version
+    manifest = work.publish(ENCODED_SPLITS, folder, results[-1], cache_key=key, data_version=version, inputs=inputs)
+    return _use(work, manifest, folder, jobs=results)
+
+
+def _make_again(work: Work, done: Outcome, note: PreparedData) -> Outcome:
+    """Prepared data that vanished after the run had recorded them: equal inputs give equal data, in the same place."""
+    work.reporter.say(f"the prepared data in {work.store.uri(note.folder)} are gone: they are made again")
+    rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
+    results = tuple(_jobs(work, rows, read_previous_splits(work), done.inputs))
+    version = results[-1].output.data_version
+    if version != note.data_version:
+        raise IncompleteArtifact(
+            f"{work.describe()}: the prepared data in {work.store.uri(note.folder)} are gone, and what was made again differs from them "
+            "(earlier runs' assignments are gone too, or the encoder's libraries changed): restore the folder, or take the next run number"
+        )
+    work.publish(
+        ENCODED_SPLITS,
+        note.folder,
+        results[-1],
+        cache_key=done.manifest.cache_key,
+        data_version=version,
+        inputs=done.inputs,
+        made_by_run=note.made_by_run,
+    )
+    return replace(done, how="made", why="encoded and split again", jobs=results)
+
+
+def _jobs(work: Work, rows: pa.Table, previous: pa.Table | None, inputs: Mapping[str, str]) -> Iterator[JobResult]:
+    """One job, or a sharded one and the merge of its shards."""
     files = {
         USER_FUNCTIONS: work.functions_source.encode(),
         ARTIFACTS_TABLE: parquet_bytes(_artifacts(work, rows)),
         **({PREVIOUS_SPLITS: parquet_bytes(previous)} if previous is not None else {}),
     }
-    inputs = {RECONCILED_DATA: reconciled.data_version}
-    results = list(_jobs(work, files, inputs))
-    assigned = digest(previous.select(["artifact_guid", "split"]).to_pylist()) if previous is not None else None
-    folder_key = short(digest([key, assigned]))
-    folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
-    manifest = work.publish(
-        ENCODED_SPLITS,
-        folder,
-        results[-1],
-        cache_key=key,
-        data_version=results[-1].output.data_version,
-        inputs=inputs,
-    )
-    return _use(work, manifest, folder, jobs=tuple(results))
-
-
-def _jobs(work: Work, files: dict[str, bytes], inputs: dict[str, str]) -> Iterator[JobResult]:
-    """One job, or a sharded one and the merge of its shards."""
     sharded = work.settings.preparation_instance_count > 1
     table = read_parquet(files[ARTIFACTS_TABLE])
     channel = Channel(
@@ -267,36 +285,3 @@ def _groups(work: Work, rows: pa.Table) -> list[str | None]:
     column = column_named(rows.column_names, work.settings.split_by)
     assert column is not None, "reconciliation refuses a query without it"
     return [None if value is None else str(value) for value in rows[column].to_pylist()]
-
-
-def previous_splits(work: Work) -> pa.Table | None:
-    """The assignments of earlier runs with the same SPLIT, SPLIT_SEED and SPLIT_BY, so that no document changes sides.
-
-    A document that several earlier runs had keeps its newest assignment. None if there are none.
-    """
-    tables: dict[str, pa.Table] = {}
-    for place in earlier_runs(work):
-        damage: list[str] = []
-        folder = read_or_note(partial(_splits_to_keep, work, place), damage)
-        if folder is not None and folder not in tables:
-            table = read_or_note(partial(work.store.get, f"{folder}/{SPLITS_TABLE}"), damage)
-            tables |= {} if table is None else {folder: read_parquet(table)}
-        for text in damage:
-            work.reporter.say(f"the splits of run {place.number} cannot be read and are not kept: {text}")
-    if not tables:
-        return None
-    frame = pa.concat_tables(tables.values(), promote_options="default").to_pandas()
-    frame = frame.drop_duplicates("artifact_guid", keep="first").sort_values("artifact_guid")
-    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-
-
-def _splits_to_keep(work: Work, place: RunPlace) -> str | None:
-    """The prepared data of an earlier run whose splits this one keeps; None if it split otherwise, or has not prepared."""
-    claim = read_claim(work.store, place.experiment, place.number)
-    if claim is None or read_manifest(work.store, place.preparation) is None:
-        return None
-    keys = ("split", "split_seed", "split_by", "encoded_data_dir")
-    if any(getattr(claim.settings, key) != getattr(work.settings, key) for key in keys):
-        return None
-    key = f"{place.preparation}/{PREPARED}"
-    return PreparedData.from_bytes(work.store.get(key), work.store.uri(key)).folder

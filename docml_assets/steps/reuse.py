@@ -1,14 +1,20 @@
 """Finished folders: this run's own, and those of earlier runs that a step may take instead of working."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
-from docml_assets.runs.claims import claimed_runs, read_or_note
+import pyarrow as pa
+
+from docml_assets.runs.claims import DAMAGE, claimed_runs, read_claim
+from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
-from docml_contract.errors import IncompleteArtifact
-from docml_contract.manifests import Manifest
-from docml_contract.names import MANIFEST, RunPlace
+from docml_assets.tables import read_parquet
+from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.manifests import Manifest, PreparedData
+from docml_contract.names import MANIFEST, PREPARED, SPLITS_TABLE, RunPlace
 from resources.store.manifests import check_finished, read_manifest
+
+# Runs that agree in these keep each other's assignments to splits.
+SPLIT_KEYS = ("split", "split_seed", "split_by", "encoded_data_dir")
 
 
 def find_finished(work: Work, folder: str) -> Outcome | None:
@@ -57,19 +63,14 @@ def take_earlier(
     """
     for place in earlier_runs(work):
         folders = candidates(place)
-        damage: list[str] = []
-        found = {
-            key: read_or_note(partial(read_manifest, work.store, folder), damage) for key, folder in folders.items()
-        }
-        for text in damage:
-            work.reporter.say(f"run {place.number} cannot be reused: {text}")
-        manifests = {key: manifest for key, manifest in found.items() if manifest is not None}
-        if not manifests or manifests.keys() != targets.keys() or not fits(manifests):
-            continue
         try:
+            found = {key: read_manifest(work.store, folder) for key, folder in folders.items()}
+            manifests = {key: manifest for key, manifest in found.items() if manifest is not None}
+            if not manifests or manifests.keys() != targets.keys() or not fits(manifests):
+                continue
             for key, manifest in manifests.items():
                 check_finished(work.store, manifest, folders[key])
-        except IncompleteArtifact as error:
+        except (IncompleteArtifact, UnreadableDocument) as error:
             work.reporter.say(f"run {place.number} cannot be reused: {error}")
             continue
         for key, manifest in manifests.items():
@@ -104,3 +105,35 @@ def nothing_to_reuse(work: Work, step: str, fitting: str) -> NothingToReuse:
         f"{work.describe()}: the step {step} is not performed, a later step needs it, and no earlier run has a finished artifact "
         f"{fitting}: set RUN_{step.upper()} = true (or name it in --steps) so that it is performed"
     )
+
+
+def read_previous_splits(work: Work) -> pa.Table | None:
+    """The assignments of earlier runs with the same SPLIT, SPLIT_SEED and SPLIT_BY, so that no document changes sides.
+
+    A document that several earlier runs had keeps its newest assignment. None if there are none.
+    """
+    tables: dict[str, pa.Table] = {}
+    for place in earlier_runs(work):
+        try:
+            folder = _folder_with_our_split(work, place)
+            if folder is not None and folder not in tables:
+                tables[folder] = read_parquet(work.store.get(f"{folder}/{SPLITS_TABLE}"))
+        except DAMAGE as error:
+            work.reporter.say(f"the splits of run {place.number} cannot be read and are not kept: {error}")
+    if not tables:
+        return None
+    frame = pa.concat_tables(tables.values(), promote_options="default").to_pandas()
+    frame = frame.drop_duplicates("artifact_guid", keep="first").sort_values("artifact_guid")
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
+def _folder_with_our_split(work: Work, place: RunPlace) -> str | None:
+    """Where an earlier run's prepared data lie, if it has some that were split by the same settings."""
+    claim = read_claim(work.store, place.experiment, place.number)
+    if claim is None or read_manifest(work.store, place.preparation) is None:
+        return None
+    theirs, mine = frozen_settings(claim, None), work.settings
+    if any(getattr(theirs, key) != getattr(mine, key) for key in SPLIT_KEYS):
+        return None
+    key = f"{place.preparation}/{PREPARED}"
+    return PreparedData.from_bytes(work.store.get(key), key).folder

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from docml_contract.errors import IncompleteArtifact
+from docml_contract.errors import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
 from docml_contract.names import MANIFEST
 from resources.errors import MissingKey, StoreError
@@ -20,12 +20,16 @@ SMALL_BYTES = 64 << 10
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
-    """The folder's manifest, or None: the folder is not finished. Raises UnreadableDocument."""
+    """The folder's manifest, or None: the folder is not finished. Raises UnreadableDocument, which is damage and not absence."""
     key = f"{folder}/{MANIFEST}"
     try:
         return Manifest.from_bytes(store.get(key), store.uri(key))
     except MissingKey:
         return None
+    except UnreadableDocument as error:
+        raise UnreadableDocument(
+            f"{error}. Restore the file, or remove the folder {store.uri(folder)} and execute the run again, which makes it anew"
+        ) from error
 
 
 def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool = False) -> None:
@@ -53,7 +57,8 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise IncompleteArtifact(
             f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. "
-            "Something outside docml changed a finished folder: restore it, or take a new run"
+            "Something outside docml changed a finished folder: restore it, or remove the folder and execute the run again, which makes "
+            "it anew"
         )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from docml_assets.cli import main
 from docml_assets.cli.compare import command
+from docml_contract.names import PREDICTIONS, RunPlace
 from resources.store import Store
 from tests.docml_assets.cli.finished import store_with_two_runs
 
@@ -29,3 +31,15 @@ def test_labels_that_changed_between_the_runs_are_counted(store: Store) -> None:
     result = CliRunner().invoke(command, ["EXP-a", "1", "EXP-a", "1"], catch_exceptions=False)
     assert "no difference shown" in result.output
     assert "have another label" not in result.output
+
+
+def test_truncated_predictions_are_named_with_the_remedy(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    key = f"{RunPlace('EXP-b', 3).inference}/{PREDICTIONS}"
+    store.put(key, store.get(key)[:500])
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "EXP-a", "1", "EXP-b", "3"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert f"docml: {store.uri(key)} (500 bytes) is not a whole parquet file" in said
+    assert "restore it, or remove its folder and execute the run again" in said
+    assert "Traceback" not in said

@@ -8,8 +8,9 @@ from click.testing import CliRunner, Result
 from docml_assets.cli import gc, runs
 from docml_assets.runs.claims import RunClaimed, claim_next, claim_run, read_claim
 from docml_assets.runs.preflight import validate
-from docml_assets.steps.preparation import previous_splits, read_prepared, run_preparation
+from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.reconciliation import reconciliation
+from docml_assets.steps.reuse import read_previous_splits
 from docml_assets.steps.training import run_training
 from docml_contract.errors import UnreadableDocument
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, REPORT_JSON, RunPlace
@@ -84,7 +85,7 @@ def test_other_runs_and_commands_go_on(world: World, place: RunPlace, name: str)
     work = world.work(third)
     reconciliation(work)
     run_preparation(work)
-    assert previous_splits(work) is not None, "the other run's splits are kept"
+    assert read_previous_splits(work) is not None, "the other run's splits are kept"
     run_training(work)
 
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from docml_assets.steps.preparation import previous_splits, read_prepared, run_preparation
+from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.reconciliation import reconciliation
+from docml_assets.steps.reuse import read_previous_splits
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.errors import IncompleteArtifact
+from docml_contract.errors import IncompleteArtifact, UnreadableDocument
 from docml_contract.jobs import PrepareTask
-from docml_contract.names import ARTIFACTS_TABLE, PREVIOUS_SPLITS, SPLITS_TABLE
+from docml_contract.names import ARTIFACTS_TABLE, MANIFEST, PREVIOUS_SPLITS, SPLITS_TABLE
 from tests.docml_assets.world import SOURCE, FakeJobs, World
 
 
@@ -77,7 +78,7 @@ def test_another_split_starts_anew(world: World) -> None:
     world.write_experiment()
     prepare(world.work(world.claim(1)))
     world.write_experiment(split="0.6, 0.2, 0.2")
-    assert previous_splits(world.work(world.claim(2))) is None
+    assert read_previous_splits(world.work(world.claim(2))) is None
 
 
 def splits(work: Work) -> dict[str, str]:
@@ -162,3 +163,48 @@ def test_the_job_gets_what_a_pattern_matches_and_every_artifact_even_without_a_f
     task = jobs.specs[0].task
     assert isinstance(task, PrepareTask)
     assert (task.model_input_files, task.optional_files) == (("page_*.png",), ("page_*.png",))
+
+
+def test_prepared_data_that_vanished_are_made_again_and_the_next_run_works(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    made = prepare(work)
+    note = read_prepared(work)
+    store = world.store
+    store.delete([stored.key for stored in store.list(note.folder)])
+    world.write_experiment(split_seed=13, hyperparameters={"epochs": 1, "width": 4})
+    later = world.work(world.claim(2))
+    prepare(later)
+    assert any("the splits of run 1 cannot be read and are not kept" in text for text in later.reporter.said)  # type: ignore[attr-defined]
+
+    jobs = FakeJobs(store)
+    again = run_preparation(world.work(world.claim(1), jobs))
+    assert again is not None
+    assert (again.how, again.data_version, jobs.ran) == ("made", made.data_version, ["preparation"])
+    assert read_prepared(work) == note
+    finished = run_preparation(work)
+    assert finished is not None
+    assert finished.how == "finished"
+
+
+def test_a_damaged_manifest_is_no_absence_and_the_remedy_works(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    made = prepare(work)
+    folder = read_prepared(work).folder
+    store = world.store
+    key = f"{folder}/{MANIFEST}"
+    content = bytearray(store.get(key))
+    content[0] ^= 1
+    store.put(key, bytes(content))
+    with pytest.raises(
+        UnreadableDocument, match=rf"or remove the folder {store.uri(folder)} and execute the run again"
+    ):
+        run_preparation(work)
+    next_run = world.work(world.claim(2))
+    prepare(next_run)
+    assert any("prepared data cannot be reused" in text for text in next_run.reporter.said)  # type: ignore[attr-defined]
+    store.delete([stored.key for stored in store.list(folder)])  # the remedy
+    again = run_preparation(work)
+    assert again is not None
+    assert (again.how, again.data_version) == ("made", made.data_version)
