@@ -1,6 +1,6 @@
 """The package's base exceptions; the tree is drawn in `docml_assets/__init__.py`."""
 
-from docml_contract.errors import ContractError
+from docml_contract.base import ContractError
 from resources.errors import ResourceError
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from docml_assets.dagster_internals import execute_run, is_interrupt, job_origin, partition_tags
-from docml_assets.partitions import register
+from docml_assets.partitions import PROCESS_TAG, register
 from docml_assets.runs.claims import Claim
-from docml_assets.tags import PROCESS_TAG
 from docml_contract.names import (
     BEST_MODEL,
     ENCODED_SPLITS,

@@ -1,17 +1,16 @@
-"""Experiment × run: the two dynamic partition dimensions, their key rules and their registration.
+"""What a Dagster run belongs to, its partition of experiment × run, and what it carries, its tags."""
 
-A partition is one run of one experiment, `EXP-3333-longformer|1`. Dagster shows the cross product of both dimensions; only
-claimed runs (`docml_assets.runs.claims`) exist, and the snapshot asset refuses the others.
-"""
-
+import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import dagster as dg
 
 from docml_assets.errors import DocmlError
-from docml_contract.names import RunPlace, check_experiment_name
+from docml_assets.experiment.settings.settings import Settings
+from docml_contract.names import STEPS, RunPlace, check_experiment_name
 
 EXPERIMENT = "experiment"
 RUN = "run"
@@ -66,3 +65,52 @@ def registration_requests(places: Iterable[RunPlace]) -> list[dg.AddDynamicParti
         definition.build_add_request(sorted({key[dimension] for key in keys}))
         for dimension, definition in ((EXPERIMENT, experiments), (RUN, runs))
     ]
+
+
+# The steps that the run performs, others are reused (absent: whatever is selected).
+STEPS_TAG = "docml/steps"
+# The settings that do not freeze, as the experiment folder had them.
+OPERATION_TAG = "docml/operation"
+# What started the run.
+TRIGGER_TAG = "docml/trigger"
+# Dagster's own, on every run of a backfill.
+BACKFILL_TAG = "dagster/backfill"
+# The process that executes it: a `resources.processes.Process` as text.
+PROCESS_TAG = "docml/process"
+
+Tags = Mapping[str, str]
+
+
+def run_tags(steps: frozenset[str], settings: Settings, trigger: Mapping[str, Any]) -> dict[str, str]:
+    """The tags by which the assets know what a run is to do."""
+    return {
+        STEPS_TAG: ",".join(step for step in STEPS if step in steps),
+        OPERATION_TAG: json.dumps(settings.operational(), sort_keys=True),
+        TRIGGER_TAG: json.dumps(trigger, sort_keys=True),
+    }
+
+
+def steps_of(tags: Tags) -> frozenset[str] | None:
+    """The steps that a run performs; None: whatever is selected. ValueError if the tag names unknown ones."""
+    tag = tags.get(STEPS_TAG)
+    if tag is None:
+        return None
+    steps = frozenset(filter(None, tag.split(",")))
+    unknown = sorted(steps - set(STEPS))
+    if unknown:
+        raise ValueError(
+            f"run tag {STEPS_TAG}={tag!r}: unknown {', '.join(unknown)}; expected some of {', '.join(STEPS)}"
+        )
+    return steps
+
+
+def operation_of(tags: Tags) -> dict[str, Any] | None:
+    """The settings that do not freeze, as the experiment folder had them; None where the run carries none."""
+    text = tags.get(OPERATION_TAG)
+    return json.loads(text) if text else None
+
+
+def trigger_of(tags: Tags, run_id: str) -> dict[str, Any]:
+    """What started a run, for its claim; without a tag someone did it in the UI."""
+    text = tags.get(TRIGGER_TAG)
+    return json.loads(text) if text else {"kind": "ui", "dagster_run_id": run_id}

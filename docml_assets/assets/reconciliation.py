@@ -12,14 +12,13 @@ from docml_assets.assets.metadata import Metadata, column_schema, image, table
 from docml_assets.assets.snapshot import experiment_snapshot
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
-from docml_assets.steps.label_counts import label_counts as count_labels
-from docml_assets.steps.label_counts import read_counts
 from docml_assets.steps.production import describe_change, versions
-from docml_assets.steps.reconciliation import read_findings, reconciliation
+from docml_assets.steps.reconciliation import label_counts as count_labels
+from docml_assets.steps.reconciliation import read_counts, read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
+from docml_contract.file_names import is_optional, matches
 from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
-from docml_contract.patterns import is_optional, matches
 from resources.errors import ResourceError
 from resources.label_values import describe_idle, describe_look_alikes, idle_names, look_alikes
 from resources.store.manifests import read_manifest

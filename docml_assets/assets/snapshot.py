@@ -4,9 +4,9 @@ import dagster as dg
 
 from docml_assets.assets.materialization import Results, materialize, note_process, place_of, run_asset, say_changes
 from docml_assets.assets.metadata import Metadata, table
+from docml_assets.partitions import BACKFILL_TAG, trigger_of
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
-from docml_assets.tags import BACKFILL_TAG, trigger_of
 from docml_contract.names import EXPERIMENT_SNAPSHOT
 
 

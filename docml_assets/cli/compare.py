@@ -20,7 +20,7 @@ def command(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> Non
 
     from docml_assets.cli.report import pair_table
     from docml_assets.deployment import Deployment
-    from docml_assets.report.earlier_runs import compare_runs, read_run
+    from docml_assets.report.comparison import compare_runs, read_run
     from docml_assets.report.summary import NOT_OTHER_SEEDS
 
     store = Deployment.current().store

@@ -113,10 +113,10 @@ def _execute(
     home = prepare_dagster_home()
     from docml_assets.definitions import defs
     from docml_assets.execution import JOB, execute, selection
+    from docml_assets.partitions import run_tags
     from docml_assets.progress import shown_on
     from docml_assets.sensors.orphaned_jobs import sweep
     from docml_assets.steps.work import flagged_steps
-    from docml_assets.tags import run_tags
 
     performed = steps if steps is not None else flagged_steps(settings)
     if not performed:

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from docml_assets.reconcile.findings import MAX_ROWS, ReconciliationFindings, findings_table, printable
 from docml_assets.reconcile.labels import drop_duplicates, near_misses
 from docml_contract.base import short
-from docml_contract.file_names import refusal
-from docml_contract.patterns import is_optional, is_pattern, matches
+from docml_contract.file_names import is_optional, is_pattern, matches, refusal
 from docml_contract.sandbox import MARKER
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"

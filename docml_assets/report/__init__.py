@@ -1,7 +1,7 @@
 """From predictions to a report that people decide by: plain functions over tables; no torch, no Dagster.
 
-    predictions ─ statistics ─ comparison, earlier_runs ─ summary ─ schema (report.json)
-                                                                     └ plots (PNG), page (report.html)
+    predictions ─ statistics ─ comparison ─ summary ─ schema (report.json)
+                                                       └ plots (PNG), page (report.html)
 
-`build.build_report` makes a run's report, `earlier_runs.compare_runs` compares two runs, `checks` answers what the asset checks ask.
+`build.build_report` makes a run's report, `comparison.compare_runs` compares two runs, `checks` answers what the asset checks ask.
 """

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from docml_assets.report.comparison import compare_pairs, disagreements, label_winners
-from docml_assets.report.earlier_runs import PreviousRun, against_the_past
+from docml_assets.report.comparison import PreviousRun, against_the_past, compare_pairs, disagreements, label_winners
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots

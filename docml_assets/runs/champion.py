@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from docml_assets.errors import DocmlError
-from docml_assets.report.earlier_runs import PreviousRun, compare_runs, read_run
+from docml_assets.report.comparison import PreviousRun, compare_runs, read_run
 from docml_assets.report.schema import Pair
 from docml_contract.base import Document
 from docml_contract.manifests import utc_now

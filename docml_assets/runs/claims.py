@@ -20,11 +20,9 @@ from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.tables import DamagedTable
-from docml_contract.base import Document
-from docml_contract.errors import UnreadableDocument
-from docml_contract.manifests import Manifest, utc_now
+from docml_contract.base import Document, UnreadableDocument
+from docml_contract.manifests import CODE_VERSIONS, Manifest, cache_key, snapshot_version, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
-from docml_contract.versions import CODE_VERSIONS, cache_key, snapshot_version
 from resources.errors import MissingKey, StoreError
 from resources.store import Store
 from resources.store.manifests import publish_bytes

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from docml_assets.runs.claims import claimed_runs, read_or_note
 from docml_assets.tables import read_parquet
-from docml_contract.errors import UnreadableDocument
+from docml_contract.base import UnreadableDocument
 from docml_contract.manifests import PreparedData
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, ExperimentPlace, RunPlace
 from resources.store import Store

@@ -12,9 +12,9 @@ from docml_assets.experiment.problems import Problem, SettingsError
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
 from docml_assets.runs.claims import run_folders
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
+from docml_contract.file_names import is_optional
 from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
-from docml_contract.patterns import is_optional
 from resources.errors import ResourceError, SettingError
 from resources.jobs.costs import most, read_prices
 from resources.secrets import is_reference

@@ -18,10 +18,9 @@ from pydantic import Field, ValidationError
 
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings, parse_settings
-from docml_assets.partitions import partition_key, registration_requests
+from docml_assets.partitions import partition_key, registration_requests, run_tags
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import flagged_steps
-from docml_assets.tags import run_tags
 from docml_contract.base import Document
 from docml_contract.names import USER_FUNCTIONS
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.tags import PROCESS_TAG
+from docml_assets.partitions import PROCESS_TAG
 from docml_contract.names import RunPlace
 from resources.jobs.interface import Jobs, Orphan
 from resources.processes import Process

@@ -13,9 +13,8 @@ from docml_assets.steps.preparation import read_labels
 from docml_assets.steps.training import read_models
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import digest
-from docml_contract.deployment import ModelContext
 from docml_contract.hyperparameters import own
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import Manifest, ModelContext, cache_key
 from docml_contract.names import (
     BEST_MODEL,
     DEPLOYMENT,
@@ -27,7 +26,6 @@ from docml_contract.names import (
     TORCHSCRIPT,
     USER_FUNCTIONS,
 )
-from docml_contract.versions import cache_key
 from resources.store.manifests import check_finished, read_manifest
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
-from docml_contract.file_names import refusal
-from docml_contract.patterns import is_optional, is_pattern, matches
+from docml_contract.file_names import is_optional, is_pattern, matches, refusal
 from resources.store import Store, StoredObject
 
 GUID = "artifact_guid"

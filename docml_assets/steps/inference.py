@@ -14,8 +14,9 @@ from docml_assets.steps.reuse import earlier_runs, find_finished, reused_outcome
 from docml_assets.steps.training import models_version, read_models
 from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
+from docml_contract.file_names import matching
 from docml_contract.jobs import ExportedModel
-from docml_contract.manifests import Manifest, PreparedData
+from docml_contract.manifests import Manifest, PreparedData, cache_key
 from docml_contract.names import (
     BASELINE_TABLE,
     BEST_MODEL,
@@ -34,8 +35,6 @@ from docml_contract.names import (
     TORCHSCRIPT,
     RunPlace,
 )
-from docml_contract.patterns import matching
-from docml_contract.versions import cache_key
 from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
 from resources.jobs.interface import JobResult
@@ -43,7 +42,7 @@ from resources.store.manifests import read_manifest
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles
-    from docml_assets.report.earlier_runs import PreviousRun
+    from docml_assets.report.comparison import PreviousRun
     from docml_assets.report.evidence import Lineage
 
 EXCERPT_CHARACTERS = 400
@@ -144,7 +143,7 @@ def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
 
 def _previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
     """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
-    from docml_assets.report.earlier_runs import read_run
+    from docml_assets.report.comparison import read_run
 
     try:
         manifest = read_manifest(work.store, place.inference)

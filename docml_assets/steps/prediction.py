@@ -19,12 +19,11 @@ from docml_assets.steps.specs import prediction_spec
 from docml_assets.steps.work import Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import digest, short
+from docml_contract.file_names import matches
 from docml_contract.jobs import Channel
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import Manifest, cache_key
 from docml_contract.names import ARTIFACTS_TABLE, DEPLOYMENT, PREDICTION, PREDICTIONS
-from docml_contract.patterns import matches
 from docml_contract.sandbox import MARKER
-from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
 

@@ -24,10 +24,10 @@ from docml_assets.steps.reuse import (
 )
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
-from docml_contract.base import digest, short
-from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.base import IncompleteArtifact, UnreadableDocument, digest, short
+from docml_contract.file_names import matches
 from docml_contract.jobs import Channel
-from docml_contract.manifests import Manifest, PreparedData
+from docml_contract.manifests import Manifest, PreparedData, cache_key
 from docml_contract.names import (
     ARTIFACTS_TABLE,
     ENCODED_SPLITS,
@@ -43,8 +43,6 @@ from docml_contract.names import (
     TUNING,
     USER_FUNCTIONS,
 )
-from docml_contract.patterns import matches
-from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
 from resources.label_values import column_named
 from resources.store.manifests import check_finished, read_manifest

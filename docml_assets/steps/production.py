@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.experiment.settings.settings import Settings
+from docml_contract.file_names import matches
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS
-from docml_contract.patterns import matches
 from resources.labels import LabelSource
 from resources.store import Store
 

@@ -1,18 +1,23 @@
 """reconciled_data: every label with its files, copied, processed and verified; the one step that reads production."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 from pydantic import Field
 
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.source import functions_digest
 from docml_assets.steps import production
-from docml_assets.steps.reuse import find_finished, nothing_to_reuse, reused_outcome, take_earlier
+from docml_assets.steps.reuse import find_finished, nothing_to_reuse, read_required, reused_outcome, take_earlier
 from docml_assets.steps.work import Outcome, Work
-from docml_assets.tables import parquet_bytes
+from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import Document
+from docml_contract.manifests import cache_key, label_counts_version
 from docml_contract.names import (
+    COUNTS_BY_LABEL,
     INFERENCE,
+    LABEL_COUNTS,
     LABEL_ROWS,
     PREPARATION,
     RECONCILED_DATA,
@@ -21,7 +26,7 @@ from docml_contract.names import (
     TRAINING,
     TUNING,
 )
-from docml_contract.versions import cache_key
+from resources.label_values import describe_look_alikes, look_alikes
 
 if TYPE_CHECKING:
     from docml_assets.reconcile import ReconciledArtifacts
@@ -112,3 +117,34 @@ def read_findings(work: Work) -> FindingsDocument:
     """The findings of a finished step."""
     key = f"{work.place.reconciliation}/{FINDINGS}"
     return FindingsDocument.from_bytes(work.store.get(key), key)
+
+
+def label_counts(work: Work) -> Outcome:
+    """Count the reconciled documents by label; `unique_labels_and_counts.json`, most frequent first."""
+    folder = work.place.labels
+    done = find_finished(work, folder)
+    if done is not None:
+        return done
+    reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
+    rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
+    counted = pc.value_counts(rows["label"]).to_pylist()
+    counts = {item["values"]: item["counts"] for item in sorted(counted, key=lambda c: (-c["counts"], c["values"]))}
+    inputs = {RECONCILED_DATA: reconciled.data_version}
+    manifest = work.publish(
+        LABEL_COUNTS,
+        folder,
+        {COUNTS_BY_LABEL: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode()},
+        cache_key=cache_key(LABEL_COUNTS, **inputs),
+        data_version=label_counts_version(counts),
+        inputs=inputs,
+    )
+    if groups := look_alikes(counts):
+        work.reporter.say(describe_look_alikes(groups))
+    why = f"{sum(counts.values())} documents with {len(counts)} labels"
+    return Outcome.of(work, manifest, folder, how="made", why=why)
+
+
+def read_counts(work: Work) -> dict[str, int]:
+    """The counts of a finished step."""
+    counts: dict[str, int] = json.loads(work.store.get(f"{work.place.labels}/{COUNTS_BY_LABEL}"))
+    return counts

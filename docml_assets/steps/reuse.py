@@ -8,7 +8,7 @@ from docml_assets.runs.claims import DAMAGE, claimed_runs, read_claim
 from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import MANIFEST, PREPARED, SPLITS_TABLE, RunPlace
 from resources.store.manifests import check_finished, read_manifest

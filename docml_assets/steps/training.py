@@ -15,9 +15,8 @@ from docml_assets.steps.preparation import read_prepared, read_prepared_manifest
 from docml_assets.steps.reuse import nothing_to_reuse, reused_outcome, take_earlier
 from docml_assets.steps.work import ModelsFailed, NotReady, Outcome, Work
 from docml_contract.base import digest
-from docml_contract.manifests import Manifest
+from docml_contract.manifests import Manifest, cache_key
 from docml_contract.names import BEST_MODEL, ENCODED_SPLITS, INFERENCE, TRAINING, TUNING, USER_FUNCTIONS, RunPlace
-from docml_contract.versions import cache_key
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
 

@@ -14,9 +14,8 @@ from typing import Literal, Protocol
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.tracking import TrackingAccount
-from docml_contract.manifests import FileEntry, Manifest
+from docml_contract.manifests import CODE_VERSIONS, FileEntry, Manifest
 from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
-from docml_contract.versions import CODE_VERSIONS
 from resources.jobs.interface import JobResult, Jobs, Listener
 from resources.labels import LabelSource
 from resources.store import Store

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
 from docml_contract.names import MANIFEST
 from resources.errors import MissingKey, StoreError

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from docml_assets.experiment.scaffold import new_experiment
-from docml_assets.tags import PROCESS_TAG
+from docml_assets.partitions import PROCESS_TAG
 from resources.jobs.engine.records import JobRecord
 from tests.servers.dagster_dev import DagsterDev, dagster_dev
 

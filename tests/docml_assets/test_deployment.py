@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from docml_assets.deployment import SAMPLE, Deployment, DeploymentError
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
 
 
 def test_the_defaults_work_on_the_bundled_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

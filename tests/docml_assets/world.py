@@ -24,8 +24,7 @@ from docml_assets.steps.work import Work
 from docml_contract import names
 from docml_contract.base import digest
 from docml_contract.jobs import InferTask, JobSpec, PrepareTask, TrainTask
-from docml_contract.manifests import FileEntry, JobOutput
-from docml_contract.versions import model_version
+from docml_contract.manifests import FileEntry, JobOutput, model_version
 from resources.jobs.interface import JobResult, Listener, Orphan
 from resources.store import Store
 

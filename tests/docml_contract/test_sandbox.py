@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from docml_contract.errors import ProcessFuncBroken
+from docml_contract.base import ProcessFuncBroken
 from docml_contract.sandbox import Worker, worker_environment
 
 SECRETS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docml_contract.errors import UnreadableDocument
+from docml_contract.base import UnreadableDocument
 from docml_trainer.errors import FolderError
 from docml_trainer.folders import Folders, ResourceConfig
 

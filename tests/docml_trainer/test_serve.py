@@ -20,8 +20,7 @@ import pytest
 import torch
 
 from docml_contract import names
-from docml_contract.deployment import ModelContext
-from docml_contract.manifests import Manifest, describe_folder, sha256_file, utc_now
+from docml_contract.manifests import Manifest, ModelContext, describe_folder, sha256_file, utc_now
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.jobfolder import KEPT, TRAINER_IMAGE
 from tests.docml_trainer.trainings import LABELS

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from docml_assets.cli import main
+from docml_assets.partitions import run_tags
 from docml_assets.runs.claims import read_claim
 from docml_assets.steps.work import flagged_steps
-from docml_assets.tags import run_tags
 from docml_contract import names
 from docml_contract.jobs import JobSpec
 from docml_contract.manifests import JobOutput

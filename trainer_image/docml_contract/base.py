@@ -6,8 +6,6 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from docml_contract.errors import UnreadableDocument
-
 
 class Document(BaseModel):
     """A frozen pydantic model without extra fields, with readable errors when parsed from bytes."""
@@ -45,3 +43,27 @@ def digest(value: Any) -> str:
 def short(hexdigest: str) -> str:
     """The 16 hex digits used in folder names: 64 bits, ample within one experiment."""
     return hexdigest[:16]
+
+
+class ContractError(Exception):
+    """Something that crossed the boundary between orchestrator and container is not what was agreed."""
+
+
+class BadName(ContractError):
+    """An experiment, model, file or GUID name that is not allowed."""
+
+
+class BadHyperparameter(ContractError):
+    """A hyperparameter value that is out of range or of the wrong type."""
+
+
+class IncompleteArtifact(ContractError):
+    """A manifest names files that are missing or differ."""
+
+
+class ProcessFuncBroken(ContractError):
+    """The worker's Python cannot load user_defined_funcs.py."""
+
+
+class UnreadableDocument(ContractError):
+    """JSON or schema of a spec, manifest or output is wrong."""

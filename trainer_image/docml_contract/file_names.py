@@ -1,7 +1,9 @@
-"""What is a safe name for a document or a file: GUIDs and file names come from databases, buckets and requests that others fill."""
+"""Names of an artifact's files, and patterns of them."""
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 # The shortest of the limits that a name meets on its way: file systems take 255 bytes.
 MAX_NAME_BYTES = 255
@@ -34,3 +36,40 @@ def refusal(name: object) -> str | None:
     if _ENCODED.search(name):
         return "a percent-encoded separator, dot or control character"
     return None
+
+
+WILDCARDS = "*?["
+
+
+def is_pattern(entry: str) -> bool:
+    """Whether an entry of FILES_FROM_PROD, FILES_OPTIONAL, FILES_ON_RESEARCH or MODEL_INPUT_FILES may match several files."""
+    return any(character in entry for character in WILDCARDS)
+
+
+def pattern_refusal(entry: str) -> str | None:
+    """Why a pattern cannot be meant, or None: a bracket that is not closed would stand for itself."""
+    rest = re.sub(r"\[!?[^\]]+\]", "", entry)
+    if "[" in rest or "]" in rest:
+        return "a '[' without its ']'"
+    return None
+
+
+def matches(file: str, entry: str) -> bool:
+    """Whether an entry, a name or a pattern, means this file."""
+    return file == entry or (is_pattern(entry) and fnmatchcase(file, entry))
+
+
+def matching(files: Iterable[str], entry: str) -> list[str]:
+    """The files that an entry means, in natural order."""
+    return sorted((file for file in files if matches(file, entry)), key=natural_order)
+
+
+def is_optional(entry: str, optional: Iterable[str]) -> bool:
+    """Whether FILES_OPTIONAL lets an artifact lack what `entry` means: it names the entry itself, or a pattern that covers it."""
+    return any(matches(entry, other) for other in optional)
+
+
+def natural_order(file: str) -> tuple[list[str | int], str]:
+    """Sorts names by the numbers in them: page_2.png before page_10.png."""
+    parts = re.split(r"([0-9]+)", file)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], file

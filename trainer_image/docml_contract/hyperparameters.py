@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from docml_contract.base import Document
-from docml_contract.errors import BadHyperparameter
+from docml_contract.base import BadHyperparameter, Document
 
 Scalar = str | int | float | bool
 # Set by SageMaker's tuner (and by local searches) on every child job; tells tuning from training.

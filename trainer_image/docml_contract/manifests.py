@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from docml_contract.base import Document
-from docml_contract.errors import IncompleteArtifact
+from docml_contract import names
+from docml_contract.base import Document, IncompleteArtifact, digest
 from docml_contract.names import OUTPUT
 
 SCHEMA_VERSION = 1
@@ -119,3 +119,55 @@ def write_output(folder: Path, command: str, data_version: str, facts: dict[str,
     output = JobOutput(command=command, data_version=data_version, files=describe_folder(folder), facts=facts)
     write_atomically(folder / OUTPUT, output.to_bytes())
     return output
+
+
+class ModelContext(Document):
+    """The model that a deployment folder holds, and how its documents become its inputs."""
+
+    schema_version: int = 1
+    experiment: str
+    run: int
+    model_name: str
+    model_names: tuple[str, ...] = Field(description="all models of the run: more than one prefix their columns")
+    labels: tuple[str, ...] = Field(description="in the order of the model's outputs")
+    own_hyperparameters: dict[str, Any] = Field(description="the experimenter's own, all that encode_data sees")
+    production_files: tuple[str, ...] = Field(
+        description="FILES_FROM_PROD: names and patterns of what a document brings"
+    )
+    model_input_files: tuple[str, ...] = Field(description="names and patterns of the files that encode_data gets")
+    optional_files: tuple[str, ...] = Field((), description="FILES_OPTIONAL: those that a document may lack")
+    has_process_func: bool = Field(description="whether files are made of what a document brings")
+
+
+# Raise a step's number when its code changes what it produces from the same inputs: it enters every cache key and is
+# shown as the asset's code_version.
+CODE_VERSIONS: dict[str, str] = {
+    names.EXPERIMENT_SNAPSHOT: "1",
+    names.RECONCILED_DATA: "1",
+    names.LABEL_COUNTS: "1",
+    names.ENCODED_SPLITS: "1",
+    names.BEST_MODEL: "1",
+    names.INFERENCE_REPORT: "1",
+    names.DEPLOYMENT: "1",
+    names.PREDICTION: "1",
+}
+
+
+def cache_key(asset: str, **inputs: Any) -> str:
+    """sha256 over the asset's name, its code version and its inputs (JSON values)."""
+    return digest({"asset": asset, "code_version": CODE_VERSIONS[asset], "inputs": inputs})
+
+
+def snapshot_version(settings: dict[str, Any], functions_sha256: str) -> str:
+    """Data version of a snapshot: its frozen settings and the text of its functions."""
+    return digest(["snapshot", settings, functions_sha256])
+
+
+def label_counts_version(counts: dict[str, int]) -> str:
+    """Data version of the label counts."""
+    return digest(["label_counts", counts])
+
+
+def model_version(weights: dict[str, str], exports: dict[str, Any]) -> str:
+    """Data version of a run's models: by model, the sha256 of its weights and its export.json."""
+    return digest(["model", weights, exports])

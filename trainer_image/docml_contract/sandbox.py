@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docml_contract.errors import ProcessFuncBroken
+from docml_contract.base import ProcessFuncBroken
 from docml_contract.file_names import refusal
 from docml_contract.manifests import sha256_file
 from docml_contract.names import USER_FUNCTIONS

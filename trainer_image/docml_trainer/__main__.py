@@ -7,10 +7,10 @@ import importlib
 import sys
 import traceback
 
-from docml_contract.errors import ContractError
+from docml_contract.base import ContractError
 from docml_trainer.errors import TrainerError
 from docml_trainer.folders import COMMANDS, Folders
-from docml_trainer.signals import StopSignal
+from docml_trainer.machine import StopSignal
 
 
 def main(arguments: list[str]) -> int:

@@ -3,8 +3,11 @@
 import os
 import platform
 import resource
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -50,3 +53,35 @@ def explained_out_of_memory() -> Iterator[None]:
             "gradient_accumulation_steps by as much, which trains on the same documents a step; or set gradient_checkpointing, "
             "shorten documents in encode_data, or take a larger instance)"
         ) from error
+
+
+EXIT_STOPPED = 128 + signal.SIGTERM  # 143: stopped, neither done nor failed
+
+
+class StopSignal:
+    """Outside `deferred()` there is nothing worth saving, and SIGTERM ends the process at once; inside it waits to be asked."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferring = False
+        signal.signal(signal.SIGTERM, self._received)
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferring:
+            stop("before there was anything to save")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While the block runs, a signal is only noted, for the block to ask for."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+
+def stop(where: str) -> None:
+    """End the process as stopped."""
+    print(f"Stopped by SIGTERM {where}.", flush=True)
+    sys.exit(EXIT_STOPPED)

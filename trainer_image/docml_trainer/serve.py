@@ -18,9 +18,9 @@ import uvicorn
 from docml_trainer.errors import FolderError
 from docml_trainer.folders import Folders
 from docml_trainer.inference.deployment import DeploymentFolder
+from docml_trainer.machine import EXIT_STOPPED
 from docml_trainer.serving.answers import Answers
 from docml_trainer.serving.app import Server, log
-from docml_trainer.signals import EXIT_STOPPED
 
 GRACE_SECONDS = 25  # for what is in flight: SageMaker waits 30 after SIGTERM
 

@@ -25,7 +25,7 @@ from docml_trainer.data.datasets import Rows, fetch
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.folders import Folders
-from docml_trainer.signals import StopSignal, stop
+from docml_trainer.machine import StopSignal, stop
 from docml_trainer.training import checkpoint, results, sampling
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup, prepare_training

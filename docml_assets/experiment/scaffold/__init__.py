@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_assets.errors import ExperimentError
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name, check_model_name
 
 TEMPLATES = Path(__file__).resolve().parent

@@ -25,7 +25,7 @@ from docml_assets.experiment.settings.values import (
     split_items,
     unquoted,
 )
-from docml_contract.patterns import is_pattern
+from docml_contract.file_names import is_pattern
 
 DAY = 86_400
 FLAG = ("true or false", "true")

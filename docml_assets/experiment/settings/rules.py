@@ -9,10 +9,10 @@ from sqlglot import exp
 
 from docml_assets.experiment.settings.hyperparameters import combinations
 from docml_assets.experiment.settings.keys import Keys
+from docml_contract.file_names import matches
 from docml_contract.hyperparameters import Interval, SearchRange
 from docml_contract.log_lines import TRAINER_METRICS
 from docml_contract.names import BASELINE
-from docml_contract.patterns import matches
 from resources.errors import RefusedQuery
 from resources.label_values import TEXT_COLUMNS, column_named
 from resources.queries import check_query

@@ -23,9 +23,9 @@ from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, par
 from docml_assets.experiment.settings.keys import ABSENT, Keys, extra_of, operational_keys, read_value
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
+from docml_contract.file_names import is_optional
 from docml_contract.hyperparameters import KNOWN, SearchRange, hashed, own
 from docml_contract.jobs import Compute
-from docml_contract.patterns import is_optional
 
 SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
 OPERATIONAL = operational_keys()

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
 
-from docml_contract.file_names import refusal
+from docml_contract.file_names import is_pattern, pattern_refusal, refusal
 from docml_contract.names import MODEL_NAME
-from docml_contract.patterns import is_pattern, pattern_refusal
 
 Slip = tuple[str, str, str]  # what is wrong, what is expected, the remedy
 

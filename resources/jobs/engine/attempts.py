@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from docml_contract.errors import UnreadableDocument
+from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT, SPEC

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract import hyperparameters as encoding
-from docml_contract.errors import UnreadableDocument
+from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT

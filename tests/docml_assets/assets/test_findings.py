@@ -19,9 +19,8 @@ from docml_assets.assets.reconciliation import (
     refused_share,
 )
 from docml_assets.assets.training import not_diverged, traced_equals_eager
-from docml_assets.steps.label_counts import label_counts
 from docml_assets.steps.preparation import read_prepared, run_preparation
-from docml_assets.steps.reconciliation import FINDINGS, FindingsDocument, reconciliation
+from docml_assets.steps.reconciliation import FINDINGS, FindingsDocument, label_counts, reconciliation
 from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Work
 from docml_assets.tables import parquet_bytes, read_parquet

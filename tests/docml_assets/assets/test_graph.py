@@ -7,7 +7,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from docml_assets.tags import BACKFILL_TAG, STEPS_TAG
+from docml_assets.partitions import BACKFILL_TAG, STEPS_TAG
 from tests.docml_assets.assets.materializing import checks, definitions, failure, materializations, materialize
 from tests.docml_assets.world import FakeJobs, World
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from docml_assets.cli.report import command
 from docml_assets.errors import ReportError
-from docml_assets.report.earlier_runs import read_report, read_run
+from docml_assets.report.comparison import read_report, read_run
 from docml_contract.names import RunPlace
 from resources.store import Store
 from tests.docml_assets.cli.finished import store_with_two_runs

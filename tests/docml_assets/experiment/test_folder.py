@@ -4,7 +4,7 @@ import pytest
 
 from docml_assets.errors import ExperimentError
 from docml_assets.experiment.folder import ExperimentFolder, dockerfile_problems
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, write_experiment
 
 

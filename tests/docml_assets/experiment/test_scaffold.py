@@ -10,7 +10,7 @@ from docml_assets.errors import ExperimentError
 from docml_assets.experiment.scaffold import model_name_for, new_experiment
 from docml_assets.experiment.settings.settings import parse_settings
 from docml_assets.runs.preflight import validate
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
 
 ROOT = Path(__file__).parents[3]
 

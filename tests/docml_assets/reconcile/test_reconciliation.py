@@ -10,8 +10,7 @@ import pytest
 
 from docml_assets.reconcile import NothingLeft, ReconciliationError, TooManyFailures
 from docml_assets.reconcile.reconciliation import TABLE_COLUMNS
-from docml_contract.base import digest
-from docml_contract.errors import ProcessFuncBroken
+from docml_contract.base import ProcessFuncBroken, digest
 from resources.store import Store
 from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids, label_database
 from tests.resources.store.test_safe_names import HOSTILE

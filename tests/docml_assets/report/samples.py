@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from docml_assets.report.build import ReportFiles, assess, build_report
-from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.comparison import PreviousRun
 from docml_assets.report.evidence import JobLine, Lineage
 from docml_assets.report.predictions import Predictions, read_predictions, with_groups
 from docml_assets.report.schema import Report

@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 
 from docml_assets.errors import ReportError
 from docml_assets.report.build import ReportFiles
-from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.comparison import PreviousRun
 from docml_assets.report.evidence import Lineage
 from docml_assets.report.schema import NO_DIFFERENCE, Report
 from docml_assets.report.statistics import RESAMPLES, SEED

@@ -3,7 +3,7 @@
 import pytest
 
 from docml_assets.report.checks import not_worse_than_previous, report_adds_up
-from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.comparison import PreviousRun
 from docml_assets.report.schema import Report
 from tests.docml_assets.report.samples import LABELS, assessed, predictions_table
 

@@ -5,7 +5,7 @@ import re
 import pyarrow as pa
 import pytest
 
-from docml_assets.report.earlier_runs import PreviousRun
+from docml_assets.report.comparison import PreviousRun
 from tests.docml_assets.report.samples import LABELS, assessed, predictions_table
 
 

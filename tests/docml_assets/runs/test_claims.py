@@ -24,7 +24,7 @@ from docml_assets.runs.claims import (
     run_folders,
     write_snapshot,
 )
-from docml_contract.errors import BadName
+from docml_contract.base import BadName
 from docml_contract.names import RunPlace
 from resources.errors import StoreError
 from resources.store import Store

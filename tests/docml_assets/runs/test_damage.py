@@ -12,7 +12,7 @@ from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.reuse import read_previous_splits
 from docml_assets.steps.training import run_training
-from docml_contract.errors import UnreadableDocument
+from docml_contract.base import UnreadableDocument
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, REPORT_JSON, RunPlace
 from tests.docml_assets.world import World
 

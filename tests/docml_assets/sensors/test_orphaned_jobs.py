@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 import pytest
 
+from docml_assets.partitions import PROCESS_TAG
 from docml_assets.sensors.orphaned_jobs import is_gone, orphaned_jobs_sensor, runs_without_process, sweep, was_canceled
-from docml_assets.tags import PROCESS_TAG
 from docml_contract.names import RunPlace
 from resources.jobs.interface import Orphan
 from resources.processes import start_of, this_process

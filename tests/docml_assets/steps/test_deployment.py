@@ -8,8 +8,8 @@ import pytest
 from docml_assets.steps.deployment import UnknownModel, choose_model, read_deployment
 from docml_assets.steps.work import NotReady, Work
 from docml_contract import names
-from docml_contract.deployment import ModelContext
-from docml_contract.errors import IncompleteArtifact
+from docml_contract.base import IncompleteArtifact
+from docml_contract.manifests import ModelContext
 from tests.docml_assets.steps.test_inference import whole
 from tests.docml_assets.world import LABELS, FakeJobs, World
 

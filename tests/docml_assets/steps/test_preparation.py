@@ -7,7 +7,7 @@ from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.reuse import read_previous_splits
 from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.jobs import PrepareTask
 from docml_contract.names import ARTIFACTS_TABLE, MANIFEST, PREVIOUS_SPLITS, SPLITS_TABLE
 from tests.docml_assets.world import SOURCE, FakeJobs, World

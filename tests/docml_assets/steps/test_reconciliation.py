@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 
-from docml_assets.steps.label_counts import label_counts, read_counts
-from docml_assets.steps.reconciliation import read_findings, reconciliation
+from docml_assets.steps.reconciliation import label_counts, read_counts, read_findings, reconciliation
 from docml_assets.steps.work import NothingToReuse
-from docml_contract.errors import IncompleteArtifact
+from docml_contract.base import IncompleteArtifact
 from docml_contract.names import RECONCILED_TABLE
 from tests.docml_assets.world import World
 

@@ -1,10 +1,14 @@
+"""How it behaves."""
+
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score
 
 from docml_contract.log_lines import METRIC_DEFINITIONS, TRAINER_METRICS, metric_line, metric_regex
-from docml_trainer.training.results import EpochLines, is_better, plot_curves
+from docml_trainer.training.results import EpochLines, is_better, plot_curves, scores
 
 
 def record(epoch: int, f1: float, loss: float) -> dict[str, object]:
@@ -52,3 +56,19 @@ def test_curves(tmp_path: Path) -> None:
     ]
     plot_curves(records, 2, "EXP-1, run 1: bag", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_to_scikit_learn(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = int(random.integers(2, 30))
+    truth = random.integers(0, labels, 200) // 2  # the upper half has no support
+    predicted = np.where(random.random(200) < 0.6, truth, random.integers(0, labels, 200))
+    found = scores(predicted, truth)
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-12)
+    expected = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+    assert found["f1"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_label_that_is_never_predicted_counts_as_zero() -> None:
+    assert scores([0, 0, 0, 0], [0, 0, 1, 1]) == {"accuracy": 0.5, "f1": pytest.approx(1 / 3)}

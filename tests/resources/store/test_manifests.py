@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from docml_contract.errors import IncompleteArtifact, UnreadableDocument
+from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import FileEntry, JobOutput
 from resources.store import Store
 from resources.store.manifests import SMALL_BYTES, check_finished, publish_bytes, publish_staged, read_manifest

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docml_contract import names
-from docml_contract.deployment import ModelContext
+from docml_contract.file_names import is_optional
 from docml_contract.jobs import ExportedModel, PrepareTask
-from docml_contract.manifests import Manifest, sha256_file, verify_folder
-from docml_contract.patterns import is_optional
+from docml_contract.manifests import Manifest, ModelContext, sha256_file, verify_folder
 from docml_trainer.errors import FolderError, ModelFileError
 from docml_trainer.functions import Context
 from docml_trainer.inference.model import ModelFiles

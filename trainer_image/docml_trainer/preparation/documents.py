@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from docml_contract.file_names import is_pattern, matches, matching
 from docml_contract.jobs import PrepareTask
-from docml_contract.patterns import is_pattern, matches, matching
 from docml_trainer.errors import DataError
 from docml_trainer.functions import InputFile
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from docml_contract.deployment import ModelContext
-from docml_contract.file_names import refusal
-from docml_contract.patterns import is_optional, matches
+from docml_contract.file_names import is_optional, matches, refusal
+from docml_contract.manifests import ModelContext
 from docml_trainer.errors import TrainerError
 
 MAX_BYTES = 6_291_456  # of a request, as a SageMaker endpoint takes it

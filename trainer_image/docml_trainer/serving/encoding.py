@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from docml_contract.errors import ProcessFuncBroken
+from docml_contract.base import ProcessFuncBroken
+from docml_contract.file_names import is_pattern, matching
 from docml_contract.manifests import sha256_file
-from docml_contract.patterns import is_pattern, matching
 from docml_contract.sandbox import Worker, find_misdeeds
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.inference.deployment import DeploymentFolder

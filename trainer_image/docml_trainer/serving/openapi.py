@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from docml_contract.deployment import ModelContext
-from docml_contract.patterns import is_optional, is_pattern
+from docml_contract.file_names import is_optional, is_pattern
+from docml_contract.manifests import ModelContext
 from docml_trainer.serving.documents import MAX_DOCUMENTS
 
 REFUSALS = {

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate
 import numpy as np
 import torch
 from safetensors.torch import save_model
@@ -17,8 +19,7 @@ from safetensors.torch import save_model
 from docml_contract import names
 from docml_contract.hyperparameters import own
 from docml_contract.log_lines import EPOCH, KEPT_METRICS, ProgressEvents, format_event, metric_line
-from docml_contract.manifests import sha256_file, utc_now, write_output
-from docml_contract.versions import model_version
+from docml_contract.manifests import model_version, sha256_file, utc_now, write_output
 from docml_trainer.errors import TrainingError
 from docml_trainer.export.parity import Samples
 from docml_trainer.export.trace import ExportResult, export
@@ -35,7 +36,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "num
 
 def validation_metrics(found: Sequence[Scored], documents: int, epoch: int) -> dict[str, float]:
     """The validation's part of an epoch's record, each of the `documents` counted once by its row id. TrainingError if one lacks."""
-    from docml_trainer.training.metrics import scores  # evaluate takes seconds to import, and one process needs it
+    from docml_trainer.training.results import scores  # evaluate takes seconds to import, and one process needs it
 
     by_id = {row: rest for row, *rest in found}
     if len(by_id) != documents:
@@ -235,3 +236,49 @@ def model_card(
 
 def _write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def scores(
+    predictions: Sequence[int] | np.ndarray[Any, Any], references: Sequence[int] | np.ndarray[Any, Any]
+) -> dict[str, float]:
+    """`{"accuracy", "f1"}` of label ids against label ids; at least one document."""
+    return {
+        **Accuracy(keep_in_memory=True).compute(predictions=predictions, references=references),
+        **MacroF1(keep_in_memory=True).compute(predictions=predictions, references=references),
+    }
+
+
+class LabelMetric(evaluate.Metric):
+    """A metric of predicted label ids against true ones; its docstring is its description."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        ids = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=type(self).__doc__ or "",
+            citation="",
+            inputs_description="predictions, references: label ids",
+            features=datasets.Features({"predictions": ids, "references": ids}),
+        )
+
+
+class Accuracy(LabelMetric):
+    """`compute(predictions=ids, references=ids) -> {"accuracy": float}`: the share of predictions that are right."""
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
+class MacroF1(LabelMetric):
+    """`compute(predictions=ids, references=ids) -> {"f1": float}`.
+
+    The mean over labels with support; a label that is never predicted has F1 0. Equal to scikit-learn's
+    `f1_score(references, predictions, labels=np.unique(references), average="macro", zero_division=0)`.
+    """
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        predicted, truth = np.asarray(predictions), np.asarray(references)
+        labels = np.unique(truth)
+        hits = np.array([np.sum((predicted == label) & (truth == label)) for label in labels])
+        support = np.array([np.sum(truth == label) for label in labels])
+        claimed = np.array([np.sum(predicted == label) for label in labels])
+        return {"f1": float(np.mean(2 * hits / (support + claimed)))}

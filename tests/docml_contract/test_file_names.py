@@ -1,6 +1,6 @@
 import pytest
 
-from docml_contract.patterns import is_optional, is_pattern, matches, matching
+from docml_contract.file_names import is_optional, is_pattern, matches, matching
 
 
 @pytest.mark.parametrize("entry", ["page_*.png", "page_?.png", "page_[12].png"])

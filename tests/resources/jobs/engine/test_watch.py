@@ -5,7 +5,7 @@ import random
 import pytest
 
 from resources.jobs.backend import JobState
-from resources.jobs.engine.retries import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
+from resources.jobs.engine.watch import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
 from resources.jobs.interface import JobUnreachable
 
 
