@@ -9,6 +9,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class World:
             "DOCML_LABELS_URL": f"sqlite:///{self.root / 'labels.sqlite'}",
             "DOCML_EXPERIMENTS": str(self.root / "experiments"),
         }
-        with self._database() as database:
+        with closing(self._database()) as database, database:
             database.execute("CREATE TABLE labels (artifact_guid TEXT, label TEXT, file_hash TEXT, customer TEXT)")
         for number in range(24):
             self.add_document(f"doc-{number:02d}", LABELS[number % 2], customer=f"customer-{number // 2}")
@@ -79,7 +80,7 @@ class World:
         self.add_label(guid, label, customer=customer, file_hash=file_hash)
 
     def add_label(self, guid: str, label: str, *, customer: str = "", file_hash: str | None = None) -> None:
-        with self._database() as database:
+        with closing(self._database()) as database, database:
             row = (guid, label, file_hash or hashlib.sha256(guid.encode()).hexdigest(), customer)
             database.execute("INSERT INTO labels VALUES (?, ?, ?, ?)", row)
         database.close()

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import datasets
@@ -91,7 +92,7 @@ class Here:
             "DOCML_PRODUCTION_FILES": str(root / "production"),
             "DOCML_LABELS_URL": f"sqlite:///{root / 'labels.sqlite'}",
         }
-        with sqlite3.connect(root / "labels.sqlite") as database:
+        with closing(sqlite3.connect(root / "labels.sqlite")) as database, database:
             database.execute("CREATE TABLE labels (artifact_guid TEXT, label TEXT, file_hash TEXT)")
             for index in range(documents):
                 guid, label = f"doc-{index:03d}", LABELS[index % 2]

@@ -24,6 +24,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class Example:
     def write_documents(self) -> None:
         """Three dozen documents, three a customer; one is another's duplicate, one has a label that is left out."""
         chosen = random.Random(12)
-        with sqlite3.connect(self.folder / "labels.sqlite") as database:
+        with closing(sqlite3.connect(self.folder / "labels.sqlite")) as database, database:
             database.execute("CREATE TABLE documents (artifact_guid TEXT, label TEXT, file_hash TEXT, customer TEXT)")
             for number in range(36):
                 guid, label = f"document-{number:02d}", ("form" if number == 35 else ("invoice", "letter")[number % 2])

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class World:
     def __init__(self, root: Path, instance: dg.DagsterInstance) -> None:
         self.root = root
         self.database = root / "labels.sqlite"
-        with sqlite3.connect(self.database) as connection:
+        with closing(sqlite3.connect(self.database)) as connection, connection:
             connection.execute("create table document_labels (artifact_guid text, label text, sha256 text)")
         self.label("a", "x")
         self.file("a", "one")
