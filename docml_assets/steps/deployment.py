@@ -83,14 +83,8 @@ def make_deployment(work: Work, model: str) -> Manifest:
         MODEL_CONTEXT: context.to_bytes(),
         REQUIREMENTS: _requirements(json.loads(work.store.get(f"{folder}/{STATISTICS}"))),
     }
-    version = digest(
-        [
-            DEPLOYMENT,
-            context.model_dump(mode="json"),
-            work.functions_source,
-            {entry.path: entry.sha256 for entry in copied.values()},
-        ]
-    )
+    # The bytes of a TorchScript file differ from one trace to the next; the model's version is what it means.
+    version = digest([DEPLOYMENT, context.model_dump(mode="json"), work.functions_source, trained.data_version])
     return work.publish(
         DEPLOYMENT,
         work.place.deployment(model),

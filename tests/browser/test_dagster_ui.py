@@ -127,7 +127,7 @@ def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, ass
 
 @pytest.mark.parametrize(
     ("asset", "plots"),
-    [("label_counts", 1), ("encoded_splits", 1), ("best_torchscript_model", 1), ("inference_report", 6)],
+    [("label_counts", 1), ("encoded_splits", 1), ("best_torchscript_model", 1), ("inference_report", 7)],
 )
 def test_plots_are_shown(server: DagsterDev, ui: Page, asset: str, plots: int) -> None:
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")

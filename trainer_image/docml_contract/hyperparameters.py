@@ -84,13 +84,6 @@ def own(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in KNOWN and key != TUNING_OBJECTIVE}
 
 
-def hashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that enter hashes: a hyperparameter that came when there were runs already only where it is used."""
-    later = ("weights_dtype",)
-    defaults = {name: TrainingHyperparameters.model_fields[name].default for name in later}
-    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
-
-
 def encode(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as the strings that SageMaker carries: JSON, except that plain text stays plain."""
     return {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from docml_contract.base import Document, digest
-from docml_contract.hyperparameters import SearchRange, hashed
+from docml_contract.hyperparameters import SearchRange
 
 Kind = Literal["processing", "training", "tuning"]
 Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference", "prediction"]
@@ -181,5 +181,4 @@ class JobSpec(Document):
         for later in ("optional_files", "model_hyperparameters"):
             if not content["task"].get(later):
                 content["task"].pop(later, None)  # specs of before there were any keep their hashes
-        content["hyperparameters"] = hashed(content["hyperparameters"])
         return digest(content)

@@ -24,7 +24,7 @@ from docml_assets.experiment.settings.keys import ABSENT, Keys, extra_of, operat
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
 from docml_contract.file_names import is_optional
-from docml_contract.hyperparameters import KNOWN, SearchRange, hashed, own
+from docml_contract.hyperparameters import KNOWN, SearchRange, own
 from docml_contract.jobs import Compute
 
 SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
@@ -110,8 +110,7 @@ class Settings(Keys):
         """What freezes with a run, as JSON values; later keys only where they differ from their default."""
         fields = type(self).model_fields
         unused = {name for name in LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
-        content = self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
-        return {**content, "hyperparameters": hashed(content["hyperparameters"])}
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
 
     def operational(self) -> dict[str, Any]:
         """What does not freeze, as JSON values: flags, machines, processes, cost, tracking."""

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_said_in_one_message(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCML_STORE", str(used.root / "storage"))
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(used.root / "another home"))
     with pytest.raises(SystemExit) as end:
         main(["predict", EXPERIMENT, *arguments])
     assert (end.value.code, expected in capsys.readouterr().err) == (code, True)
