@@ -16,7 +16,7 @@ from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobFailed
 from resources.jobs.local import backend as local_backend
-from resources.jobs.local.state import LocalState, state_key, stop_key
+from resources.jobs.local.state import LocalState, is_locked, state_key, stop_key
 from resources.jobs.trials import Trials
 from resources.processes import Process, booted_at, start_of
 from resources.store import Store
@@ -143,6 +143,7 @@ def test_a_state_from_before_a_restart_counts_as_lost(bench: LocalBench, tmp_pat
     state = state_of(bench, spec)
     os.kill(state.process.pid, signal.SIGKILL)
     wait_for(lambda: start_of(state.process.pid) is None)
+    wait_for(lambda: not is_locked(Path(state.folder)))  # what it started holds the lock until it has ended, too
     # The machine has restarted since, and another process has got the supervisor's number.
     revenant = Process(host=state.process.host, boot="another", pid=os.getpid(), start=start_of(os.getpid()) or "")
     content = state.model_copy(update={"process": revenant, "beat": booted_at() - 1})
@@ -256,6 +257,7 @@ def test_a_job_of_another_pid_namespace_lives_while_its_folder_is_locked_or_it_g
     assert status(folder="/of/another/machine", beat=0.0) == "Failed"
     os.kill(state.process.pid, signal.SIGKILL)
     wait_for(lambda: start_of(state.process.pid) is None)
+    wait_for(lambda: not is_locked(Path(state.folder)))  # what it started holds the lock until it has ended, too
     assert status(beat=time.time()) == "Failed"
 
 
