@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "someone"
-MIRROR = "http://deb.debian.org/debian"
 # Of pip's configuration, what says how packages are reached.
 REACHING = re.compile(
     "(index-url|extra-index-url|find-links|no-index|trusted-host|proxy|cert|client-cert|constraint|timeout|default-timeout|retries)"
@@ -86,7 +85,7 @@ def bare_machine(release: str, folder: Path) -> Iterator[BareMachine]:
         )
     with removed_at_the_end(folder):
         made = subprocess.run(
-            [*NAMESPACES, "debootstrap", "--variant=minbase", release, str(folder), debian_mirror()],
+            [*NAMESPACES, "debootstrap", "--variant=minbase", release, str(folder), *debian_mirror()],
             capture_output=True,
             text=True,
             check=False,
@@ -112,13 +111,13 @@ def removed_at_the_end(folder: Path) -> Iterator[None]:
         assert remover.wait() == 0, f"{folder} could not be removed"
 
 
-def debian_mirror() -> str:
-    """The mirror this machine takes Debian's packages from, else Debian's own."""
+def debian_mirror() -> list[str]:
+    """The mirror this machine takes Debian's packages from, as debootstrap's argument; without one it takes its own."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian", "Created-By: Packages"]
     listed = (
         subprocess.run(command, capture_output=True, text=True, check=False).stdout if shutil.which("apt-get") else ""
     )
-    return next(iter(listed.split()), MIRROR).rstrip("/")
+    return [uri.rstrip("/") for uri in listed.split()[:1]]
 
 
 def pip_settings() -> tuple[dict[str, str], list[Path]]:

@@ -38,7 +38,7 @@ UNTRUNCATED = "@untruncated "
 class Encoder:
     """Encodes batches of documents for all models of the run, and counts in `tally` those that become no rows.
 
-    `begin` hears what is being encoded: (first position, number).
+    `begin` is told what is being encoded: (first position, number).
     """
 
     functions: UserFunctions
