@@ -20,6 +20,7 @@ from docml_assets.steps.work import Outcome, UnclaimedRun, Work
 from docml_contract import log_lines
 from docml_contract.manifests import CODE_VERSIONS
 from docml_contract.names import RunPlace
+from docml_contract.plain_text import plain, plain_line
 from resources.jobs.interface import Listener
 from resources.processes import this_process
 
@@ -77,7 +78,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except EXPLAINED_ERRORS as error:
-        raise ExplainedFailure(str(error)) from None
+        raise ExplainedFailure(plain(str(error))) from None
 
 
 def materialize(
@@ -165,7 +166,7 @@ class DagsterReporter:
         self.links: dict[str, str] = {}
 
     def say(self, text: str) -> None:
-        self._context.log.info(text)
+        self._context.log.info(plain(text))
         display().said(self._asset, text)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
@@ -199,7 +200,7 @@ class JobListener:
         with self._lock:
             self._hosts.add(host)
             where = f"{host}: " if len(self._hosts) > 1 else ""
-        self._context.log.info(f"{self._prefix}{where}{text}")
+        self._context.log.info(plain_line(f"{self._prefix}{where}{text}"))
         display().job_line(self._asset, self._model, text)
 
     def status(self, text: str) -> None:

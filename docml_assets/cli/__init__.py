@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from docml_assets.cli.terminal import say
 from docml_assets.errors import EXPLAINED_ERRORS
 
 COMMANDS = {
@@ -69,12 +70,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="docml", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        click.secho("Interrupted.", err=True)
+        say("Interrupted.", err=True)
         return 130
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except EXPLAINED_ERRORS as error:
-        click.secho(f"docml: {error}", fg="red", err=True)
+        say(f"docml: {error}", fg="red", err=True)
         return 1
     return code if isinstance(code, int) else 0

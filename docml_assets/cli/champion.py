@@ -2,12 +2,13 @@
 
 import click
 
+from docml_assets.cli.terminal import console
+
 
 @click.command(name="champion")
 @click.argument("experiment")
 def command(experiment: str) -> None:
     """Show the champion of EXPERIMENT and its history."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -16,8 +17,8 @@ def command(experiment: str) -> None:
 
     store = Deployment.current().store
     current = read_champion(store, experiment)
-    console = Console(highlight=False)
-    console.print(Text(f"{experiment}: run {current.run}, {current.model}, since {current.promoted_at}"))
+    terminal = console()
+    terminal.print(Text(f"{experiment}: run {current.run}, {current.model}, since {current.promoted_at}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("entry", "run", "model", "when", "by", "why"):
         table.add_column(name, overflow="fold")
@@ -28,4 +29,4 @@ def command(experiment: str) -> None:
         why = "rollback" if entry.rollback else f"{against}; forced: {entry.reason}" if entry.reason else against
         cells = (entry.sequence, entry.run, entry.model, entry.promoted_at, entry.by, why)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    console.print(table)
+    terminal.print(table)

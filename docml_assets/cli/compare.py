@@ -2,6 +2,7 @@
 
 import click
 
+from docml_assets.cli.terminal import console
 from docml_contract.names import RunPlace
 
 
@@ -15,7 +16,6 @@ def command(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> Non
 
     Only the documents that both runs were tested on count, found by their GUID.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from docml_assets.cli.report import pair_table
@@ -27,7 +27,7 @@ def command(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> Non
     compared = compare_runs(
         read_run(store, RunPlace(experiment_a, run_a)), read_run(store, RunPlace(experiment_b, run_b))
     )
-    console = Console(highlight=False)
+    terminal = console()
     sentences = [
         f"{compared.common_documents} common test documents; {compared.only_a_documents} only of {compared.a}, "
         f"{compared.only_b_documents} only of {compared.b}.",
@@ -38,6 +38,6 @@ def command(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> Non
             f"{compared.relabelled} of them have another label in {compared.b}; the labels of {compared.a} count."
         )
     for sentence in sentences:
-        console.print(Text(sentence))
-    console.print(pair_table(f"{compared.a} against {compared.b}", compared.comparison.pairs))
-    console.print(Text(f"{NOT_OTHER_SEEDS[0].upper()}{NOT_OTHER_SEEDS[1:]}."))
+        terminal.print(Text(sentence))
+    terminal.print(pair_table(f"{compared.a} against {compared.b}", compared.comparison.pairs))
+    terminal.print(Text(f"{NOT_OTHER_SEEDS[0].upper()}{NOT_OTHER_SEEDS[1:]}."))

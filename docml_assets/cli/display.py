@@ -5,10 +5,12 @@ import threading
 import time
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from docml_assets.cli.terminal import console
+from docml_contract.plain_text import plain, plain_line
 
 SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
 
@@ -54,7 +56,7 @@ class PlainDisplay:
 
     def _print(self, asset: str, text: str) -> None:
         with self._lock:
-            print(f"{asset}: {text}", file=self._stream, flush=True)
+            print(plain(f"{asset}: {text}"), file=self._stream, flush=True)
 
     def started(self, asset: str) -> None:
         self._started[asset] = time.monotonic()
@@ -87,14 +89,14 @@ class TerminalDisplay:
 
     def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
-        self._console = Console(highlight=False)
+        self._console = console()
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", style="dim", markup=False),
             console=self._console,
             transient=True,
         )
@@ -119,7 +121,7 @@ class TerminalDisplay:
     def _task(self, asset: str, what: str, total: int | None) -> Any:
         key = (asset, what)
         if key not in self._tasks:
-            shown = asset if what == asset else f"  {what}"
+            shown = asset if what == asset else f"  {plain_line(what[:60])}"
             self._tasks[key] = self._progress.add_task(shown, total=total, line="")
         return self._tasks[key]
 
@@ -130,7 +132,7 @@ class TerminalDisplay:
         if self._verbose:
             self._console.print(Text(f"    {f'[{model}] ' if model else ''}{text}", style="dim"), soft_wrap=True)
         else:
-            self._progress.update(self._task(asset, asset, None), line=text[:60])
+            self._progress.update(self._task(asset, asset, None), line=plain_line(text[:60]))
 
     def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
         self._progress.update(self._task(asset, what, total), completed=done, total=total)

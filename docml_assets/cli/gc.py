@@ -2,6 +2,7 @@
 
 import click
 
+from docml_assets.cli.terminal import say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 
@@ -29,16 +30,16 @@ def command(experiment: str | None, dry_run: bool) -> None:
         runs = runs_of(store, name)
         garbage, kept = find_garbage(store, name)
         for entry in kept:
-            click.echo(f"{name}: {entry.what} stay: run {entry.run} {entry.reason}")
+            say(f"{name}: {entry.what} stay: run {entry.run} {entry.reason}")
         if not dry_run and runs_of(store, name) != runs:
-            click.echo(f"{name}: a run was claimed meanwhile; left alone, run docml gc again")
+            say(f"{name}: a run was claimed meanwhile; left alone, run docml gc again")
             continue
         for item in garbage:
-            click.echo(f"{'would remove' if dry_run else 'removed'} {item.prefix} ({item.what}, {_bytes(item.size)})")
+            say(f"{'would remove' if dry_run else 'removed'} {item.prefix} ({item.what}, {_bytes(item.size)})")
             if not dry_run:
                 collect(store, item)
             total += item.size
-    click.echo(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
+    say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
 
 
 def _bytes(size: float) -> str:

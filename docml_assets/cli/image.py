@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from docml_assets.cli.terminal import say
 from docml_assets.errors import DocmlError
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def build(experiment: str, base: str | None, platform: str, dry_run: bool) -> No
     if extension:
         arguments = ["--build-arg", f"DOCML_BASE={trainer}", "-t", uri, str(extension.parent)]
         _docker(["build", "--platform", platform, "-f", str(extension), *arguments], dry_run)
-    click.echo(f"{'would build' if dry_run else 'built'} {uri}")
+    say(f"{'would build' if dry_run else 'built'} {uri}")
 
 
 @command.command()
@@ -63,8 +64,8 @@ def push(experiment: str, dry_run: bool) -> None:
     uri, _ = _target(experiment)
     _sign_in(uri, dry_run)
     _docker(["push", uri], dry_run)
-    click.echo(f"{'would push' if dry_run else 'pushed'} {uri}")
-    click.echo("jobs use it if DOCKER_IMAGE in settings.ini, or DOCML_IMAGE, names it")
+    say(f"{'would push' if dry_run else 'pushed'} {uri}")
+    say("jobs use it if DOCKER_IMAGE in settings.ini, or DOCML_IMAGE, names it")
 
 
 def _target(experiment: str) -> tuple[str, Path | None]:
@@ -125,7 +126,7 @@ def _password(account: str, region: str) -> str:
 
 def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None) -> None:
     line = ["docker", *arguments]
-    click.secho(f"$ {shlex.join(line)}", fg="cyan")
+    say(f"$ {shlex.join(line)}", fg="cyan")
     if dry_run:
         return
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from docml_assets.cli.terminal import say
 from docml_assets.experiment.scaffold import new_experiment
 from docml_contract.names import check_experiment_name
 
@@ -25,5 +26,5 @@ def command(experiment: str, model: str | None) -> None:
     root = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments")
     folder = (root / check_experiment_name(experiment)).resolve()
     files = [path.name for path in new_experiment(folder, model)]
-    click.echo(f"{folder}: wrote {' and '.join(files)}")
-    click.echo(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")
+    say(f"{folder}: wrote {' and '.join(files)}")
+    say(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")

@@ -8,6 +8,7 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from docml_assets.steps.documents import DocumentSet
@@ -80,7 +81,6 @@ def _documents(work: "Work", files: str | None, query: str | None) -> "DocumentS
 
 def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | None) -> int:
     """Show what came of it; the exit code."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -93,20 +93,20 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
         table.add_column(name, justify="right")
     for label, rows in frame.dropna(subset=["prediction"]).groupby("prediction"):
         table.add_row(Text(str(label)), f"{len(rows):,}", f"{rows['probability'].mean():.3f}")
-    console = Console(highlight=False)
+    terminal = console()
     how = "classified" if result.jobs else "classified before; no job was launched"
-    console.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
-    console.print(table)
+    terminal.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
+    terminal.print(table)
     failed = frame.dropna(subset=["error"])
     for row in failed.head(SHOWN_ERRORS).itertuples():
-        console.print(Text(f"no answer for {row.artifact_guid}: {row.error}"), soft_wrap=True)
+        terminal.print(Text(f"no answer for {row.artifact_guid}: {row.error}"), soft_wrap=True)
     if len(failed) > SHOWN_ERRORS:
-        console.print(Text(f"… and for {len(failed) - SHOWN_ERRORS:,} more: column error of the table"))
+        terminal.print(Text(f"… and for {len(failed) - SHOWN_ERRORS:,} more: column error of the table"))
     for path in (work.store.uri(f"{result.folder}/{PREDICTIONS}"), *([str(out)] if out else [])):
-        console.print(Text(f"Predictions: {path}"), soft_wrap=True)
+        terminal.print(Text(f"Predictions: {path}"), soft_wrap=True)
     allowed = work.settings.max_failed_share
     if len(failed) > allowed * len(frame):
-        click.secho(
+        say(
             f"docml: {len(failed):,} of {len(frame):,} documents have no answer, more than MAX_FAILED_SHARE = {allowed:g} allows; "
             "mend them and predict again, or use the table as it is",
             fg="red",

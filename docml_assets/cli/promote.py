@@ -2,6 +2,8 @@
 
 import click
 
+from docml_assets.cli.terminal import say
+
 
 @click.command(name="promote")
 @click.argument("experiment")
@@ -28,5 +30,5 @@ def command(experiment: str, run: int, model: str | None, force: str | None) -> 
         chosen = choose_model(work, model)
         read_deployment(work, chosen)  # what nobody can use is no champion
     entry, sentence = promote(work.store, experiment, run, chosen, by=user_name(), force=force)
-    click.echo(f"{sentence}.")
-    click.secho(f"{experiment}: run {entry.run}, {entry.model} is the champion (entry {entry.sequence})", fg="green")
+    say(f"{sentence}.")
+    say(f"{experiment}: run {entry.run}, {entry.model} is the champion (entry {entry.sequence})", fg="green")

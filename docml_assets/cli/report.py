@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run
+from docml_assets.cli.terminal import console
 from docml_contract.names import REPORT_HTML, RunPlace
 
 if TYPE_CHECKING:
@@ -31,20 +32,19 @@ def command(experiment: str, run: Choice) -> None:
 
 def show(report: "Report", page: str) -> None:
     """Print sentences, tables and the page's place."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{report.experiment} run {report.run}[/bold]")
+    terminal = console()
+    terminal.print(Text(f"{report.experiment} run {report.run}", style="bold"))
     for sentence in (*report.summary, *report.warnings):
-        console.print(Text(sentence))
-    console.print(_scores(report), _labels(report))
+        terminal.print(Text(sentence))
+    terminal.print(_scores(report), _labels(report))
     if report.comparison:
-        console.print(pair_table("Comparison", report.comparison))
+        terminal.print(pair_table("Comparison", report.comparison))
     for past in report.past.comparisons:
         title = f"Against run {past.run}, on {past.common_documents} common test documents"
-        console.print(pair_table(title, past.pairs))
-    console.print(Text.assemble("\nReport: ", page), soft_wrap=True)
+        terminal.print(pair_table(title, past.pairs))
+    terminal.print(Text.assemble("\nReport: ", page), soft_wrap=True)
 
 
 def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":

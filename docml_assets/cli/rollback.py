@@ -2,6 +2,8 @@
 
 import click
 
+from docml_assets.cli.terminal import say
+
 
 @click.command(name="rollback")
 @click.argument("experiment")
@@ -12,6 +14,4 @@ def command(experiment: str) -> None:
     from docml_assets.runs.champion import rollback
 
     entry = rollback(Deployment.current().store, experiment, by=user_name())
-    click.secho(
-        f"{experiment}: run {entry.run}, {entry.model} is the champion again (entry {entry.sequence})", fg="green"
-    )
+    say(f"{experiment}: run {entry.run}, {entry.model} is the champion again (entry {entry.sequence})", fg="green")

@@ -9,6 +9,7 @@ import click
 
 from docml_assets.cli.finished_run import user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
+from docml_assets.cli.terminal import say
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
@@ -71,7 +72,7 @@ def claim_for(
     if existing is not None:
         changes = describe_folder(store, existing, path)
         if changes:
-            click.secho(f"{changes[0].upper()}{changes[1:]}.", fg="yellow")
+            say(f"{changes[0].upper()}{changes[1:]}.", fg="yellow")
         return existing, _operated(existing, path)
     problems = validate(path, deployment.environment)
     if problems:
@@ -97,7 +98,7 @@ def _operated(claim: "Claim", path: Path) -> "Settings":
         operation = ExperimentFolder.load(path).settings.operational()
     except DocmlError as error:
         first = str(error).splitlines()[0]
-        click.echo(
+        say(
             f"The experiment folder cannot be read ({first}); going on with the settings the run was claimed with.",
             err=True,
         )
@@ -121,11 +122,11 @@ def _execute(
     performed = steps if steps is not None else flagged_steps(settings)
     if not performed:
         raise click.UsageError(f"every RUN_* flag of {claim.experiment} is off: turn one on, or use --steps")
-    click.echo(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
+    say(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
     with dagster_instance(home) as instance:
         swept = sweep(instance, deployment.jobs, spared=claim.place)
         if swept.ended_runs or swept.stopped_jobs:
-            click.echo(str(swept))
+            say(str(swept))
         with make_display(verbose=verbose) as display, shown_on(display):
             executed = execute(
                 instance,
@@ -140,13 +141,13 @@ def _execute(
 def _conclude(deployment: "Deployment", claim: "Claim", executed: "Executed") -> int:
     """Say how it ended; the exit code."""
     if executed.canceled:
-        click.secho(f"{claim.experiment} run {claim.run}: canceled; its job was stopped", fg="yellow", err=True)
+        say(f"{claim.experiment} run {claim.run}: canceled; its job was stopped", fg="yellow", err=True)
         return 130
     for failure in executed.failures:
-        click.secho(f"{failure.step} failed: {failure.message}", fg="red", err=True)
+        say(f"{failure.step} failed: {failure.message}", fg="red", err=True)
         if not failure.explained:
-            click.echo(f"  the traceback is in the log of Dagster run {executed.dagster_run_id}", err=True)
+            say(f"  the traceback is in the log of Dagster run {executed.dagster_run_id}", err=True)
     if not executed.success:
         return 1
-    click.secho(f"{claim.experiment} run {claim.run}: done; {deployment.store.uri(claim.place.root)}", fg="green")
+    say(f"{claim.experiment} run {claim.run}: done; {deployment.store.uri(claim.place.root)}", fg="green")
     return 0

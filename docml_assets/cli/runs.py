@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.terminal import console, say
+
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from docml_assets.runs.summaries import RunSummary
 
 STEPS = ("reconciliation", "preparation", "training", "inference")
@@ -28,16 +32,15 @@ def command(experiment: str | None, jobs: bool) -> None:
     )
     found = [summary for name in names for summary in summaries(store, name)]
     if not found:
-        click.echo(f"No runs{f' of {experiment}' if experiment else ''} in {store.uri()}.")
+        say(f"No runs{f' of {experiment}' if experiment else ''} in {store.uri()}.")
         return
     _print(found, jobs=jobs)
     for run in found:
         for text in run.damage:
-            click.secho(f"{run.experiment} run {run.number} is damaged: {text}", fg="yellow", err=True)
+            say(f"{run.experiment} run {run.number} is damaged: {text}", fg="yellow", err=True)
 
 
 def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -58,13 +61,14 @@ def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
             _span(run.seconds) if run.seconds else "",
             shown,
         )
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+    terminal = console()
+    terminal.print(table) if terminal.is_terminal else console(width=200).print(table)
 
 
-def _coloured(status: str) -> str:
-    colour = {"done": "green", "failed": "red", "running": "yellow"}.get(status.partition(" ")[0])
-    return f"[{colour}]{status}[/{colour}]" if colour else status
+def _coloured(status: str) -> "Text":
+    from rich.text import Text
+
+    return Text(status, style={"done": "green", "failed": "red", "running": "yellow"}.get(status.partition(" ")[0], ""))
 
 
 def _span(seconds: float) -> str:

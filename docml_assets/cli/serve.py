@@ -10,6 +10,7 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.cli.terminal import say
 
 if TYPE_CHECKING:
     from docml_assets.steps.work import Work
@@ -41,7 +42,7 @@ def command(experiment: str, run: Choice, model: str | None, host: str, port: in
         read_deployment(work, chosen)
         sha256 = manifest_sha256(work, chosen)
         folder = _local_folder(work, chosen, home / "deployments" / sha256[:16])
-    click.echo(f"{work.describe()}, {chosen}: http://{host}:{port}/invocations (Ctrl-C ends it)")
+    say(f"{work.describe()}, {chosen}: http://{host}:{port}/invocations (Ctrl-C ends it)")
     sys.stdout.flush()
     python = work.environment.get("DOCML_WORKER_PYTHON") or sys.executable
     environment = server_environment(work.environment, home) | {

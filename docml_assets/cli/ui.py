@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from docml_assets.cli.home import HomeError, dagster_instance, prepare_dagster_home
+from docml_assets.cli.terminal import say
 from docml_assets.errors import EXPLAINED_ERRORS
 
 HOST = "127.0.0.1"
@@ -29,14 +30,11 @@ def main(port: int) -> None:
             pass
         hold(home, f"http://{HOST}:{port}")
     except EXPLAINED_ERRORS as error:
-        click.secho(f"docml: {error}", fg="red", err=True)
+        say(f"docml: {error}", fg="red", err=True)
         sys.exit(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    print(
-        f"The Dagster UI with the runs of {home}; it is ready when it says where it serves. Ctrl-C stops it.",
-        flush=True,
-    )
+    say(f"The Dagster UI with the runs of {home}; it is ready when it says where it serves. Ctrl-C stops it.")
     os.execv(sys.executable, command(port))
 
 

@@ -13,6 +13,7 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from docml_assets.cli.terminal import say
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.problems import Problem
 from docml_assets.experiment.settings.ini import parse_ini
@@ -41,14 +42,14 @@ def command(context: click.Context, experiment: str) -> None:
     if problems:
         _show(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        click.secho(f"\n{folder.name}: {count}", fg="red", bold=True)
+        say(f"\n{folder.name}: {count}", fg="red", bold=True)
         context.exit(1)
     loaded = ExperimentFolder.load(folder)
     settings = loaded.settings
     steps = [step for step in STEPS if getattr(settings, f"run_{step}")]
-    click.secho(f"{folder.name}: nothing wrong", fg="green")
-    click.echo(f"run {settings.run_num}: {', '.join(steps) or 'no step'}")
-    click.echo(f"models: {', '.join(settings.model_names)}")
+    say(f"{folder.name}: nothing wrong", fg="green")
+    say(f"run {settings.run_num}: {', '.join(steps) or 'no step'}")
+    say(f"models: {', '.join(settings.model_names)}")
     _preview(loaded, os.environ)
 
 
@@ -61,15 +62,15 @@ def _preview(folder: ExperimentFolder, environment: Mapping[str, str]) -> None:
     try:
         rows = source.fetch(settings.labels_query, max_rows=settings.max_label_rows)
     except ResourceError as error:
-        click.secho(f"labels: not looked at: {error}", fg="yellow")
+        say(f"labels: not looked at: {error}", fg="yellow")
         return
     counts = label_counts(rows)
     shown = [f"{label} {count}" for label, count in counts.most_common(SHOWN_LABELS)]
     more = f" and {len(counts) - SHOWN_LABELS} more" if len(counts) > SHOWN_LABELS else ""
-    click.echo(f"labels: {len(counts)} in {rows.num_rows} rows: {', '.join(shown)}{more}")
+    say(f"labels: {len(counts)} in {rows.num_rows} rows: {', '.join(shown)}{more}")
     oddities = [*find_oddities(folder, rows, counts)]
     if oddities:
-        click.secho(f"\n{folder.name}: worth a look", fg="yellow", bold=True)
+        say(f"\n{folder.name}: worth a look", fg="yellow", bold=True)
         _show(oddities)
 
 
@@ -130,8 +131,8 @@ def _folder(experiment: str) -> Path:
 def _show(problems: Iterable[Problem]) -> None:
     """One block a place; a place may have several mistakes."""
     for place, found in groupby(problems, key=lambda problem: problem.place):
-        click.secho(f"\n{place}", bold=True)
+        say(f"\n{place}", bold=True)
         for problem in found:
-            click.echo(f"  {click.style('found', fg='red')}     {problem.found}")
-            click.echo(f"  {click.style('expected', fg='cyan')}  {problem.expected}")
-            click.echo(f"  {click.style('remedy', fg='green')}    {problem.remedy}")
+            say(problem.found, lead="  found     ", fg="red")
+            say(problem.expected, lead="  expected  ", fg="cyan")
+            say(problem.remedy, lead="  remedy    ", fg="green")

@@ -20,6 +20,8 @@ from resources.store.safe_names import refusals
 MAX_LABEL_BYTES = 256
 # Rows judged together, so that what is needed on the way stays small.
 CHUNK = 100_000
+# What keys refuse, too (`docml_contract.plain_text`): a label that hides a part of itself, or reads backwards, misleads people.
+INVISIBLE = r"[\p{Cc}\p{Cf}\p{Cn}\p{Zl}\p{Zp}]"
 # By what text that is not UTF-8 comes, see resources.label_values.
 NOT_UTF8 = "\ufffd"
 
@@ -87,8 +89,8 @@ def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
         .then(pl.lit(f"label is longer than {MAX_LABEL_BYTES} bytes"))
         .when(label.str.contains(NOT_UTF8, literal=True))
         .then(pl.lit("label is not UTF-8"))
-        .when(label.str.contains(r"[\x00-\x1f\x7f]"))
-        .then(pl.lit("label has control characters"))
+        .when(label.str.contains(INVISIBLE))
+        .then(pl.lit("label has control or invisible characters"))
     )
     return rows.select(reason.alias("__reason"))["__reason"]
 

@@ -23,6 +23,7 @@ from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document
 from docml_contract.names import USER_FUNCTIONS
+from docml_contract.plain_text import plain
 
 # A tick ends after so long, and the next one goes on where it ended.
 BUDGET_SECONDS = 4.0
@@ -82,9 +83,10 @@ class TickFindings:
 
     def result(self, context: dg.SensorEvaluationContext, cursor: str, idle: str) -> dg.SensorResult:
         """The answer to Dagster; reports go into the tick's log as well."""
-        for report in self.reports:
+        reports = [plain(report) for report in self.reports]
+        for report in reports:
             context.log.warning(report)
-        said = "\n".join([*map(str, self.launches), *self.reports])
+        said = "\n".join([*map(str, self.launches), *reports])
         return dg.SensorResult(
             run_requests=[launch.run_request() for launch in self.launches],
             skip_reason=None if self.launches else said or idle,

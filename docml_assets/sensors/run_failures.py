@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from docml_assets.partitions import EXPERIMENT, RUN
+from docml_contract.plain_text import plain
 from resources import secrets
 
 DEFAULT_UI = "http://127.0.0.1:3000"
@@ -59,7 +60,7 @@ def failure_message(
     number = run.tags.get(f"dagster/partition/{RUN}")
     link = f"{ui_url.rstrip('/')}/runs/{run.run_id}"
     what = f"{experiment} run {number}" if experiment else f"job {run.job_name}"
-    lines = reason.strip().splitlines() or ["no reason was recorded"]
+    lines = plain(reason).strip().splitlines() or ["no reason was recorded"]
     text = f"{what} failed{f' in {step}' if step else ''}: {lines[0]}\n{link}"
     return {
         "text": text,

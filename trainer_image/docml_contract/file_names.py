@@ -1,16 +1,15 @@
 """Names of an artifact's files, and patterns of them."""
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+
+from docml_contract.plain_text import is_invisible
 
 # The shortest of the limits that a name meets on its way: file systems take 255 bytes.
 MAX_NAME_BYTES = 255
 # Gateways and file systems that decode once more would turn these into separators, dots or NULs.
 _ENCODED = re.compile(r"%(2e|2f|5c|0[0-9a-f]|1[0-9a-f]|7f)", re.IGNORECASE)
-# Cc control, Cf invisible formatting (bidi overrides, zero-width), Cs surrogates, Cn unassigned, Zl/Zp line separators
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
 
 def refusal(name: object) -> str | None:
@@ -29,7 +28,7 @@ def refusal(name: object) -> str | None:
         return "a path separator"
     if not name.strip("."):
         return "dots only"
-    if any(unicodedata.category(character) in _INVISIBLE for character in name):
+    if any(is_invisible(character) for character in name):
         return "a control or invisible character"
     if name != name.strip():
         return "white space at an end"

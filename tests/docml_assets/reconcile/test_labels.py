@@ -55,11 +55,14 @@ def test_unusable_labels_are_refused_and_counted() -> None:
         "  \t": "label is empty",
         "x" * 10_000: "label is longer than 256 bytes",
         "caf\ufffd": "label is not UTF-8",
-        "a\nb": "label has control characters",
+        "a\nb": "label has control or invisible characters",
+        "in\u202evoice": "label has control or invisible characters",
+        "in\u200bvoice": "label has control or invisible characters",
+        "in\x9bvoice": "label has control or invisible characters",
     }
     rows, findings = trusted([("ok", "ünï label", "h"), *((f"g{i}", label, f"h{i}") for i, label in enumerate(labels))])
     assert rows.rows() == [("ok", "ünï label", "h")]
-    assert findings.funnel["refused"] == 6
+    assert findings.funnel["refused"] == 9
     assert findings.refused["reason"].to_pylist() == list(labels.values())
     assert findings.funnel["refused: label is empty"] == 2
 
