@@ -35,7 +35,7 @@ demo: $(VENV)/.demo
 	$(BIN)/docml report $(DEMO) 1
 
 ui: $(VENV)/.demo
-	$(BIN)/python -m docml_assets.cli.ui $(if $(PORT),--port $(PORT))
+	$(BIN)/python -m docml_assets.cli.home $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -84,7 +84,7 @@ def _row(metric: str, seconds: float) -> dict[str, Any]:
 def _populate(root: Path, deployment: Deployment) -> None:
     """Experiment folders, and claims and reconciliation manifests of all their runs."""
     from docml_assets.experiment.settings.settings import parse_settings
-    from docml_assets.steps.production import versions
+    from docml_assets.steps.reconciliation import versions
 
     made_of = versions(parse_settings(SETTINGS.format(run=1), "settings.ini"), deployment.labels, deployment.production)
     for index in range(EXPERIMENTS):

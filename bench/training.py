@@ -27,10 +27,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 
 from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
+from docml_trainer.container import Folders, StopSignal
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import document_lengths, fetch
-from docml_trainer.folders import Folders
-from docml_trainer.machine import StopSignal
 from docml_trainer.train import Training
 from docml_trainer.training.setup import prepare_training
 from docml_trainer.training.tracking import Tracker

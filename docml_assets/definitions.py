@@ -9,12 +9,11 @@ Nothing here reads the environment or opens a client: resources do, when a run u
 
 import dagster as dg
 
-from docml_assets.assets import inference, preparation, production, reconciliation, snapshot, training
+from docml_assets.assets import inference, preparation, reconciliation, sources, training
 from docml_assets.deployment import RESOURCES
 from docml_assets.sensors.experiments import experiment_sensor
 from docml_assets.sensors.new_data import new_data_sensor
-from docml_assets.sensors.orphaned_jobs import orphaned_jobs_sensor
-from docml_assets.sensors.run_failures import run_failure_sensor
+from docml_assets.sensors.run_failures import orphaned_jobs_sensor, run_failure_sensor
 
 run_experiment = dg.define_asset_job(
     "run_experiment",
@@ -27,9 +26,9 @@ run_experiment = dg.define_asset_job(
 
 defs = dg.Definitions(
     assets=[
-        production.production_labels,
-        production.production_files,
-        snapshot.experiment_snapshot,
+        sources.production_labels,
+        sources.production_files,
+        sources.experiment_snapshot,
         reconciliation.reconciled_data,
         reconciliation.label_counts,
         preparation.encoded_splits,

@@ -10,11 +10,10 @@ from typing import Literal
 import dagster as dg
 
 from docml_assets.errors import DocmlError
-from docml_assets.tracking import TrackingAccount
+from docml_assets.steps.work import TrackingAccount
 from docml_contract.names import check_experiment_name
-from resources.jobs.costs import read_prices
 from resources.jobs.engine.engine import Engine
-from resources.jobs.interface import Jobs
+from resources.jobs.interface import Jobs, read_prices
 from resources.labels import LabelSource
 from resources.store import Store
 

@@ -1,9 +1,12 @@
-"""boto3 sessions and clients from an environment mapping; boto3 is imported when one is asked for."""
+"""boto3 sessions and clients from an environment mapping, and values that refer to a secret. boto3 is imported when it is asked for."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from resources.errors import SettingError
+from docml_contract.names import SECRET_REFERENCE
+from resources import aws
+from resources.errors import ResourceError, SettingError
 
 
 def region(environment: Mapping[str, str]) -> str | None:
@@ -40,3 +43,32 @@ def session(environment: Mapping[str, str]) -> Any:
 def client(service: str, environment: Mapping[str, str], **options: Any) -> Any:
     """A boto3 client for the endpoint, region and credentials of `environment`."""
     return session(environment).client(service, endpoint_url=endpoint(service, environment), **options)
+
+
+def is_reference(value: str) -> bool:
+    """Whether `value` names a secret instead of being one."""
+    return value.startswith(SECRET_REFERENCE)
+
+
+def resolve(value: str, environment: Mapping[str, str]) -> str:
+    """`value` itself, or the secret that it refers to. Errors name the reference, never the secret."""
+    if not is_reference(value):
+        return value
+    name, _, key = value.removeprefix(SECRET_REFERENCE).partition("#")
+    if not name:
+        raise SettingError(f"{value!r}: expected {SECRET_REFERENCE}NAME#key")
+    client = aws.client("secretsmanager", environment)
+    try:
+        text = client.get_secret_value(SecretId=name)["SecretString"]
+    except Exception as error:
+        raise ResourceError(
+            f"{value}: Secrets Manager did not give it ({type(error).__name__}: {error}); "
+            "check the name, the region and the role's secretsmanager:GetSecretValue"
+        ) from error
+    if not key:
+        return str(text)
+    try:
+        return str(json.loads(text)[key])
+    except (ValueError, KeyError, TypeError):
+        # from None: the decoder's message may quote the secret
+        raise SettingError(f"{value}: the secret is no JSON object with the key {key!r}") from None

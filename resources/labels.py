@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from resources.aws import resolve
 from resources.errors import LabelError, ResourceError, SettingError, TooManyRows
 from resources.label_drivers import Batches, check_names, postgres_batches, sqlalchemy_batches, sqlite_batches
 from resources.label_values import join_chunks
 from resources.queries import check_query
-from resources.secrets import resolve
 
 # A label query that takes longer than this is a mistake.
 STATEMENT_TIMEOUT_SECONDS = 900

@@ -1,14 +1,18 @@
-"""inference_report, with its checks."""
+"""inference_report, with its checks and what they ask."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import dagster as dg
+import pyarrow as pa
 
 from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, gallery, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
-from docml_assets.report.checks import CheckOutcome, not_worse_than_previous, report_adds_up
-from docml_assets.report.schema import read_report
+from docml_assets.report.predictions import read_predictions
+from docml_assets.report.schema import NO_DIFFERENCE, Report, read_report
 from docml_assets.steps.inference import run_inference
 from docml_assets.steps.preparation import read_labels
 from docml_assets.steps.work import Outcome, Work
@@ -88,16 +92,66 @@ def sums_agree(work: Work) -> Finding:
     """Sums and label sets of the report agree with the predictions and the prepared data."""
     predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
     labels = read_labels(work)
-    return _finding(report_adds_up(read_report(work.store, work.place), predictions, labels))
+    return report_adds_up(read_report(work.store, work.place), predictions, labels)
 
 
 def not_worse(work: Work) -> Finding:
     """No model is shown to be worse than the previous run's on the documents that both were tested on."""
-    return _finding(not_worse_than_previous(read_report(work.store, work.place), work.settings.worse_than_previous))
+    return not_worse_than_previous(read_report(work.store, work.place), work.settings.worse_than_previous)
 
 
-def _finding(outcome: CheckOutcome) -> Finding:
-    return Finding(passed=outcome.passed, text=outcome.description, error=outcome.blocks)
+def report_adds_up(report: Report, predictions: pa.Table, labels: Sequence[str]) -> Finding:
+    """Do the report's sums and label sets agree with the predictions and with the prepared data's labels?"""
+    read = read_predictions(predictions, report.labels, "predictions.parquet")
+    problems = []
+    if tuple(labels) != report.labels:
+        problems.append(f"labels {list(report.labels)}, expected those of the prepared data {list(labels)}")
+    if len(read) != report.num_test:
+        problems.append(f"num_test {report.num_test}, expected {len(read)} predictions")
+    if set(read.models) != set(report.models):
+        problems.append(f"models {sorted(report.models)}, expected {sorted(read.models)}")
+    for name, model in report.models.items():
+        problems += [f"{name}: {problem}" for problem in _sums(report, name)]
+        if {row.label for row in model.per_label} != set(report.labels):
+            problems.append(f"{name}: per_label names other labels than the report")
+    for pair in report.comparison:
+        if pair.both_correct + pair.only_a + pair.only_b + pair.both_wrong != report.num_test:
+            problems.append(f"{pair.a} and {pair.b}: the four counts do not add up to {report.num_test}")
+    found = "; ".join(problems)
+    return Finding(not problems, found or f"sums and labels of {report.num_test} documents agree", error=True)
+
+
+def not_worse_than_previous(report: Report, worse_than_previous: Literal["warn", "block"]) -> Finding:
+    """Is any model shown to be worse than the previous run's, on the documents both were scored on?"""
+    blocks = worse_than_previous == "block"
+    if not report.past.comparisons:
+        return Finding(True, "no earlier run was scored on any of these test documents", error=blocks)
+    latest = report.past.comparisons[0]
+    worse = [pair for pair in latest.pairs if pair.verdict == pair.b]
+    better = [pair for pair in latest.pairs if pair.verdict == pair.a]
+    said = [
+        f"{pair.a} is {'worse' if pair in worse else 'better'} than {pair.b}: macro-F1 {pair.f1_difference:+.3f}, "
+        f"95 % interval {pair.f1_difference_ci95[0]:+.3f} to {pair.f1_difference_ci95[1]:+.3f}"
+        for pair in (*worse, *better)
+    ]
+    description = "; ".join(said) or f"{NO_DIFFERENCE} from run {latest.run}"
+    return Finding(not worse, f"{description} ({latest.common_documents} common test documents)", error=blocks)
+
+
+def _sums(report: Report, name: str) -> list[str]:
+    model = report.models[name]
+    problems = []
+    total = sum(map(sum, model.confusion_matrix))
+    if total != report.num_test:
+        problems.append(f"the confusion matrix counts {total} documents, expected {report.num_test}")
+    rows = dict(zip(report.labels, enumerate(model.confusion_matrix), strict=True))
+    for label in model.per_label:
+        index, row = rows.get(label.label, (0, None))
+        if row is not None and (sum(row), row[index]) != (label.support, label.correct):
+            problems.append(f"support or correct of {label.label!r} differ from the confusion matrix")
+    if sum(entry.count for entry in model.calibration.bins) != report.num_test:
+        problems.append(f"the calibration bins do not count {report.num_test} documents")
+    return problems
 
 
 report_checks = make_checks(

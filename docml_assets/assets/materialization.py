@@ -11,9 +11,9 @@ import dagster as dg
 
 from docml_assets.assets.metadata import Metadata, common
 from docml_assets.dagster_internals import ExplainedFailure
+from docml_assets.display import display
 from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.partitions import BACKFILL_TAG, PROCESS_TAG, experiment_runs, operation_of, run_place, steps_of
-from docml_assets.progress import display
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
 from docml_assets.steps.work import Outcome, UnclaimedRun, Work

@@ -10,7 +10,7 @@ from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, image, location, table
 from docml_assets.assets.reconciliation import label_counts, reconciled_data
-from docml_assets.assets.snapshot import experiment_snapshot
+from docml_assets.assets.sources import experiment_snapshot
 from docml_assets.report.plots import stacked_bars
 from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work

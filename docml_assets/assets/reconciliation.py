@@ -5,16 +5,14 @@ from collections.abc import Mapping
 import dagster as dg
 import pyarrow.compute as pc
 
-from docml_assets.assets import production
 from docml_assets.assets.checks import Check, Finding, check_result, make_checks, preview_features
 from docml_assets.assets.materialization import RESOURCES, Results, materialize, place_of, run_asset, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, image, table
-from docml_assets.assets.snapshot import experiment_snapshot
+from docml_assets.assets.sources import DEPS, experiment_snapshot, input_tags, observe
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
-from docml_assets.steps.production import describe_change, versions
+from docml_assets.steps.reconciliation import describe_change, read_counts, read_findings, reconciliation, versions
 from docml_assets.steps.reconciliation import label_counts as count_labels
-from docml_assets.steps.reconciliation import read_counts, read_findings, reconciliation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.file_names import is_optional, matches
@@ -44,7 +42,7 @@ COLUMNS = {
 
 @run_asset(
     RECONCILED_DATA,
-    deps=[experiment_snapshot, *production.DEPS],
+    deps=[experiment_snapshot, *DEPS],
     group="data",
     kinds={"parquet", "s3"},
     description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
@@ -54,11 +52,11 @@ def reconciled_data(context: dg.AssetExecutionContext) -> Results:
     def step(work: Work) -> Outcome | None:
         outcome = reconciliation(work)
         if outcome is not None and outcome.how == "made":
-            production.observe(context, outcome.inputs)
+            observe(context, outcome.inputs)
         return outcome
 
     def tags(outcome: Outcome) -> dict[str, str]:
-        return production.input_tags(context.instance, place_of(context).experiment, outcome.inputs)
+        return input_tags(context.instance, place_of(context).experiment, outcome.inputs)
 
     yield from materialize(context, RECONCILED_DATA, step, _reconciled_metadata, tags)
 
@@ -259,7 +257,7 @@ def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetChe
     except ResourceError as error:
         finding = Finding(passed=False, text=f"production could not be read: {error}")
     else:
-        production.observe(context, current)
+        observe(context, current)
         finding = unchanged(work, current)
     return check_result(RECONCILED_DATA, "production_unchanged", finding)
 

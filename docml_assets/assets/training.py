@@ -10,7 +10,7 @@ from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, stored_image, table
 from docml_assets.assets.preparation import encoded_splits
-from docml_assets.assets.snapshot import experiment_snapshot
+from docml_assets.assets.sources import experiment_snapshot
 from docml_assets.steps.training import read_models, run_training
 from docml_assets.steps.work import Outcome, Work
 from docml_contract.names import BEST_MODEL, CURVES, HISTORY, STATISTICS, TRIALS

@@ -1,7 +1,7 @@
 """docml: the command line over the same definitions that the Dagster UI shows.
 
-Every sub-command is one module of this package and its click command is called `command`. Modules are imported when their
-command is called, so that `docml --help` and `docml validate` do not pay for Dagster.
+A sub-command is a click command of its name in the module that COMMANDS names. Modules are imported when their command is called, so
+that `docml --help` and `docml validate` do not pay for Dagster.
 
 Exit codes: 0 done; 1 the work failed or the input is wrong (one message, no traceback); 2 usage; 130 interrupted.
 """
@@ -9,27 +9,37 @@ Exit codes: 0 done; 1 the work failed or the input is wrong (one message, no tra
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 
-from docml_assets.cli.terminal import say
 from docml_assets.errors import EXPLAINED_ERRORS
+from docml_assets.terminal import say
+
+
+class Entry(NamedTuple):
+    """Where a command is found, and the sentence that the overview shows."""
+
+    module: str
+    help: str
+
 
 COMMANDS = {
-    "new": "Scaffold an experiment folder that validates and runs as it is.",
-    "validate": "Find every mistake of an experiment that can be known before a job starts.",
-    "run": "Claim a run of an experiment and execute its steps in this process.",
-    "runs": "Show runs: status by step, scores, age, duration, jobs.",
-    "report": "Show the summary of a run's inference report and where its page lies.",
-    "compare": "Compare two runs on the test documents that they share.",
-    "predict": "Classify documents without labels with a model of a finished run.",
-    "serve": "Answer over HTTP with a model of a finished run.",
-    "promote": "Make a model the champion of its experiment, unless it is worse than the present one.",
-    "rollback": "Go back to the champion before.",
-    "champion": "Show which model is used by default, and how that came about.",
-    "image": "Build or push an experiment's image.",
-    "gc": "Remove data versions and checkpoints that nothing needs any more.",
+    "new": Entry("experiment", "Scaffold an experiment folder that validates and runs as it is."),
+    "validate": Entry("experiment", "Find every mistake of an experiment that can be known before a job starts."),
+    "run": Entry("run", "Claim a run of an experiment and execute its steps in this process."),
+    "runs": Entry("runs", "Show runs: status by step, scores, age, duration, jobs."),
+    "report": Entry("report", "Show the summary of a run's inference report and where its page lies."),
+    "compare": Entry("report", "Compare two runs on the test documents that they share."),
+    "predict": Entry("predict", "Classify documents without labels with a model of a finished run."),
+    "serve": Entry("predict", "Answer over HTTP with a model of a finished run."),
+    "promote": Entry(
+        "champion", "Make a model the champion of its experiment, unless it is worse than the present one."
+    ),
+    "rollback": Entry("champion", "Go back to the champion before."),
+    "champion": Entry("champion", "Show which model is used by default, and how that came about."),
+    "image": Entry("image", "Build or push an experiment's image."),
+    "gc": Entry("runs", "Remove data versions and checkpoints that nothing needs any more."),
 }
 
 
@@ -42,13 +52,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"docml_assets.cli.{cmd_name}").command
+        command = getattr(import_module(f"docml_assets.cli.{COMMANDS[cmd_name].module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,7 +12,7 @@ from docml_contract.names import RunPlace
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
-    from docml_assets.progress import Display
+    from docml_assets.display import Display
     from docml_assets.steps.work import Work
     from resources.jobs.interface import Listener
 

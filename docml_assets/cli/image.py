@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from docml_assets.cli.terminal import say
 from docml_assets.errors import DocmlError
+from docml_assets.terminal import say
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = "trainer_image/Dockerfile"
@@ -22,7 +22,7 @@ class ImageError(DocmlError):
 
 
 @click.group(name="image")
-def command() -> None:
+def image() -> None:
     """Build and push the image of an experiment's jobs (Docker is needed).
 
     The image's URI is the experiment's DOCKER_IMAGE, else the deployment's DOCML_IMAGE. Functions and settings are not in it: they
@@ -30,7 +30,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@image.command()
 @click.argument("experiment")
 @click.option(
     "--base", help="Base image with Python 3.11 or later and torch.  [default: an AWS Deep Learning Container]"
@@ -56,7 +56,7 @@ def build(experiment: str, base: str | None, platform: str, dry_run: bool) -> No
     say(f"{'would build' if dry_run else 'built'} {uri}")
 
 
-@command.command()
+@image.command()
 @click.argument("experiment")
 @click.option("--dry-run", is_flag=True, help="Only show the commands.")
 def push(experiment: str, dry_run: bool) -> None:

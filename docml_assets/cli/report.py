@@ -1,11 +1,11 @@
-"""docml report: what a run's inference report says, and where its page lies."""
+"""docml report and compare: what a run's inference report says, where its page lies, and two runs on the test documents that they share."""
 
 from typing import TYPE_CHECKING
 
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run
-from docml_assets.cli.terminal import console
+from docml_assets.terminal import console
 from docml_contract.names import REPORT_HTML, RunPlace
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ LABELS = 30  # shown in the terminal; the page has all
 @click.command(name="report")
 @click.argument("experiment")
 @click.argument("run", type=RunChoice())
-def command(experiment: str, run: Choice) -> None:
+def report(experiment: str, run: Choice) -> None:
     """Show the summary of run RUN (a number, or `champion`) of EXPERIMENT, and where its report.html lies."""
     from docml_assets.deployment import Deployment
     from docml_assets.report.schema import read_report
@@ -115,3 +115,39 @@ def _labels(report: "Report") -> "Table":
     if len(rows) > LABELS:
         table.caption = f"the {LABELS // 2} best and worst of {len(rows)} labels"
     return table
+
+
+@click.command(name="compare")
+@click.argument("experiment_a")
+@click.argument("run_a", type=click.IntRange(min=1))
+@click.argument("experiment_b")
+@click.argument("run_b", type=click.IntRange(min=1))
+def compare(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> None:
+    """Compare every model of run RUN_A of EXPERIMENT_A with every model of run RUN_B of EXPERIMENT_B.
+
+    Only the documents that both runs were tested on count, found by their GUID.
+    """
+    from rich.text import Text
+
+    from docml_assets.deployment import Deployment
+    from docml_assets.report.comparison import compare_runs, read_run
+    from docml_assets.report.summary import NOT_OTHER_SEEDS
+
+    store = Deployment.current().store
+    compared = compare_runs(
+        read_run(store, RunPlace(experiment_a, run_a)), read_run(store, RunPlace(experiment_b, run_b))
+    )
+    terminal = console()
+    sentences = [
+        f"{compared.common_documents} common test documents; {compared.only_a_documents} only of {compared.a}, "
+        f"{compared.only_b_documents} only of {compared.b}.",
+        f"Macro-F1 on them: {', '.join(f'{name} {value:.3f}' for name, value in compared.f1_macro.items())}.",
+    ]
+    if compared.relabelled:
+        sentences.append(
+            f"{compared.relabelled} of them have another label in {compared.b}; the labels of {compared.a} count."
+        )
+    for sentence in sentences:
+        terminal.print(Text(sentence))
+    terminal.print(pair_table(f"{compared.a} against {compared.b}", compared.comparison.pairs))
+    terminal.print(Text(f"{NOT_OTHER_SEEDS[0].upper()}{NOT_OTHER_SEEDS[1:]}."))

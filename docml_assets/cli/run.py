@@ -9,7 +9,7 @@ import click
 
 from docml_assets.cli.finished_run import user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
-from docml_assets.cli.terminal import say
+from docml_assets.terminal import say
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--next", "take_next", is_flag=True, help="Claim the next free run number, whatever RUN_NUM says.")
 @click.option("--steps", help="Perform these steps (comma-separated) instead of those that the RUN_* flags turn on.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the jobs' own log lines as well.")
-def command(experiment: str, number: int | None, take_next: bool, steps: str | None, verbose: bool) -> int:
+def run(experiment: str, number: int | None, take_next: bool, steps: str | None, verbose: bool) -> int:
     """Claim a run of EXPERIMENT and execute its steps here, with progress.
 
     Without --run or --next it is the experiment's RUN_NUM. Steps that are finished are verified and launch no job; steps that are
@@ -60,8 +60,8 @@ def claim_for(
     deployment: "Deployment", experiment: str, number: int | None, *, take_next: bool
 ) -> "tuple[Claim, Settings]":
     """The claim that the command asks for, made or found, and its settings with the folder's operational ones."""
+    from docml_assets.errors import ProblemsError
     from docml_assets.experiment.folder import ExperimentFolder
-    from docml_assets.experiment.problems import ProblemsError
     from docml_assets.runs.claims import claim_next, claim_or_continue, claim_run, read_claim
     from docml_assets.runs.preflight import validate
     from docml_assets.steps.snapshot import describe_folder
@@ -109,14 +109,14 @@ def _operated(claim: "Claim", path: Path) -> "Settings":
 def _execute(
     deployment: "Deployment", claim: "Claim", settings: "Settings", steps: frozenset[str] | None, *, verbose: bool
 ) -> int:
-    from docml_assets.cli.display import make_display
+    from docml_assets.display import make_display
 
     home = prepare_dagster_home()
     from docml_assets.definitions import defs
+    from docml_assets.display import shown_on
     from docml_assets.execution import JOB, execute, selection
     from docml_assets.partitions import run_tags
-    from docml_assets.progress import shown_on
-    from docml_assets.sensors.orphaned_jobs import sweep
+    from docml_assets.sensors.run_failures import sweep
     from docml_assets.steps.work import flagged_steps
 
     performed = steps if steps is not None else flagged_steps(settings)

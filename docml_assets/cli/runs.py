@@ -1,11 +1,12 @@
-"""docml runs: what every run came to."""
+"""docml runs and gc: what every run came to; and removing what none of them needs any more."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.cli.terminal import console, say
+from docml_assets.terminal import console, say
+from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,7 +19,7 @@ STEPS = ("reconciliation", "preparation", "training", "inference")
 @click.command(name="runs")
 @click.argument("experiment", required=False)
 @click.option("--jobs", is_flag=True, help="Name the jobs of every run as well.")
-def command(experiment: str | None, jobs: bool) -> None:
+def runs(experiment: str | None, jobs: bool) -> None:
     """Show the runs of EXPERIMENT, or of all experiments, newest last."""
     from docml_assets.deployment import Deployment
     from docml_assets.runs.summaries import summaries
@@ -79,3 +80,48 @@ def _span(seconds: float) -> str:
             rest = int(seconds % size // units[index + 1][1]) if index + 1 < len(units) else 0
             return f"{int(seconds // size)} {unit}" + (f" {rest} {units[index + 1][0]}" if rest else "")
     return ""
+
+
+@click.command(name="gc")
+@click.argument("experiment", required=False)
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+def gc(experiment: str | None, dry_run: bool) -> None:
+    """Remove what no manifest and no unfinished run needs, of EXPERIMENT or of all experiments.
+
+    Versions of documents and prepared data stay while a run of the experiment has not finished the step that uses them.
+    Claims, manifests, models, reports and job records are never removed. Do not start runs meanwhile: an experiment
+    whose runs change after the listing is left alone.
+    """
+    from docml_assets.deployment import Deployment
+    from docml_assets.runs.garbage import collect, find_garbage, runs_of
+
+    store = Deployment.current().store
+    names = (
+        [check_experiment_name(experiment)]
+        if experiment
+        else [n for n in store.list_folders() if EXPERIMENT_NAME.fullmatch(n)]
+    )
+    total = 0
+    for name in names:
+        runs = runs_of(store, name)
+        garbage, kept = find_garbage(store, name)
+        for entry in kept:
+            say(f"{name}: {entry.what} stay: run {entry.run} {entry.reason}")
+        if not dry_run and runs_of(store, name) != runs:
+            say(f"{name}: a run was claimed meanwhile; left alone, run docml gc again")
+            continue
+        for item in garbage:
+            say(f"{'would remove' if dry_run else 'removed'} {item.prefix} ({item.what}, {_bytes(item.size)})")
+            if not dry_run:
+                collect(store, item)
+            total += item.size
+    say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
+
+
+def _bytes(size: float) -> str:
+    """A size that people read."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

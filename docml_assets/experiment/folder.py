@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from docml_assets.errors import ExperimentError
-from docml_assets.experiment.problems import Problem, shown
+from docml_assets.errors import ExperimentError, Problem, shown
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from docml_assets.experiment.problems import Problem
+from docml_assets.errors import Problem
 from docml_assets.experiment.source import (
     Function,
     body_without_docstring,

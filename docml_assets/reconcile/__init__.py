@@ -7,15 +7,3 @@
 `labels` and `plan` are pure functions over tables; `copies` asks both sides and uses the store's bulk copy; `process` hands
 artifacts to worker processes that run process_func; `findings` is what was left out, and why.
 """
-
-from docml_assets.reconcile.findings import NothingLeft, ReconciliationError, TooManyFailures
-from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs, reconcile
-
-__all__ = [
-    "NothingLeft",
-    "ReconciledArtifacts",
-    "ReconciliationError",
-    "ReconciliationInputs",
-    "TooManyFailures",
-    "reconcile",
-]

@@ -14,7 +14,7 @@ from docml_assets.reconcile.findings import (
     printable,
 )
 from resources.label_values import TEXT_COLUMNS, column_named
-from resources.store.safe_names import refusals
+from resources.store import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
 MAX_LABEL_BYTES = 256

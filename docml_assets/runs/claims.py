@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from docml_assets.errors import DocmlError
+from docml_assets.errors import DocmlError, SettingsError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
-from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.tables import DamagedTable

@@ -5,19 +5,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from docml_assets.errors import ExperimentError
+from docml_assets.errors import ExperimentError, Problem, SettingsError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, dockerfile_problems, read_text
 from docml_assets.experiment.functions import check_functions, defined_functions
-from docml_assets.experiment.problems import Problem, SettingsError
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
 from docml_assets.runs.claims import run_folders
 from docml_contract.base import BadName
 from docml_contract.file_names import is_optional
 from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
+from resources.aws import is_reference
 from resources.errors import ResourceError, SettingError
-from resources.jobs.costs import most, read_prices
-from resources.secrets import is_reference
+from resources.jobs.interface import most, read_prices
 from resources.store import Store
 
 ENVIRONMENT = "the environment"

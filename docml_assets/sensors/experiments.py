@@ -13,9 +13,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
+from docml_assets.errors import EXPLAINED_ERRORS, DocmlError, ProblemsError
 from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.experiment.problems import ProblemsError
 from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import (

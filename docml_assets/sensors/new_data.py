@@ -29,7 +29,7 @@ from docml_assets.sensors.launching import (
     in_turn,
     read_settings,
 )
-from docml_assets.steps.production import describe_change, files_version
+from docml_assets.steps.reconciliation import describe_change, files_version
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_DATA, RECONCILIATION, RunPlace
@@ -147,7 +147,7 @@ class Production:
         self._known: dict[Any, str] = {}
 
     def versions(self, settings: Settings) -> dict[str, str]:
-        """As `docml_assets.steps.production.versions`."""
+        """As `docml_assets.steps.reconciliation.versions`."""
         query, names = settings.labels_query, tuple(sorted(settings.files_from_prod))
         return {
             PRODUCTION_LABELS: self._once(query, lambda: self._labels.fingerprint(query)),

@@ -1,18 +1,22 @@
-"""reconciled_data: every label with its files, copied, processed and verified; the one step that reads production."""
+"""reconciled_data: every label with its files, copied, processed and verified; the one step that reads production, and its versions."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from docml_assets.experiment.functions import defined_functions
+from docml_assets.experiment.settings.settings import Settings
 from docml_assets.experiment.source import functions_digest
-from docml_assets.steps import production
 from docml_assets.steps.reuse import find_finished, nothing_to_reuse, read_required, reused_outcome, take_earlier
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import Document
+from docml_contract.file_names import matches
 from docml_contract.manifests import cache_key, label_counts_version
 from docml_contract.names import (
     COUNTS_BY_LABEL,
@@ -20,6 +24,8 @@ from docml_contract.names import (
     LABEL_COUNTS,
     LABEL_ROWS,
     PREPARATION,
+    PRODUCTION_FILES,
+    PRODUCTION_LABELS,
     RECONCILED_DATA,
     RECONCILED_TABLE,
     RECONCILIATION,
@@ -27,9 +33,11 @@ from docml_contract.names import (
     TUNING,
 )
 from resources.label_values import describe_look_alikes, look_alikes
+from resources.labels import LabelSource
+from resources.store import Store
 
 if TYPE_CHECKING:
-    from docml_assets.reconcile import ReconciledArtifacts
+    from docml_assets.reconcile.reconciliation import ReconciledArtifacts
 
 FINDINGS = "findings.json"
 SAMPLE_ROWS = 50
@@ -76,11 +84,11 @@ def reconciliation_key(work: Work) -> str:
 
 
 def _work(work: Work, key: str) -> Outcome:
-    from docml_assets.reconcile import ReconciliationInputs, reconcile  # polars loads where it is used
+    from docml_assets.reconcile.reconciliation import ReconciliationInputs, reconcile  # polars loads where it is used
 
     # The versions are read before the data: what changes meanwhile shows as stale, never as up to date.
-    versions = production.versions(work.settings, work.labels, work.production)
-    inputs = ReconciliationInputs(
+    inputs = versions(work.settings, work.labels, work.production)
+    asked = ReconciliationInputs(
         place=work.place,
         settings=work.settings,
         functions_source=work.functions_source,
@@ -91,7 +99,7 @@ def _work(work: Work, key: str) -> Outcome:
         log=work.reporter.say,
         progress=work.reporter.progress,
     )
-    result = reconcile(inputs)
+    result = reconcile(asked)
     folder = work.place.reconciliation
     manifest = work.publish(
         RECONCILED_DATA,
@@ -103,7 +111,7 @@ def _work(work: Work, key: str) -> Outcome:
         },
         cache_key=key,
         data_version=result.data_version,
-        inputs=versions,
+        inputs=inputs,
     )
     return Outcome.of(work, manifest, folder, how="made", why=f"{result.table.num_rows} files reconciled")
 
@@ -148,3 +156,34 @@ def read_counts(work: Work) -> dict[str, int]:
     """The counts of a finished step."""
     counts: dict[str, int] = json.loads(work.store.get(f"{work.place.labels}/{COUNTS_BY_LABEL}"))
     return counts
+
+
+# Key ranges that are listed at once.
+SHARDS = 16
+
+
+def versions(settings: Settings, labels: LabelSource, production: Store) -> dict[str, str]:
+    """The data versions of both external assets as an experiment sees them."""
+    return {
+        PRODUCTION_LABELS: labels.fingerprint(settings.labels_query),
+        PRODUCTION_FILES: files_version(production, settings.files_from_prod),
+    }
+
+
+def describe_change(assets: Iterable[str]) -> str:
+    """What is said of a run that was made of other versions of these assets."""
+    return f"{' and '.join(assets)} changed since this run was made; start the next run to use what is new"
+
+
+def files_version(production: Store, names: Sequence[str]) -> str:
+    """sha256 over key, size and etag of every production file that `names` (names and patterns) mean, in the order of their keys."""
+    table = production.list_table(shards=SHARDS)
+    table = table.cast(pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))
+    file_names = pc.replace_substring_regex(table["key"], pattern="^.*/", replacement="")
+    wanted = [name for name in file_names.unique().to_pylist() if any(matches(name, entry) for entry in names)]
+    table = table.filter(pc.is_in(file_names, value_set=pa.array(wanted, pa.string()))).sort_by("key")
+    rows = pc.binary_join_element_wise(table["key"], table["size"].cast(pa.string()), table["etag"], "\t")
+    digest = hashlib.sha256()
+    for chunk in rows.chunks:
+        digest.update("".join(f"{row}\n" for row in chunk.to_pylist()).encode())
+    return digest.hexdigest()

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from docml_assets.errors import DocmlError
+from docml_assets.errors import DocmlError, SettingsError
 from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.experiment.problems import SettingsError
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.runs.claims import (
     Claim,

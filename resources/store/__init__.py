@@ -1,6 +1,6 @@
 """One object store, on a folder or on S3, behind one interface: `from resources.store import Store`.
 
-Beside it: `manifests` (finished folders) and `safe_names` (which names and keys are safe). Everything else is inside.
+Beside it: `manifests` (finished folders). Everything else is inside.
 """
 
 from resources.store.objects import (
@@ -11,6 +11,7 @@ from resources.store.objects import (
     StoreBackend,
     StoredObject,
     missing_key,
+    refusals,
 )
 from resources.store.store import Store, canonical_url
 
@@ -24,4 +25,5 @@ __all__ = [
     "StoredObject",
     "canonical_url",
     "missing_key",
+    "refusals",
 ]

@@ -23,8 +23,8 @@ from resources.store.objects import (
     Objects,
     StoreBackend,
     StoredObject,
+    check_key,
 )
-from resources.store.safe_names import check_key
 
 
 class Store:

@@ -16,7 +16,7 @@ from docml_contract import names
 from docml_contract.jobs import JobSpec
 from docml_contract.log_lines import parse_event
 from docml_contract.manifests import JobOutput, verify_folder
-from docml_trainer.folders import Folders
+from docml_trainer.container import Folders
 
 TRAINER_IMAGE = Path(__file__).resolve().parents[2] / "trainer_image"
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "CUDA_VISIBLE_DEVICES")  # of the tests' own environment

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import accelerate
 
-from docml_trainer.folders import Folders
+from docml_trainer.container import Folders
 from docml_trainer.train import train
 
 

@@ -8,9 +8,8 @@ import sys
 import traceback
 
 from docml_contract.base import ContractError
+from docml_trainer.container import COMMANDS, Folders, StopSignal
 from docml_trainer.errors import TrainerError
-from docml_trainer.folders import COMMANDS, Folders
-from docml_trainer.machine import StopSignal
 
 
 def main(arguments: list[str]) -> int:

@@ -33,13 +33,12 @@ from docml_contract.names import (
     TOKENS_SUFFIX,
     column_prefix,
 )
+from docml_trainer.container import Folders, hardware
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.errors import DataError, FolderError
-from docml_trainer.folders import Folders
 from docml_trainer.inference.model import ModelFiles
 from docml_trainer.inference.pool import Pool, open_pool
 from docml_trainer.inference.prediction import LoadedModel, ModelResult
-from docml_trainer.machine import hardware
 
 
 def main(folders: Folders) -> None:

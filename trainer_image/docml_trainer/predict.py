@@ -21,9 +21,9 @@ from docml_contract.base import digest
 from docml_contract.jobs import PredictTask
 from docml_contract.log_lines import PROGRESS, format_event
 from docml_contract.manifests import write_output
+from docml_trainer.container import Folders
 from docml_trainer.errors import FolderError
-from docml_trainer.folders import Folders
-from docml_trainer.inference.deployment import DeploymentFolder
+from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.preparation.documents import Documents, read_documents
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.worker import EncodingPlan

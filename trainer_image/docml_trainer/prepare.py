@@ -27,8 +27,8 @@ from docml_contract.base import digest
 from docml_contract.jobs import PrepareTask
 from docml_contract.log_lines import FACTS, PROGRESS, format_event
 from docml_contract.manifests import JobOutput, verify_folder, write_output
+from docml_trainer.container import Folders
 from docml_trainer.errors import DataError, FolderError
-from docml_trainer.folders import Folders
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.splits import Assignment, assign

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import uvicorn
 
+from docml_trainer.container import EXIT_STOPPED, Folders
 from docml_trainer.errors import FolderError
-from docml_trainer.folders import Folders
-from docml_trainer.inference.deployment import DeploymentFolder
-from docml_trainer.machine import EXIT_STOPPED
+from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.serving.answers import Answers
 from docml_trainer.serving.app import Server, log
 

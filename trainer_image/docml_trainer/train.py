@@ -3,7 +3,7 @@
     SAGEMAKER_BASE_DIR=folder python -m docml_trainer train      # the same over a folder of one's own
 
 Read from top to bottom: train, then a Training's life in the order in which it happens. A step of the optimizer trains on one global
-batch of train_batch_size × gradient_accumulation_steps × processes documents, whichever way they are spread (`sampling`); its loss
+batch of train_batch_size × gradient_accumulation_steps × processes documents, whichever way they are spread (`data.datasets`); its loss
 is a mean over these documents (`optimization`). After every epoch the validation documents are scored, each once, and the best epoch's
 weights are kept (`results`). Everything that the next step depends on is in a checkpoint (`checkpoint`), so that a training that is killed
 and started again ends with the same weights. At last the best weights become TorchScript that is proved equal (`export`).
@@ -20,13 +20,12 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
+from docml_trainer.container import Folders, StopSignal, stop
 from docml_trainer.data.classifier import explained_model
-from docml_trainer.data.datasets import Rows, fetch
+from docml_trainer.data.datasets import Rows, ahead, evaluation_batches, fetch, global_batches, micro_batches
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
-from docml_trainer.folders import Folders
-from docml_trainer.machine import StopSignal, stop
-from docml_trainer.training import checkpoint, results, sampling
+from docml_trainer.training import checkpoint, results
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup, prepare_training
 from docml_trainer.training.tracking import Tracker
@@ -117,7 +116,7 @@ class Training:
         """The rest of an epoch's optimizer steps. Returns its speed."""
         progress, every = self.progress, self.settings.checkpoint_every_steps
         epoch = progress.epoch + 1
-        steps = sampling.global_batches(self.setup.train.lengths, self.setup.global_batch, self.settings.seed, epoch)
+        steps = global_batches(self.setup.train.lengths, self.setup.global_batch, self.settings.seed, epoch)
         lines = results.EpochLines(epoch, self.settings.epochs, len(steps))
         batches = self.batches_of(steps[progress.step :])
         self.setup.classifier.module.train()
@@ -140,13 +139,13 @@ class Training:
 
     def micro_batches(self, rows: Rows) -> list[Rows]:
         """This process' micro-batches of a global batch."""
-        shares = sampling.micro_batches(rows, self.settings.train_batch_size, self.processes.count)
+        shares = micro_batches(rows, self.settings.train_batch_size, self.processes.count)
         return shares[self.processes.index]
 
     def batches_of(self, steps: list[Rows]) -> Iterator[dict[str, torch.Tensor]]:
         """This process' micro-batches of `steps`, one after the other, collated ahead of use."""
         mine = [part if len(part) else rows[:2] for rows in steps for part in self.micro_batches(rows)]
-        return sampling.ahead(lambda part: self.setup.collate(fetch(self.setup.train.data, part)), mine)
+        return ahead(lambda part: self.setup.collate(fetch(self.setup.train.data, part)), mine)
 
     def optimizer_step(self, rows: Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
         """Train on the documents `rows`, all processes together. Returns their mean loss, and whether anyone was asked to stop."""
@@ -238,11 +237,9 @@ class Training:
     def validate(self) -> dict[str, float]:
         """Cross-entropy, accuracy and macro-F1 over the validation documents, each counted once by its row id."""
         self.setup.bare.module.eval()
-        shares = sampling.evaluation_batches(
-            self.setup.valid.lengths, self.settings.eval_batch_size, self.processes.count
-        )
+        shares = evaluation_batches(self.setup.valid.lengths, self.settings.eval_batch_size, self.processes.count)
         mine = shares[self.processes.index]
-        batches = sampling.ahead(
+        batches = ahead(
             lambda part: self.setup.collate(fetch(self.setup.valid.data, part)), [p for p in mine if len(p)]
         )
         found: list[results.Scored] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from docml_assets.experiment.problems import nearest, shown
+from docml_assets.errors import nearest, shown
 from docml_assets.experiment.settings.ini import Entry, Ini
 from docml_assets.experiment.settings.keys import Keys
 from docml_assets.experiment.settings.values import find_constant_slip, split_items, unquoted

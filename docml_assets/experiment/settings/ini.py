@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from docml_assets.experiment.problems import Problem, nearest, shown
-from resources.secrets import is_reference
+from docml_assets.errors import Problem, nearest, shown
+from resources.aws import is_reference
 
 # How values are read. 1: as they stand, so that quotes belong to them, and comments behind them too: how the runs of that time go on.
 # 2: quotes are understood, and slips of the pen are refused.

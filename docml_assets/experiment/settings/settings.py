@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from docml_assets.experiment.problems import Problem, SettingsError, nearest, shown
+from docml_assets.errors import Problem, SettingsError, nearest, shown
 from docml_assets.experiment.settings.hyperparameters import (
     HYPERPARAMETERS,
     SETTINGS_KEYS,

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from docml_contract.jobs import JobSpec
 from docml_contract.names import RunPlace
 from resources.jobs.backend import Backend, Busy, Job, JobState
-from resources.jobs.costs import check_cost
 from resources.jobs.engine.attempts import Attempts
 from resources.jobs.engine.records import ORPHAN_SECONDS, ActiveJob, JobContext, JobRecord, Lease
 from resources.jobs.engine.watch import JobWatch
-from resources.jobs.interface import JobResult, Listener, Orphan
+from resources.jobs.interface import JobResult, Listener, Orphan, check_cost
 from resources.store import Store
 
 

@@ -25,7 +25,7 @@ from docml_contract.jobs import JobSpec
 from docml_contract.names import ACTIVE_JOBS, STORE_IDENTITY, RunPlace
 from resources.errors import MissingKey
 from resources.jobs.backend import ENDED, Backend, Cause, Job, JobState
-from resources.jobs.costs import cost
+from resources.jobs.interface import cost
 from resources.store import Store
 
 # A lease not renewed for this long has lapsed: whoever held it is dead or cut off.

@@ -19,9 +19,9 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
+from resources.aws import resolve
 from resources.jobs.backend import Job
 from resources.processes import cpu_ticks, kill_marked
-from resources.secrets import resolve
 from resources.store import Store
 
 ALLOWED = frozenset(

@@ -13,6 +13,7 @@ from typing import Any
 
 from docml_contract.jobs import JobSpec, TrainTask
 from resources import aws
+from resources.aws import is_reference
 from resources.errors import SettingError
 from resources.jobs.backend import Cursor, Job, JobState, LogLine
 from resources.jobs.interface import JobError, JobRefused
@@ -29,7 +30,6 @@ from resources.jobs.sagemaker.requests import (
     manifests,
 )
 from resources.jobs.trials import add_trials, best_trial, metric_definitions
-from resources.secrets import is_reference
 from resources.store import Store
 
 # Calls a second of this process, all its jobs together: SageMaker throttles an account at about 2.

@@ -11,8 +11,7 @@ import dagster as dg
 import pytest
 
 from docml_assets.cli import main
-from docml_assets.cli.home import HomeError, dagster_instance, prepare_dagster_home
-from docml_assets.cli.ui import hold
+from docml_assets.cli.home import HomeError, dagster_instance, hold, prepare_dagster_home
 from tests.docml_assets.world import World
 
 

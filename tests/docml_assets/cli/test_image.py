@@ -26,7 +26,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(image.command, arguments)
+    return CliRunner().invoke(image.image, arguments)
 
 
 def test_a_dry_run_shows_the_commands(experiment: Path) -> None:

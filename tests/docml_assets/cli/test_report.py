@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from docml_assets.cli.report import command
+from docml_assets.cli.report import report
 from docml_assets.errors import ReportError
 from docml_assets.report.comparison import read_report, read_run
 from docml_contract.names import RunPlace
@@ -21,7 +21,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def test_report(store: Store) -> None:
-    result = CliRunner().invoke(command, ["EXP-a", "1"], catch_exceptions=False)
+    result = CliRunner().invoke(report, ["EXP-a", "1"], catch_exceptions=False)
     assert result.exit_code == 0
     for said in (
         "EXP-a run 1",
@@ -50,4 +50,4 @@ def test_reading_a_run_back(store: Store) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["EXP-a"], ["EXP-a", "0"], ["EXP-a", "x"]])
 def test_usage(arguments: list[str]) -> None:
-    assert CliRunner().invoke(command, arguments).exit_code == 2
+    assert CliRunner().invoke(report, arguments).exit_code == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from docml_assets.experiment.settings.settings import Settings, parse_settings
-from docml_assets.reconcile import ReconciledArtifacts, ReconciliationInputs, copies, reconcile
+from docml_assets.reconcile import copies
+from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs, reconcile
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
 from resources.store import Store

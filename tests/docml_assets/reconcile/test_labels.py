@@ -4,7 +4,7 @@ import pytest
 
 from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
 from docml_assets.reconcile.labels import drop_duplicates, near_misses, trusted_rows
-from tests.resources.store.test_safe_names import HOSTILE
+from tests.resources.store.test_objects import HOSTILE
 
 
 def trusted(

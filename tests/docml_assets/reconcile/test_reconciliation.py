@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from docml_assets.reconcile import NothingLeft, ReconciliationError, TooManyFailures
+from docml_assets.reconcile.findings import NothingLeft, ReconciliationError, TooManyFailures
 from docml_assets.reconcile.reconciliation import TABLE_COLUMNS
 from docml_contract.base import ProcessFuncBroken, digest
 from resources.store import Store
 from tests.docml_assets.reconcile.scene import BASE, PROCESS, Scene, build, document, guids, label_database
-from tests.resources.store.test_safe_names import HOSTILE
+from tests.resources.store.test_objects import HOSTILE
 from tests.servers.postgres import PostgresServer
 from tests.servers.s3 import S3Server
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from docml_assets.errors import SettingsError
 from docml_assets.experiment.folder import ExperimentFolder
-from docml_assets.experiment.problems import SettingsError
 from docml_assets.runs.claims import (
     Claim,
     RunChanged,

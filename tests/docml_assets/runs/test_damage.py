@@ -5,7 +5,7 @@ import os
 import pytest
 from click.testing import CliRunner, Result
 
-from docml_assets.cli import gc, runs
+from docml_assets.cli import runs
 from docml_assets.runs.claims import RunClaimed, claim_next, claim_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.steps.preparation import read_prepared, run_preparation
@@ -68,12 +68,12 @@ def test_other_runs_and_commands_go_on(world: World, place: RunPlace, name: str)
     else:
         damage(world, key)
     before = {stored.key for stored in world.store.list()}
-    shown = call(runs.command)
+    shown = call(runs.runs)
     if name not in ("prepared.json", "reconciled table"):  # no part of what the table shows
         assert "EXP-1 run 1 is damaged: " in shown.output
         assert key in shown.output.replace("\n", "")
     assert "EXP-1 run 2 is damaged" not in shown.output
-    collected = call(gc.command)
+    collected = call(runs.gc)
     if name != "report":  # its run is finished, so that what its jobs handed over goes
         assert {stored.key for stored in world.store.list()} == before, "what may be needed stays"
     if name in ("manifest of reconciliation", "reconciled table", "manifest of preparation", "prepared.json"):
@@ -101,5 +101,5 @@ def test_prepared_data_of_a_damaged_run_are_no_garbage(world: World, place: RunP
     folder = read_prepared(world.work(world.claim(2))).folder
     for number in (1, 2):
         damage(world, f"{RunPlace('EXP-1', number).preparation}/{PREPARED}")
-    call(gc.command)
+    call(runs.gc)
     assert world.store.exists(f"{folder}/{MANIFEST}")

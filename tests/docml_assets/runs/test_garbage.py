@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from docml_assets.cli.gc import command
+from docml_assets.cli.runs import gc
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import claim_run
 from docml_assets.runs.garbage import collect, find_garbage
@@ -138,10 +138,10 @@ def test_the_command_shows_first_and_removes_then(world: World, monkeypatch: pyt
     world.reconcile(place, [world.document("a", "v1")])
     world.prepare(place, "k1")
     monkeypatch.setenv("DOCML_STORE", str(world.store.local_path))
-    shown = CliRunner().invoke(command, ["--dry-run"])
+    shown = CliRunner().invoke(gc, ["--dry-run"])
     assert shown.exit_code == 0
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
     assert orphan in world.stored()
-    removed = CliRunner().invoke(command, [EXPERIMENT])
+    removed = CliRunner().invoke(gc, [EXPERIMENT])
     assert removed.exit_code == 0
     assert orphan not in world.stored()

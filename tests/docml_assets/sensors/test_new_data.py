@@ -14,7 +14,7 @@ from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.sensors import new_data
 from docml_assets.sensors.new_data import NewDataCursor, State, changed, decide, is_in_progress, new_data_sensor
-from docml_assets.steps.production import versions
+from docml_assets.steps.reconciliation import versions
 from docml_contract.names import RunPlace
 from resources.labels import LabelSource
 from resources.store import Store

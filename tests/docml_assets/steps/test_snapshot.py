@@ -2,7 +2,7 @@
 
 import pytest
 
-from docml_assets.experiment.problems import ProblemsError
+from docml_assets.errors import ProblemsError
 from docml_assets.steps.snapshot import (
     claim_from_ui,
     existing_claim,

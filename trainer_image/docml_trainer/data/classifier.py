@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from docml_trainer.container import is_out_of_memory
 from docml_trainer.data.collate import ROW_IDS
 from docml_trainer.data.shapes import ATTENTION_MASK, INPUT_IDS, LABELS
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.functions import UserFunctions, explain
-from docml_trainer.machine import is_out_of_memory
 
 Batch = Mapping[str, torch.Tensor]
 HALF_PRECISION = (torch.float16, torch.bfloat16)

@@ -1,18 +1,24 @@
 """A loaded model: encoders, batcher, and what its answers say."""
 
 import os
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
-from docml_trainer.inference.deployment import DeploymentFolder
-from docml_trainer.inference.model import Floats, TorchScriptModel
+from docml_trainer.data.datasets import leaves
+from docml_trainer.data.shapes import main_feature
+from docml_trainer.errors import TrainerError
+from docml_trainer.inference.model import DeploymentFolder, Floats, TorchScriptModel, softmax
+from docml_trainer.inference.prediction import batches_by_length
 from docml_trainer.preparation.pool import stuck_seconds
-from docml_trainer.serving.batching import Batcher
-from docml_trainer.serving.documents import References, SentDocument
+from docml_trainer.serving.documents import References, RequestError, SentDocument
 from docml_trainer.serving.encoding import MAX_SECONDS, Encoders, Row
 
 MAX_ENCODERS = 8
@@ -64,3 +70,68 @@ class Answers:
         """Answer what waits, then end all processes."""
         self._batcher.close()
         self._encoders.close()
+
+
+TAKEN_AT_ONCE = 256  # documents
+
+
+@dataclass
+class _Waiting:
+    row: Row
+    answer: "Future[Floats]" = field(default_factory=Future)
+
+
+class Batcher:
+    """A thread that owns the model. `heard` learns how many documents shared a batch."""
+
+    def __init__(self, model: TorchScriptModel, prefix: str, heard: Callable[[int], None]) -> None:
+        self._model, self._heard = model, heard
+        main = main_feature(model.collate.shapes)
+        self._column = None if main is None else prefix + main
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: Row) -> "Future[Floats]":
+        """A future of the probabilities float64[labels]; it fails with RequestError."""
+        waiting = _Waiting(row)
+        self._waiting.put(waiting)
+        return waiting.answer
+
+    def close(self) -> None:
+        """Answer what waits, then end."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            taken = [first]
+            while len(taken) < TAKEN_AT_ONCE and not self._waiting.empty():
+                following = self._waiting.get()
+                if following is None:
+                    self._waiting.put(None)
+                    break
+                taken.append(following)
+            lengths = np.array([self._length(waiting.row) for waiting in taken], dtype=np.int64)
+            for batch in batches_by_length(lengths, self._model.device.type, self._model.files.fixed_batch):
+                self._answer([taken[index] for index in batch])
+
+    def _length(self, row: Row) -> int:
+        return 1 if self._column is None else int(leaves(row[self._column]).size)
+
+    def _answer(self, batch: Sequence[_Waiting]) -> None:
+        """One batch; if it fails, document by document, so that only the one that is to blame goes without an answer."""
+        self._heard(len(batch))
+        try:
+            answers = softmax(self._model([waiting.row for waiting in batch]))
+        except Exception as error:
+            if len(batch) > 1:
+                for waiting in batch:
+                    self._answer([waiting])
+                return
+            known = isinstance(error, TrainerError)
+            sentence = str(error) if known else "the model fails at this document"
+            batch[0].answer.set_exception(RequestError(422 if known else 500, sentence))
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.answer.set_result(answer)

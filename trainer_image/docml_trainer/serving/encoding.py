@@ -23,7 +23,7 @@ from docml_contract.file_names import is_pattern, matching
 from docml_contract.manifests import sha256_file
 from docml_contract.sandbox import Worker, find_misdeeds
 from docml_trainer.errors import TrainerError, UserCodeError
-from docml_trainer.inference.deployment import DeploymentFolder
+from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.serving.documents import RequestError, SentDocument
 
 ROW, UNREADABLE, LEFT_OUT, BROKEN, READY = "row", "unreadable", "left out", "broken", "ready"

@@ -21,9 +21,8 @@ import torch
 
 from docml_contract.base import ContractError, digest
 from docml_contract.jobs import TrainTask
+from docml_trainer.container import EXIT_STOPPED, Folders, explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
-from docml_trainer.folders import Folders
-from docml_trainer.machine import EXIT_STOPPED, explained_out_of_memory
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
 # Where the hosts of a job meet: below the ports that systems hand out, and another one for every job, since several may share a machine.

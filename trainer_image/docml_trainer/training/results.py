@@ -20,10 +20,10 @@ from docml_contract import names
 from docml_contract.hyperparameters import own
 from docml_contract.log_lines import EPOCH, KEPT_METRICS, ProgressEvents, format_event, metric_line
 from docml_contract.manifests import model_version, sha256_file, utc_now, write_output
+from docml_trainer.container import hardware, peak_memory_mb
 from docml_trainer.errors import TrainingError
 from docml_trainer.export.parity import Samples
 from docml_trainer.export.trace import ExportResult, export
-from docml_trainer.machine import hardware, peak_memory_mb
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup
 from docml_trainer.training.tracking import Tracker

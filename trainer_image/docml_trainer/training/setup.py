@@ -16,6 +16,7 @@ from docml_contract.base import digest
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.names import column_prefix
+from docml_trainer.container import Folders
 from docml_trainer.data.classifier import (
     Classifier,
     check_all_parameters_used,
@@ -31,7 +32,6 @@ from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import Rows, document_lengths, fetch, load_split
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import DataError, TrainingError, UserCodeError
-from docml_trainer.folders import Folders
 from docml_trainer.functions import Context, UserFunctions
 from docml_trainer.training.checkpoint import Checkpoints
 from docml_trainer.training.optimization import DocumentLoss, build_optimizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from docml_assets.experiment.problems import SettingsError
+from docml_assets.errors import SettingsError
 from docml_assets.experiment.settings.settings import parse_settings
 from docml_contract.hyperparameters import Choice, Interval
 from tests.docml_assets.experiment.experiments import settings_text

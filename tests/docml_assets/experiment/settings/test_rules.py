@@ -1,6 +1,6 @@
 import pytest
 
-from docml_assets.experiment.problems import SettingsError
+from docml_assets.errors import SettingsError
 from docml_assets.experiment.settings.rules import query_problems
 from docml_assets.experiment.settings.settings import parse_settings
 from docml_contract.log_lines import TRAINER_METRICS

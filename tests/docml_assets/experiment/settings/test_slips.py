@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from docml_assets.experiment.problems import SettingsError
+from docml_assets.errors import SettingsError
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_contract.hyperparameters import Choice
 from tests.docml_assets.experiment.experiments import SETTINGS, settings_text

@@ -1,18 +1,58 @@
-"""What `docml run` shows: bars and colours on a terminal, plain lines elsewhere."""
+"""What a running step says to the terminal, beside what it says to Dagster's log: bars and colours on a terminal, plain lines elsewhere.
+
+The command line executes runs in its own process: it puts a `Display` in place and the assets speak to it. Under the UI nothing is
+in place and nothing is shown.
+"""
 
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TextIO
 
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from docml_assets.cli.terminal import console
+from docml_assets.terminal import console
 from docml_contract.plain_text import plain, plain_line
 
 SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
+
+
+class Display(Protocol):
+    """Shows what happens in a run. Called from several threads; must not raise."""
+
+    def started(self, asset: str) -> None: ...
+
+    def said(self, asset: str, text: str) -> None:
+        """A sentence of the step itself."""
+
+    def job_line(self, asset: str, model: str | None, text: str) -> None:
+        """A log line of a job."""
+
+    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None: ...
+
+    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None: ...
+
+    def finished(self, asset: str, text: str) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, asset: str) -> None: ...
+
+    def said(self, asset: str, text: str) -> None: ...
+
+    def job_line(self, asset: str, model: str | None, text: str) -> None: ...
+
+    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None: ...
+
+    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None: ...
+
+    def finished(self, asset: str, text: str) -> None: ...
 
 
 def make_display(*, verbose: bool) -> "PlainDisplay | TerminalDisplay":
@@ -145,3 +185,21 @@ class TerminalDisplay:
         for key in [key for key in self._tasks if key[0] == asset]:
             self._progress.remove_task(self._tasks.pop(key))
         self._print("✓", "green", asset, f"{text} ({seconds:.1f} s)")
+
+
+_in_place: list[Display] = [Silent()]
+
+
+def display() -> Display:
+    """The display that is in place."""
+    return _in_place[-1]
+
+
+@contextmanager
+def shown_on(target: Display) -> Iterator[None]:
+    """Put a display in place for the runs that this process executes meanwhile."""
+    _in_place.append(target)
+    try:
+        yield
+    finally:
+        _in_place.remove(target)

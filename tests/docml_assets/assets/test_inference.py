@@ -2,7 +2,7 @@
 
 import pytest
 
-from docml_assets.report.checks import not_worse_than_previous, report_adds_up
+from docml_assets.assets.inference import not_worse_than_previous, report_adds_up
 from docml_assets.report.comparison import PreviousRun
 from docml_assets.report.schema import Report
 from tests.docml_assets.report.samples import LABELS, assessed, predictions_table
@@ -12,7 +12,7 @@ def test_a_report_adds_up() -> None:
     table = predictions_table(100, ("a", "b"))
     outcome = report_adds_up(assessed(table), table, LABELS)
     assert outcome.passed
-    assert outcome.description == "sums and labels of 100 documents agree"
+    assert outcome.text == "sums and labels of 100 documents agree"
 
 
 def test_a_report_that_does_not() -> None:
@@ -24,15 +24,15 @@ def test_a_report_that_does_not() -> None:
     changed: Report = built.model_copy(update={"models": built.models | {"a": model}, "num_test": 99})
     outcome = report_adds_up(changed, table, LABELS[::-1])
     assert not outcome.passed
-    assert outcome.blocks
+    assert outcome.error
     for said in (
         "labels ['invoice'",
         "num_test 99, expected 100",
         "a: the confusion matrix counts 101",
         "the four counts",
     ):
-        assert said in outcome.description
-    assert "support or correct of 'invoice' differ" in outcome.description
+        assert said in outcome.text
+    assert "support or correct of 'invoice' differ" in outcome.text
 
 
 @pytest.mark.parametrize("setting", ["warn", "block"])
@@ -41,8 +41,8 @@ def test_worse_than_the_previous_run(setting: str) -> None:
     worse = assessed(predictions_table(300, accuracy=(0.5,)), [earlier])
     outcome = not_worse_than_previous(worse, setting)  # type: ignore[arg-type]
     assert not outcome.passed
-    assert outcome.blocks == (setting == "block")
-    assert outcome.description.startswith("tiny is worse than run 1 tiny: macro-F1 -0.")
+    assert outcome.error == (setting == "block")
+    assert outcome.text.startswith("tiny is worse than run 1 tiny: macro-F1 -0.")
 
 
 def test_not_worse_than_the_previous_run() -> None:
@@ -51,4 +51,4 @@ def test_not_worse_than_the_previous_run() -> None:
     same = assessed(table, [PreviousRun("EXP-1-test", 1, table, LABELS)])
     outcome = not_worse_than_previous(same, "block")
     assert outcome.passed
-    assert outcome.description == "no difference shown from run 1 (300 common test documents)"
+    assert outcome.text == "no difference shown from run 1 (300 common test documents)"

@@ -1,6 +1,6 @@
 import pickle
 
-from docml_assets.experiment.problems import Problem, SettingsError, nearest, shown
+from docml_assets.errors import Problem, SettingsError, nearest, shown
 
 
 def test_problem_reads_as_place_found_expected_remedy() -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from docml_contract.file_names import refusal
 from resources.errors import UnsafeKey
-from resources.store.safe_names import check_key, refusals
+from resources.store.objects import check_key, refusals
 
 # Shared with the reconciliation tests: names that must never become part of a key.
 HOSTILE: list[object] = [

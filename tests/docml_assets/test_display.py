@@ -2,7 +2,7 @@
 
 import io
 
-from docml_assets.cli.display import PlainDisplay, TerminalDisplay, epoch_text
+from docml_assets.display import PlainDisplay, Silent, TerminalDisplay, display, epoch_text, shown_on
 
 EVENT = {
     "epoch": 2,
@@ -54,3 +54,11 @@ def test_a_terminal_keeps_what_was_said() -> None:
     assert "[small] [loading]" in said
     assert "split [in three]" in said
     assert not display._tasks
+
+
+def test_a_display_is_in_place_for_a_while() -> None:
+    mine = Silent()
+    assert display() is not mine
+    with shown_on(mine):
+        assert display() is mine
+    assert display() is not mine

@@ -5,8 +5,7 @@ import pytest
 from docml_contract.hyperparameters import Interval
 from docml_contract.jobs import Tuning
 from resources.errors import SettingError
-from resources.jobs.costs import check_cost, cost, read_prices, worst_case
-from resources.jobs.interface import CostTooHigh
+from resources.jobs.interface import CostTooHigh, check_cost, cost, read_prices, worst_case
 from tests.contracts.jobs_contract import compute, training, tuning
 
 PRICES = {"ml.m5.xlarge": 0.36}

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from resources.aws import resolve
 from resources.errors import ResourceError, SettingError
-from resources.secrets import resolve
 from tests.servers.faults import Answer, Request, scripted_s3
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from docml_contract.base import UnreadableDocument
-from docml_trainer.errors import FolderError
-from docml_trainer.folders import Folders, ResourceConfig
+from docml_trainer.container import Folders, ResourceConfig, explained_out_of_memory, is_out_of_memory
+from docml_trainer.errors import FolderError, TrainingError
 
 
 def test_processing_and_training_are_laid_out_differently(tmp_path: Path) -> None:
@@ -75,3 +76,18 @@ def test_a_failure_begins_with_its_reason_and_keeps_the_end_of_the_detail(tmp_pa
     Folders(tmp_path / "t", "train").fail("y" * 2_000, "detail")
     assert (tmp_path / "t/output/failure").read_text() == "y" * 1024
     assert not (tmp_path / "t/output/message").exists()
+
+
+def test_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_the_reason_names_the_remedy() -> None:
+    with pytest.raises(TrainingError, match=r"out of memory: .*lower train_batch_size"), explained_out_of_memory():
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), explained_out_of_memory():
+        raise RuntimeError("shape mismatch")

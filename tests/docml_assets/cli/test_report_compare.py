@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from docml_assets.cli import main
-from docml_assets.cli.compare import command
+from docml_assets.cli.report import compare
 from docml_contract.names import PREDICTIONS, RunPlace
 from resources.store import Store
 from tests.docml_assets.cli.finished import store_with_two_runs
@@ -20,7 +20,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def test_compare(store: Store) -> None:
-    result = CliRunner().invoke(command, ["EXP-a", "1", "EXP-b", "3"], catch_exceptions=False)
+    result = CliRunner().invoke(compare, ["EXP-a", "1", "EXP-b", "3"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "200 common test documents; 0 only of EXP-a run 1, 0 only of EXP-b run 3." in result.output
     assert "EXP-a run 1 tiny is better" in result.output
@@ -28,7 +28,7 @@ def test_compare(store: Store) -> None:
 
 
 def test_labels_that_changed_between_the_runs_are_counted(store: Store) -> None:
-    result = CliRunner().invoke(command, ["EXP-a", "1", "EXP-a", "1"], catch_exceptions=False)
+    result = CliRunner().invoke(compare, ["EXP-a", "1", "EXP-a", "1"], catch_exceptions=False)
     assert "no difference shown" in result.output
     assert "have another label" not in result.output
 

@@ -1,6 +1,7 @@
-"""docml validate: all mistakes of an experiment at once, and a look at its labels, before anything costs time or money.
+"""docml new and validate: a folder to begin with, and all its mistakes at once, with a look at its labels, before anything costs time or
+money.
 
-Loads no Dagster, writes nothing.
+Loads no Dagster.
 """
 
 import os
@@ -13,17 +14,39 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.cli.terminal import say
+from docml_assets.errors import Problem
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
-from docml_assets.experiment.problems import Problem
+from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS
-from docml_assets.runs.preflight import validate
+from docml_assets.runs.preflight import validate as find_problems
 from docml_assets.sample import LABELS_URL
-from docml_contract.names import STEPS
+from docml_assets.terminal import say
+from docml_contract.names import STEPS, check_experiment_name
 from resources.errors import ResourceError
 from resources.label_values import column_named, describe_idle, idle_names, look_alikes
 from resources.labels import LabelSource
+
+
+@click.command()
+@click.argument("experiment")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A model to fine-tune: a Hugging Face name such as distilbert-base-uncased, or a folder. "
+    "Without it: a small model from scratch that needs no download.",
+)
+def new(experiment: str, model: str | None) -> None:
+    """Scaffold EXPERIMENT (a name such as EXP-3333-longformer) below experiments/, or below DOCML_EXPERIMENTS.
+
+    The folder validates and runs as it is on the bundled sample documents.
+    """
+    root = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments")
+    folder = (root / check_experiment_name(experiment)).resolve()
+    files = [path.name for path in new_experiment(folder, model)]
+    say(f"{folder}: wrote {' and '.join(files)}")
+    say(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")
+
 
 PREVIEW_SECONDS = 60
 SHOWN_LABELS = 10
@@ -32,13 +55,13 @@ SHOWN_LABELS = 10
 @click.command()
 @click.argument("experiment")
 @click.pass_context
-def command(context: click.Context, experiment: str) -> None:
+def validate(context: click.Context, experiment: str) -> None:
     """Find every mistake of EXPERIMENT (a name, or the path of its folder) that can be known before a job starts.
 
     Each is shown with file and line, what was found, what was expected, and the remedy. Exits with 1 if there are any.
     """
     folder = _folder(experiment)
-    problems = validate(folder, os.environ)
+    problems = find_problems(folder, os.environ)
     if problems:
         _show(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

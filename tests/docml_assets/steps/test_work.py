@@ -2,7 +2,7 @@
 
 import pytest
 
-from docml_assets.tracking import TrackingAccount, TrackingError
+from docml_assets.steps.work import TrackingAccount, TrackingError
 from tests.docml_assets.world import World
 
 
