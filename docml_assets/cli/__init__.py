@@ -17,7 +17,7 @@ from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.terminal import say
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Where a command is found, and the sentence that the overview shows."""
 
     module: str
@@ -25,21 +25,23 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "new": Entry("experiment", "Scaffold an experiment folder that validates and runs as it is."),
-    "validate": Entry("experiment", "Find every mistake of an experiment that can be known before a job starts."),
-    "run": Entry("run", "Claim a run of an experiment and execute its steps in this process."),
-    "runs": Entry("runs", "Show runs: status by step, scores, age, duration, jobs."),
-    "report": Entry("report", "Show the summary of a run's inference report and where its page lies."),
-    "compare": Entry("report", "Compare two runs on the test documents that they share."),
-    "predict": Entry("predict", "Classify documents without labels with a model of a finished run."),
-    "serve": Entry("predict", "Answer over HTTP with a model of a finished run."),
-    "promote": Entry(
+    "new": CommandEntry("experiment", "Scaffold an experiment folder that validates and runs as it is."),
+    "validate": CommandEntry(
+        "experiment", "Find every mistake of an experiment that can be known before a job starts."
+    ),
+    "run": CommandEntry("run", "Claim a run of an experiment and execute its steps in this process."),
+    "runs": CommandEntry("runs", "Show runs: status by step, scores, age, duration, jobs."),
+    "report": CommandEntry("report", "Show the summary of a run's inference report and where its page lies."),
+    "compare": CommandEntry("report", "Compare two runs on the test documents that they share."),
+    "predict": CommandEntry("predict", "Classify documents without labels with a model of a finished run."),
+    "serve": CommandEntry("predict", "Answer over HTTP with a model of a finished run."),
+    "promote": CommandEntry(
         "champion", "Make a model the champion of its experiment, unless it is worse than the present one."
     ),
-    "rollback": Entry("champion", "Go back to the champion before."),
-    "champion": Entry("champion", "Show which model is used by default, and how that came about."),
-    "image": Entry("image", "Build or push an experiment's image."),
-    "gc": Entry("runs", "Remove data versions and checkpoints that nothing needs any more."),
+    "rollback": CommandEntry("champion", "Go back to the champion before."),
+    "champion": CommandEntry("champion", "Show which model is used by default, and how that came about."),
+    "image": CommandEntry("image", "Build or push an experiment's image."),
+    "gc": CommandEntry("runs", "Remove data versions and checkpoints that nothing needs any more."),
 }
 
 

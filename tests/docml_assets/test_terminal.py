@@ -7,12 +7,12 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from docml_assets.cli import terminal
+from docml_assets import terminal
 from docml_assets.display import PlainDisplay, TerminalDisplay
 from docml_assets.terminal import console, say
 
 HOSTILE = "\x1b]0;owned\x07\x1b[1A\x9b2K \u202elabel\u200b [/red] [bold"
-PACKAGE = Path(terminal.__file__).parents[1]
+PACKAGE = Path(terminal.__file__).parent
 
 
 def acts(shown: str) -> bool:
