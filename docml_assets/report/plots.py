@@ -31,7 +31,7 @@ def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
         "per_label.png": _png(
             (8, 1.6 + 0.14 * min(labels, SHOWN_LABELS) * (models + 1)), lambda _, axes: _per_label(axes, report)
         ),
-        "calibration.png": _png((5.5, 5), lambda _, axes: _calibration(axes, report)),
+        "calibration.png": _png((5.5, _height(5, models)), lambda _, axes: _calibration(axes, report)),
     }
     for name in report.models:
         side = min(14.0, 3.5 + 0.28 * min(labels, SHOWN_LABELS))
@@ -40,9 +40,9 @@ def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
             lambda figure, axes, name=name: _confusion(figure, axes, report, name),  # type: ignore[misc]
         )
     if any(evidence.lengths.values()):
-        plots["error_by_length.png"] = _png((7, 4), lambda _, axes: _lengths(axes, evidence))
+        plots["error_by_length.png"] = _png((7, _height(4, models)), lambda _, axes: _lengths(axes, evidence))
     if any(evidence.curves.values()):
-        plots["learning_curves.png"] = _png((7, 4), lambda _, axes: _curves(axes, evidence))
+        plots["learning_curves.png"] = _png((7, _height(4, 2 * models)), lambda _, axes: _curves(axes, evidence))
     return plots
 
 
@@ -73,6 +73,11 @@ def stacked_bars(counts: Mapping[str, Mapping[str, int]], title: str) -> bytes:
 def color(index: int) -> str:
     """Of the model at this position, in every plot and on the page."""
     return COLORS[index % len(COLORS)]
+
+
+def _height(usual: float, entries: int) -> float:
+    """Of a plot with a legend of so many entries: one that does not fit leaves no room for the plot, and matplotlib warns."""
+    return max(usual, 1.5 + 0.19 * entries)
 
 
 def _png(size: tuple[float, float], draw: Draw) -> bytes:

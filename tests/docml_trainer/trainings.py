@@ -1,6 +1,7 @@
 """Small trainings: encoded splits of random documents, a spec, and models that learn from them in a second."""
 
 import json
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,14 +92,18 @@ def training_job(
     documents: tuple[int, int] = (60, 30),
     model: str = "bag",
     models: tuple[str, ...] | None = None,
+    splits: Path | None = None,
     **task: Any,
 ) -> JobFolder:
-    """A job folder, ready to run. `task`: fields of the TrainTask."""
+    """A job folder, ready to run. `splits`: a preparation's output, instead of random documents; `task`: fields of the TrainTask."""
     models = models or (model,)
     prefixes = tuple(f"{name}_" for name in models) if len(models) > 1 else ("",)
     job = JobFolder(base, "train")
     for name, count, seed in (("train", documents[0], 1), ("valid", documents[1], 2)):
-        split(count, seed, prefixes).save_to_disk(str(job.channel(name)))
+        if splits:
+            shutil.copytree(splits / name, job.channel(name), dirs_exist_ok=True)
+        else:
+            split(count, seed, prefixes).save_to_disk(str(job.channel(name)))
     tracking = Tracking(group="EXP-1", name=f"run_1-{model}", job_type="training")
     fields = {"tracking": tracking} | task
     spec = JobSpec(

@@ -63,7 +63,7 @@ def load_model(model_name, context):
     def look(module, arguments, inputs):
         if not torch.jit.is_tracing():
             kind = "training" if module.training else "validation"
-            print(f"{kind} batch of {len(inputs['input_ids'])}, checkpointing {module.is_gradient_checkpointing}")
+            print(f"{kind} batch of {len(inputs['input_ids'])}, checkpointing {module.is_activation_checkpointing}")
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     return model
@@ -194,7 +194,9 @@ def dtypes(run: Run, model: str) -> set[str]:
 
 
 def batches(run: Run, model: str, kind: str) -> int:
-    return max(map(int, re.findall(rf"{kind} batch of (\d+)", run.log(f"training-{model}"))))
+    """The largest batch of the first epoch."""
+    first, _, _ = run.log(f"training-{model}").partition("Epoch 1/2")
+    return max(map(int, re.findall(rf"{kind} batch of (\d+)", first)))
 
 
 # Every hyperparameter of the training loop, each switched on for one model of a comparison; the further lines of that model, its effect.

@@ -29,6 +29,12 @@ def test_without_lengths_and_history() -> None:
     assert set(plots) == {"scores.png", "per_label.png", "calibration.png", "confusion_tiny.png"}
 
 
+def test_a_comparison_of_many_models() -> None:
+    """Their legends fit: a warning of the plotting library is an error here, as in every test."""
+    models = tuple(f"model-{number}" for number in range(14))
+    assert len(report(predictions_table(40, models, accuracy=(0.7,) * 14)).plots) == 5 + 14
+
+
 def test_labels_that_fonts_and_mathematics_stumble_over() -> None:
     """A warning of the plotting library is an error here, as in every test."""
     labels = ("$x_1^{2$", "契約書", "🧾 契約書", "a\nb", "x" * 250, "x" * 249 + "y")

@@ -8,7 +8,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import transformers
 
+from docml_trainer.training.setup import enable_gradient_checkpointing
 from tests.docml_trainer.trainings import BAG, run_here, split, training_job, weights
 
 BERT = """
@@ -191,3 +193,15 @@ def test_labels_that_do_not_exist_and_a_single_label(tmp_path: Path, monkeypatch
         changed.save_to_disk(str(job.channel("train")))
         assert run_here(job, monkeypatch) == 1
         assert reason in job.failure
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_gradient_checkpointing_of_a_model_and_of_its_parts(wrapped: bool) -> None:
+    """The library's own notices are errors here, as in every test."""
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model: torch.nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig(**small, vocab_size=9))
+    bert = model
+    if wrapped:
+        model = torch.nn.ModuleDict({"text": model, "other": torch.nn.Linear(2, 2)})
+    enable_gradient_checkpointing(model)
+    assert bert.is_activation_checkpointing

@@ -269,11 +269,18 @@ def build_accelerator(settings: TrainingHyperparameters) -> accelerate.Accelerat
 
 
 def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
-    """Where the model supports it (transformers' do)."""
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None:
+    """Of the transformers model that it is, or of those that it is made of."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if hasattr(module, "activation_checkpointing_enable") and not any(_is_part(name, outer) for outer in found):
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            found.append(name)
+    if not found:
         print(
             f"gradient_checkpointing is on, and {type(model).__name__} does not support it: training goes on without."
         )
-    else:
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _is_part(name: str, outer: str) -> bool:
+    """Whether the module called so lies in the one called `outer`, by the names of `named_modules`."""
+    return not outer or name.startswith(f"{outer}.")
