@@ -59,6 +59,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
         **({"warnings": "\n\n".join(report.warnings)} if report.warnings else {}),
         "report": _report_link(work, f"{outcome.folder}/{REPORT_HTML}"),
         "best model": best,
+        **{f"decision policy ({name})": found.sentence for name, found in report.policy.items()},
         "models": table(
             {
                 "model": name,

@@ -86,6 +86,7 @@ def _documents(work: "Work", files: str | None, query: str | None) -> "DocumentS
 
 def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | None) -> int:
     """Show what came of it; the exit code."""
+    import pyarrow.compute as pc
     from rich.table import Table
     from rich.text import Text
 
@@ -102,6 +103,9 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     how = "classified" if result.jobs else "classified before; no job was launched"
     terminal.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
     terminal.print(table)
+    accepted = pc.sum(result.table["accepted"]).as_py()
+    if accepted is not None:
+        terminal.print(Text(f"{accepted:,} may be accepted without a person, says the decision policy of the run"))
     failed = frame.dropna(subset=["error"])
     for row in failed.head(SHOWN_ERRORS).itertuples():
         terminal.print(Text(f"no answer for {row.artifact_guid}: {row.error}"), soft_wrap=True)

@@ -10,6 +10,7 @@ from docml_assets.report.comparison import PreviousRun, against_the_past, compar
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots
+from docml_assets.report.policy import model_policy
 from docml_assets.report.predictions import (
     GROUP,
     GUID,
@@ -19,7 +20,7 @@ from docml_assets.report.predictions import (
     with_baseline,
     with_groups,
 )
-from docml_assets.report.schema import Bin, Calibration, LabelWinner, ModelReport, PerLabel, Report
+from docml_assets.report.schema import Bin, Calibration, LabelWinner, ModelPolicy, ModelReport, PerLabel, Report
 from docml_assets.report.statistics import (
     LabelScores,
     calibration,
@@ -70,6 +71,8 @@ def build_report(
     baseline: pa.Table | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str | None] | None = None,
+    target: float | None = None,
+    validation: pa.Table | None = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -77,12 +80,18 @@ def build_report(
     of their ids. history: model -> rows of its history.json. previous: the experiment's earlier runs with a finished report. settings:
     shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
+    target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
     """
     table = predictions if baseline is None else with_baseline(predictions, baseline)
     table = table if groups is None else with_groups(table, groups)
     table = table.select(_columns(table)).sort_by(GUID)
     read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
-    report = assess(experiment, run, read, timings, previous)
+    policies = {}
+    if target is not None and validation is not None:
+        policies = {
+            model: model_policy(target, labels, model, validation, documents) for model in read.without_baseline.models
+        }
+    report = assess(experiment, run, read, timings, previous, policies)
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
@@ -95,7 +104,12 @@ def build_report(
 
 
 def assess(
-    experiment: str, run: int, read: Predictions, timings: Mapping[str, Any], previous: Sequence[PreviousRun]
+    experiment: str,
+    run: int,
+    read: Predictions,
+    timings: Mapping[str, Any],
+    previous: Sequence[PreviousRun],
+    policies: Mapping[str, ModelPolicy],
 ) -> Report:
     """All the numbers and sentences of report.json."""
     own = read.without_baseline
@@ -122,6 +136,7 @@ def assess(
         disagreements=len(disagreements(own)),
         majority_share=float(next(iter(scores.values())).support.max() / len(read)),
         past=past,
+        policy=dict(policies),
         summary=summarize(own, models, comparison, past),
         warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
     )
@@ -150,7 +165,9 @@ def report_version(predictions: pa.Table, report: Report) -> str:
         ]
         for name, model in report.models.items()
     }
-    return digest(["report", list(report.labels), [predictions[name].to_pylist() for name in said], said, scores])
+    policies = {name: policy.meaning for name, policy in report.policies.items()}
+    meaning = ["report", list(report.labels), [predictions[name].to_pylist() for name in said], said, scores]
+    return digest([*meaning, policies] if policies else meaning)
 
 
 def _model_report(

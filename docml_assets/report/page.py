@@ -115,6 +115,12 @@ def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
             "share labelled wrongly",
             [_error(name, evidence, css[name]) for name in evidence.lengths],
         ).svg(),
+        "policy": Chart(
+            "coverage: share of the documents accepted",
+            "precision: share of these that is right",
+            _policies(report, css),
+            x_range=(0, 1),
+        ).svg(),
         "losses": _curves(evidence, css, "loss", (("train_loss", True), ("valid_loss", False))),
         "scores": _curves(
             evidence,
@@ -136,6 +142,24 @@ def _reliability(name: str, model: ModelReport, css: str) -> Series:
             for entry in filled
         ],
     )
+
+
+def _policies(report: Report, css: Mapping[str, str]) -> list[Series]:
+    """Precision by coverage of every model, its chosen point, and the target."""
+    series = []
+    for name, found in report.policy.items():
+        chosen, points = found.policy.test, [(point.coverage, point.precision) for point in found.curve]
+        titles = [
+            f"{name}: {share(point.precision)} right of the {share(point.coverage)} with a confidence of {point.threshold:.3f} and more"
+            for point in found.curve
+        ]
+        series.append(Series(name, css[name], points, titles=titles))
+        target = found.policy.target
+        series.append(Series("target", f"{css[name]} target", [(0, target), (1, target)], dashed=True))
+        if chosen.precision is not None:
+            title = f"{name}, as the policy chose: {share(chosen.precision)} right of {share(chosen.coverage)}"
+            series.append(Series(name, f"{css[name]} chosen", [(chosen.coverage, chosen.precision)], titles=[title]))
+    return series
 
 
 def _error(name: str, evidence: Evidence, css: str) -> Series:

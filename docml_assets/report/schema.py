@@ -7,6 +7,7 @@ from pydantic import AllowInfNan, Field
 from docml_assets.errors import ReportError
 from docml_contract.base import Document
 from docml_contract.names import BASELINE, REPORT_JSON, RunPlace
+from docml_contract.policy import Policy
 from resources.store import Store
 from resources.store.manifests import read_manifest
 
@@ -107,6 +108,48 @@ class Past(Document):
     comparisons: tuple[PastComparison, ...] = Field(description="with the latest of these runs, newest first")
 
 
+class PolicyPoint(Document):
+    """What a threshold would do to the test split."""
+
+    threshold: Share
+    coverage: Share = Field(description="share of the documents that would be accepted")
+    precision: Share = Field(description="share of these that is right")
+
+
+class LabelAcceptance(Document):
+    """The documents of the test split that were given one label, at the policy's threshold."""
+
+    label: str
+    predicted: int = Field(ge=0)
+    accepted: int = Field(ge=0)
+    correct: int = Field(ge=0, description="of the accepted ones")
+
+
+class ModelPolicy(Document):
+    """A model's decision policy on the test split."""
+
+    policy: Policy
+    curve: tuple[PolicyPoint, ...] = Field(description="the highest threshold first")
+    by_label: tuple[LabelAcceptance, ...] = Field(description="in the order of `labels`")
+
+    @property
+    def sentence(self) -> str:
+        """What is accepted, or why nothing is and how many test documents it would take."""
+        policy, test = self.policy, self.policy.test
+        target = f"{100 * policy.target:g} %"
+        if test.precision is None:
+            return f"Nothing is accepted: no answer is sure enough that a precision of {target} could be shown."
+        seen = f"of {test.documents:,} test documents {test.accepted:,} ({100 * test.coverage:.1f} %)"
+        shown = f"{100 * test.precision:.1f} % of these are right, with 95 % confidence at least {100 * policy.lower_bound:.1f} %"
+        if policy.holds:
+            return f"Accepted without a person: {seen}; {shown} (target {target})."
+        if policy.documents_needed is None:
+            more = "more test documents would not change that"
+        else:
+            more = f"it would take about {policy.documents_needed:,} test documents to show it, if they were like these"
+        return f"Nothing is accepted: {seen} would be, and {shown}, which is below the target of {target}; {more}."
+
+
 class Report(Document):
     """report.json."""
 
@@ -124,6 +167,7 @@ class Report(Document):
     label_winners: tuple[LabelWinner, ...] = Field(description="empty for a single model")
     disagreements: int = Field(ge=0, description="documents on which not all models give the same label")
     past: Past
+    policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")
 
@@ -136,6 +180,11 @@ class Report(Document):
     def best_model(self) -> str:
         """Of the run's own models, the one with the highest macro-F1 on the test split."""
         return max(self.own_models, key=lambda name: self.models[name].f1_macro)
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """The decision policies by model, as deployment folders have them."""
+        return {name: found.policy for name, found in self.policy.items()}
 
     def to_bytes(self) -> bytes:
         """As `Document.to_bytes`, but on one line where labels are many: indented, each count of a confusion matrix takes a line."""

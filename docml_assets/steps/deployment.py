@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 
 from docml_assets.experiment.functions import defined_functions
+from docml_assets.report.schema import read_report
 from docml_assets.steps.preparation import read_labels
 from docml_assets.steps.training import read_models
 from docml_assets.steps.work import StepError, Work
@@ -21,11 +22,13 @@ from docml_contract.names import (
     EXPORT,
     MANIFEST,
     MODEL_CONTEXT,
+    POLICY,
     REQUIREMENTS,
     STATISTICS,
     TORCHSCRIPT,
     USER_FUNCTIONS,
 )
+from docml_contract.policy import Policy
 from resources.store.manifests import check_finished, read_manifest
 
 
@@ -50,9 +53,16 @@ def read_deployment(work: Work, model: str) -> Manifest:
     Raises NotReady if the run has no such model yet, IncompleteArtifact if files are missing or differ.
     """
     folder = work.place.deployment(model)
-    manifest = read_manifest(work.store, folder) or make_deployment(work, model)
+    manifest = read_manifest(work.store, folder) or make_deployment(work, model, _reported_policy(work, model))
     check_finished(work.store, manifest, folder)
     return manifest
+
+
+def _reported_policy(work: Work, model: str) -> Policy | None:
+    """The decision policy that the run's report made. ReportError where the run wants one and has no report."""
+    if work.settings.auto_accept_precision is None:
+        return None
+    return read_report(work.store, work.place).policies[model]
 
 
 def read_context(work: Work, model: str) -> ModelContext:
@@ -66,13 +76,13 @@ def manifest_sha256(work: Work, model: str) -> str:
     return hashlib.sha256(work.store.get(f"{work.place.deployment(model)}/{MANIFEST}")).hexdigest()
 
 
-def make_deployments(work: Work) -> None:
-    """The deployment folders of all models of the run."""
+def make_deployments(work: Work, policies: Mapping[str, Policy]) -> None:
+    """The deployment folders of all models of the run. policies: by model, where the run has decision policies."""
     for model in work.settings.model_names:
-        make_deployment(work, model)
+        make_deployment(work, model, policies.get(model))
 
 
-def make_deployment(work: Work, model: str) -> Manifest:
+def make_deployment(work: Work, model: str, policy: Policy | None) -> Manifest:
     """Copy the model's files, and write what else an answer needs beside them; a finished folder stays as it is."""
     folders, manifests = read_models(work)
     folder, trained = folders[model], manifests[model]
@@ -84,14 +94,17 @@ def make_deployment(work: Work, model: str) -> Manifest:
         REQUIREMENTS: _requirements(json.loads(work.store.get(f"{folder}/{STATISTICS}"))),
     }
     # The bytes of a TorchScript file differ from one trace to the next; the model's version is what it means.
-    version = digest([DEPLOYMENT, context.model_dump(mode="json"), work.functions_source, trained.data_version])
+    meaning = [DEPLOYMENT, context.model_dump(mode="json"), work.functions_source, trained.data_version]
+    if policy is not None:
+        files[POLICY] = policy.to_bytes()
+        meaning.append(policy.meaning)
     return work.publish(
         DEPLOYMENT,
         work.place.deployment(model),
         files,
         copied=copied,
         cache_key=cache_key(DEPLOYMENT, model=trained.data_version, context=context.model_dump(mode="json")),
-        data_version=version,
+        data_version=digest(meaning),
         inputs={BEST_MODEL: trained.data_version},
     )
 

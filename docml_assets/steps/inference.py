@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from docml_assets.report.schema import read_report
 from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
 from docml_assets.steps.deployment import make_deployments
@@ -33,6 +34,7 @@ from docml_contract.names import (
     SPLITS_TABLE,
     TIMINGS,
     TORCHSCRIPT,
+    VALIDATION,
     RunPlace,
 )
 from resources.errors import ResourceError
@@ -64,7 +66,7 @@ def run_inference(work: Work) -> Outcome | None:
     spec = specs.inference_spec(work, prepared=data.folder, models=exported, inputs=inputs)
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
     report = _report(work, data, folders, manifests, result)
-    make_deployments(work)
+    make_deployments(work, report.report.policies)
     manifest = work.publish(
         INFERENCE_REPORT,
         folder,
@@ -91,7 +93,15 @@ def _skip(work: Work) -> Outcome | None:
         }
     except NotReady:
         return None
-    taken = take_earlier(work, lambda place: {"": place.inference}, {"": own}, lambda found: found[""].inputs == inputs)
+    target = work.settings.auto_accept_precision
+
+    def fits(found: Mapping[str, Manifest]) -> bool:
+        if found[""].inputs != inputs:
+            return False
+        policies = read_report(work.store, RunPlace(work.place.experiment, found[""].run)).policies
+        return {policy.target for policy in policies.values()} == ({target} if target is not None else set())
+
+    taken = take_earlier(work, lambda place: {"": place.inference}, {"": own}, fits)
     return reused_outcome(INFERENCE_REPORT, taken, {"": own}, taken[""].data_version) if taken is not None else None
 
 
@@ -125,6 +135,10 @@ def _report(
         baseline=_baseline(work, data.folder),
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
+        target=work.settings.auto_accept_precision,
+        validation=read_parquet(work.store.get(f"{staged}/{VALIDATION}"))
+        if work.settings.auto_accept_precision is not None
+        else None,
     )
 
 

@@ -118,15 +118,19 @@ def _search(work: Work, model: str) -> Tuning:
 def inference_spec(
     work: Work, *, prepared: str, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]
 ) -> JobSpec:
-    """Predict the test split in the folder `prepared` with every model of the run."""
+    """Predict the test split in the folder `prepared` with every model of the run; for a decision policy the validation split, too."""
+    validation = work.settings.auto_accept_precision is not None
     return JobSpec(
         kind="processing",
         experiment=work.place.experiment,
         run=work.place.number,
         step=INFERENCE,
-        task=InferTask(model_names=work.settings.model_names, models=dict(models)),
+        task=InferTask(model_names=work.settings.model_names, models=dict(models), validation=validation),
         channels=(
-            Channel(name="test", prefix=f"{prepared}/test"),
+            *(
+                Channel(name=split, prefix=f"{prepared}/{split}")
+                for split in ("test", *(["valid"] if validation else []))
+            ),
             Channel(
                 name="models",
                 prefix=work.place.experiment,

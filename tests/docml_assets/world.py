@@ -8,7 +8,7 @@ import io
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,7 +248,8 @@ class FakeJobs:
     def _inferred(self, spec: JobSpec, task: InferTask) -> tuple[dict[str, bytes], str]:
         (test,) = (channel for channel in spec.channels if channel.name == "test")
         folder = test.prefix.rpartition("/")[0]
-        rows = [row for row in _read(self.store.get(f"{folder}/{names.SPLITS_TABLE}")) if row["split"] == "test"]
+        splits = _read(self.store.get(f"{folder}/{names.SPLITS_TABLE}"))
+        rows, valid = ([row for row in splits if row["split"] == split] for split in ("test", "valid"))
         predicted = [{"artifact_guid": row["artifact_guid"], "label": row["label"]} for row in rows]
         for index, row in enumerate(predicted):
             for model in task.model_names:
@@ -257,12 +258,21 @@ class FakeJobs:
         timings = {"models": {model: {"docs_per_second": 10.0, "latency_ms": 5.0} for model in task.model_names}}
         output = {
             names.PREDICTIONS: _parquet(predicted),
-            "documents.parquet": _parquet(
-                [{"artifact_guid": row["artifact_guid"], "label": row["label"]} for row in rows]
-            ),
+            "documents.parquet": _parquet(_answers(rows, task.model_names)),
+            **({names.VALIDATION: _parquet(_answers(valid, task.model_names))} if task.validation else {}),
             "timings.json": json.dumps(timings).encode(),
         }
         return output, digest(predicted)
+
+
+def _answers(rows: list[dict[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
+    """All probabilities of documents that are labelled rightly."""
+    probabilities = [[0.9 if label == row["label"] else 0.1 for label in LABELS] for row in rows]
+    return [
+        {"artifact_guid": row["artifact_guid"], "label": row["label"]}
+        | {f"{model}_probabilities": said for model in models}
+        for row, said in zip(rows, probabilities, strict=True)
+    ]
 
 
 def _prepared(task: PrepareTask, files: Mapping[str, bytes]) -> tuple[dict[str, bytes], str]:

@@ -38,6 +38,22 @@ def test_predictions_do_not_depend_on_batches(tmp_path: Path) -> None:
     assert predictions["label"].to_pylist() == [LABELS[by_guid[guid]["labels"]] for guid in guids]
 
 
+def test_the_validation_split_is_answered_where_a_decision_policy_is_made(tmp_path: Path) -> None:
+    model = bert()
+    job = inference(tmp_path, {"tiny": Positional(model)}, documents=12)
+    valid = split(20, seed=9)
+    valid.save_to_disk(str(job.channel("valid")))
+    spec = job.folders.spec()
+    job.write_spec(spec.model_copy(update={"task": spec.task.model_copy(update={"validation": True})}))
+    infer.main(job.folders)
+    expected = one_at_a_time(model, valid)
+    rows = table(job, "validation.parquet").to_pylist()
+    assert [row["artifact_guid"] for row in rows] == sorted(expected)
+    for row in rows:
+        assert np.abs(np.array(row["tiny_probabilities"]) - expected[row["artifact_guid"]]).max() < 1e-5
+    assert table(job, "documents.parquet").num_rows == 12
+
+
 def test_output_and_timings(tmp_path: Path) -> None:
     job = inference(tmp_path, {"tiny": Positional(bert())}, documents=30)
     finished = job.run()

@@ -107,6 +107,9 @@ class InferTask(Document):
     model_names: tuple[str, ...]
     models: dict[str, ExportedModel]
     processes: int | None = Field(None, description="inference processes; none: chosen from cores and model count")
+    validation: bool = Field(
+        False, description="answer the validation split as well: a decision policy is made from it"
+    )
 
 
 class PredictTask(Document):
@@ -178,7 +181,7 @@ class JobSpec(Document):
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any
-        for later in ("optional_files", "model_hyperparameters"):
+        for later in ("optional_files", "model_hyperparameters", "validation"):
             if not content["task"].get(later):
                 content["task"].pop(later, None)  # specs of before there were any keep their hashes
         return digest(content)

@@ -69,6 +69,7 @@ OFFLINE_RUNS = "wandb"  # folder of a training's output: the tracking that was n
 PREDICTIONS = "predictions.parquet"
 DOCUMENTS = "documents.parquet"
 TIMINGS = "timings.json"
+VALIDATION = "validation.parquet"  # with a decision policy to be made: the answers on the validation split
 # … with one column a model in the tables, `<model>_prediction` and so on
 PREDICTION_SUFFIX = "_prediction"
 PROBABILITY_SUFFIX = "_probability"
@@ -80,6 +81,7 @@ REPORT_HTML = "report.html"
 # A deployment folder, besides model.pt, export.json and user_defined_funcs.py
 MODEL_CONTEXT = "context.json"
 REQUIREMENTS = "requirements.txt"
+POLICY = "policy.json"  # where the run has a decision policy
 # Reconciliation
 RECONCILED_TABLE = "reconciled_manifest.parquet"
 LABEL_ROWS = "label_rows.parquet"

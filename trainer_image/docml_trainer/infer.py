@@ -2,15 +2,16 @@
 
     processing/input/spec/spec.json    which models, and their hashes
     processing/input/test/             the test split, in the datasets format
+    processing/input/valid/            the validation split, where a decision policy is made from its answers
     processing/input/models/<path>/    model.pt and export.json of each model
-    processing/output/result/          predictions.parquet, documents.parquet, timings.json, OUTPUT.json
+    processing/output/result/          predictions.parquet, documents.parquet, timings.json, OUTPUT.json, perhaps validation.parquet
 
 The models are the files that production would load. Documents of about one length go through a model together, so that hardly anything
 is padded; answers do not depend on who shares a batch with whom (within 1e-5 of a probability).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,9 +32,11 @@ from docml_contract.names import (
     PROBABILITY_SUFFIX,
     TIMINGS,
     TOKENS_SUFFIX,
+    VALIDATION,
     column_prefix,
 )
 from docml_trainer.container import Folders, hardware
+from docml_trainer.data.datasets import Rows
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.inference.model import ModelFiles
@@ -48,20 +51,31 @@ def main(folders: Folders) -> None:
     if hosts.index > 0:
         print(f"{min(hosts.hosts)} predicts alone; nothing is left for {hosts.current_host}.", flush=True)
         return
-    test = load_test(folders.channel("test"))
+    test = load_split(folders.channel("test"), "test")
+    valid = load_split(folders.channel("valid"), "validation") if task.validation else None
     files = [ModelFiles.verify(name, folders.channel("models"), task.models[name]) for name in task.model_names]
     for model in files:
         check_labels(model, test)
+    if valid is not None:
+        answers = predict_split(task, files, valid, folders.channel("valid"))
+        pq.write_table(documents_table(valid, answers), folders.output / VALIDATION, compression="zstd")
+    write_results(folders.output, test, predict_split(task, files, test, folders.channel("test")))
+
+
+def predict_split(
+    task: InferTask, files: Sequence[ModelFiles], data: datasets.Dataset, folder: Path
+) -> dict[str, ModelResult]:
+    """The answers of every model on the split that lies in `folder`."""
     results: dict[str, ModelResult] = {}
     with ExitStack() as stack:
         workers: Pool | None = None
         for model in files:
-            loaded = LoadedModel(model, test, column_prefix(model.name, task.model_names))
+            loaded = LoadedModel(model, data, column_prefix(model.name, task.model_names))
             processes = loaded.processes(task.processes)
             if processes > 1 and workers is None:
-                workers = stack.enter_context(open_pool(processes, folders.channel("test")))
+                workers = stack.enter_context(open_pool(processes, folder))
             results[model.name] = loaded.predict(workers if processes > 1 else None)
-    write_results(folders.output, test, results)
+    return results
 
 
 def read_task(folders: Folders) -> InferTask:
@@ -77,16 +91,16 @@ def read_task(folders: Folders) -> InferTask:
     return task
 
 
-def load_test(folder: Path) -> datasets.Dataset:
-    """The test split. DataError if it is missing or empty: no other split stands in for it."""
+def load_split(folder: Path, what: str) -> datasets.Dataset:
+    """The test or validation split. DataError if it is missing or empty: no other split stands in for it."""
     if not (folder / "dataset_info.json").is_file():
         raise DataError(
-            f"{folder}: no data set; expected the test split that preparation wrote (nothing else stands in for it)"
+            f"{folder}: no data set; expected the {what} split that preparation wrote (nothing else stands in for it)"
         )
     if not _has_shards(folder) or not len(test := datasets.load_from_disk(str(folder))):
         raise DataError(
-            "the test split is empty; expected documents that no model has seen "
-            "(give SPLIT a test share above 0, or prepare more documents)"
+            f"the {what} split is empty; expected documents that no model was trained on "
+            f"(give SPLIT a {what} share above 0, or prepare more documents)"
         )
     lacking = [name for name in (LABELS, ARTIFACT_GUID) if name not in test.features]
     if lacking or not isinstance(test.features[LABELS], datasets.ClassLabel):
@@ -120,24 +134,15 @@ def _has_shards(folder: Path) -> bool:
 
 def write_results(output: Path, test: datasets.Dataset, results: Mapping[str, ModelResult]) -> None:
     """The tables, sorted by GUID, the timings, and OUTPUT.json."""
-    guids = test[ARTIFACT_GUID][:]
-    order = np.array(sorted(range(len(guids)), key=lambda row: guids[row]), dtype=np.int64)
+    order, predictions = _in_order(test)
     names = test.features[LABELS].names
-    labels = pa.array([names[label] for label in np.asarray(test[LABELS][:])[order]], pa.string())
-    keys = {ARTIFACT_GUID: pa.array([guids[row] for row in order], pa.string()), "label": labels}
-    predictions, documents = dict(keys), dict(keys)
     for name, result in results.items():
         predicted = result.predictions[order]
-        probabilities = result.probabilities[order].astype(np.float32)
+        probability = result.probabilities[order, predicted].astype(np.float32)
         predictions[name + PREDICTION_SUFFIX] = pa.array([names[label] for label in predicted], pa.string())
-        predictions[name + PROBABILITY_SUFFIX] = pa.array(probabilities[np.arange(len(predicted)), predicted])
-        documents[name + PROBABILITIES_SUFFIX] = pa.FixedSizeListArray.from_arrays(
-            probabilities.reshape(-1), len(names)
-        )
-        if result.tokens is not None:
-            documents[name + TOKENS_SUFFIX] = pa.array(result.tokens[order].astype(np.int32))
+        predictions[name + PROBABILITY_SUFFIX] = pa.array(probability)
     pq.write_table(pa.table(predictions), output / PREDICTIONS, compression="zstd")
-    pq.write_table(pa.table(documents), output / DOCUMENTS, compression="zstd")
+    pq.write_table(documents_table(test, results), output / DOCUMENTS, compression="zstd")
     timings = {
         "num_documents": len(test),
         "hardware": hardware() | {"torch": torch.__version__},
@@ -155,3 +160,27 @@ def write_results(output: Path, test: datasets.Dataset, results: Mapping[str, Mo
         },
     }
     write_output(output, "infer", digest(["predictions", answers]), facts)
+
+
+def documents_table(split: datasets.Dataset, results: Mapping[str, ModelResult]) -> pa.Table:
+    """GUID, label, and of every model all probabilities and, where it has any, the number of tokens; sorted by GUID."""
+    order, documents = _in_order(split)
+    for name, result in results.items():
+        probabilities = result.probabilities[order].astype(np.float32)
+        documents[name + PROBABILITIES_SUFFIX] = pa.FixedSizeListArray.from_arrays(
+            probabilities.reshape(-1), probabilities.shape[1]
+        )
+        if result.tokens is not None:
+            documents[name + TOKENS_SUFFIX] = pa.array(result.tokens[order].astype(np.int32))
+    return pa.table(documents)
+
+
+def _in_order(split: datasets.Dataset) -> tuple[Rows, dict[str, pa.Array]]:
+    """(int64[documents], the rows in the order of their GUIDs; the columns GUID and label in this order)."""
+    guids, names = split[ARTIFACT_GUID][:], split.features[LABELS].names
+    order = np.array(sorted(range(len(guids)), key=lambda row: guids[row]), dtype=np.int64)
+    labels = [names[label] for label in np.asarray(split[LABELS][:])[order]]
+    return order, {
+        ARTIFACT_GUID: pa.array([guids[row] for row in order], pa.string()),
+        "label": pa.array(labels, pa.string()),
+    }

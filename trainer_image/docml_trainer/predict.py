@@ -181,7 +181,12 @@ def _write(
             if result.tokens is None
             else pa.array(result.tokens[rows].astype(np.int32), mask=failed),
         }
-    columns["accepted"] = pa.nulls(len(order), pa.bool_())
+    accepted = (
+        None if result is None else deployment.accepts(result.probabilities.astype(np.float32).astype(np.float64))
+    )
+    columns["accepted"] = (
+        pa.nulls(len(order), pa.bool_()) if accepted is None else pa.array(accepted[rows], pa.bool_(), mask=failed)
+    )
     reasons = [errors.get(guid, LEFT_OUT) if bad else None for guid, bad in zip(order, failed, strict=True)]
     columns["error"] = pa.array(reasons, pa.string())
     table = pa.table(columns)

@@ -256,6 +256,22 @@ class Keys(BaseModel):
         le=100,
     )
 
+    # Use
+    auto_accept_precision: Annotated[float | None, OrNone] = key(
+        None,
+        "precision above which documents may be accepted without a person; makes the decision policy",
+        ("a share between 0 and 1", "0.98"),
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+    )
+    predict_query: Annotated[str | None, OrNone] = key(
+        None,
+        "one SELECT yielding the artifact_guid of production documents to classify with this run's model",
+        ("one SELECT", "SELECT artifact_guid FROM documents WHERE label IS NULL"),
+        min_length=1,
+    )
+
     # Operation
     rerun_on_new_data: Flag = key(
         False, "let the data sensor start the next run when labels or files change", FLAG, operational=True
@@ -299,6 +315,7 @@ def extra_of(name: str) -> dict[str, Any]:
     return dict(extra)
 
 
+QUERIES = ("labels_query", "predict_query")
 ABSENT = object()  # stands for a value that says: as if the key were not there
 _FILES = frozenset({"files_from_prod", "files_optional", "files_on_research", "model_input_files"})
 # Keys that `none` leaves at their default, beside those whose value may be none.
@@ -323,6 +340,6 @@ def read_value(name: str, text: str) -> Any:
                 "a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes"
             )
         return tuple(item for item, _ in items)
-    if name not in ("labels_query", "metric_definitions") and not is_quoted(text) and is_pattern(text):
+    if name not in (*QUERIES, "metric_definitions") and not is_quoted(text) and is_pattern(text):
         raise ValueError("a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes")
     return unquoted(text)

@@ -144,6 +144,14 @@ def _query(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         yield Broken("LABELS_QUERY", found, expected, remedy)
 
 
+@rule("predict_query")
+def _predict_query(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.predict_query is None:
+        return
+    for found, expected, remedy in query_problems(keys.predict_query, None, TEXT_COLUMNS[:1]):
+        yield Broken("PREDICT_QUERY", found, expected, remedy)
+
+
 @rule("split_by")
 def _split_by(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
     if keys.split_by in ("artifact_guid", "label"):
@@ -261,8 +269,8 @@ def _machines(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         )
 
 
-def query_problems(query: str, split_by: str | None) -> Iterator[Complaint]:
-    """What is wrong with the query."""
+def query_problems(query: str, split_by: str | None, columns: Sequence[str] = TEXT_COLUMNS) -> Iterator[Complaint]:
+    """What is wrong with the query, which must yield these columns."""
     refusals = []
     for dialect in _DIALECTS:
         try:
@@ -270,26 +278,26 @@ def query_problems(query: str, split_by: str | None) -> Iterator[Complaint]:
         except RefusedQuery as refusal:
             refusals.append(str(refusal))
             continue
-        yield from _missing_columns(checked, dialect, split_by)
+        yield from _missing_columns(checked, dialect, columns, split_by)
         return
     found, _, expected = refusals[0].partition("; expected ")
     yield (
         found,
         expected or "one SELECT that only reads",
-        "write for example SELECT artifact_guid, label, file_hash FROM documents",
+        f"write for example SELECT {', '.join(columns)} FROM documents",
     )
 
 
-def _missing_columns(query: str, dialect: str, split_by: str | None) -> Iterator[Complaint]:
+def _missing_columns(query: str, dialect: str, columns: Sequence[str], split_by: str | None) -> Iterator[Complaint]:
     statement = sqlglot.parse_one(query, read=dialect).unnest()
     assert isinstance(statement, exp.Query)
     if statement.is_star or any(isinstance(part, exp.Star) for part in statement.selects):
         return  # the database knows which columns a star stands for
-    missing = [name for name in TEXT_COLUMNS if column_named(statement.named_selects, name) is None]
+    missing = [name for name in columns if column_named(statement.named_selects, name) is None]
     if missing:
         yield (
             f"a query without the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-            f"{', '.join(TEXT_COLUMNS)} and any further columns",
+            f"{', '.join(columns)} and any further columns",
             f"select {missing[0]}, or rename a column: SELECT … AS {missing[0]}",
         )
     if split_by and column_named(statement.named_selects, split_by) is None:

@@ -20,7 +20,7 @@ from docml_assets.experiment.settings.hyperparameters import (
     read_ranges,
 )
 from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, parse_ini
-from docml_assets.experiment.settings.keys import ABSENT, Keys, extra_of, operational_keys, read_value
+from docml_assets.experiment.settings.keys import ABSENT, QUERIES, Keys, extra_of, operational_keys, read_value
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
 from docml_contract.file_names import is_optional
@@ -30,7 +30,9 @@ from docml_contract.jobs import Compute
 SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
 OPERATIONAL = operational_keys()
 # Keys that came when there were runs already: where they are not used, versions and hashes are those of before.
-LATER = frozenset({"files_optional", "model_hyperparameters", "model_tunable", "baseline"})
+LATER = frozenset(
+    {"files_optional", "model_hyperparameters", "model_tunable", "baseline", "auto_accept_precision", "predict_query"}
+)
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
 _PLACEHOLDERS: dict[str, Any] = {
@@ -173,7 +175,7 @@ def _drop_slips(ini: Ini) -> frozenset[str]:
     found = set()
     for section, entry in [*ini.all_entries()]:
         names = SETTINGS_KEYS if section == "settings" else KNOWN
-        slip = find_slip(entry.value, names, sql=entry.key == "LABELS_QUERY")
+        slip = find_slip(entry.value, names, sql=entry.key.lower() in QUERIES)
         if slip is None and section != "settings" and (line := _INNER_ENTRY.search(entry.value)):
             slip = (
                 f"{line[1]} inside of it",

@@ -11,6 +11,7 @@ import pytest
 
 from docml_assets.cli import main
 from docml_assets.deployment import SAMPLE
+from docml_contract.policy import Policy
 from tests.docml_assets.cli.here import Here
 
 EXPERIMENT = "EXP-7-words"
@@ -34,6 +35,12 @@ def reported(here: Here, model: str) -> dict[str, tuple[str, list[float]]]:
     return {
         guid: (row[f"{model}_prediction"], probabilities[guid][f"{model}_probabilities"]) for guid, row in said.items()
     }
+
+
+def decided(here: Here, model: str) -> Policy:
+    """The decision policy of the run's deployment folder."""
+    path = here.root / f"storage/{EXPERIMENT}/run_1/deployment/{model}/policy.json"
+    return Policy.from_bytes(path.read_bytes(), str(path))
 
 
 def documents(folder: Path, guids: list[str], **texts: str) -> Path:
@@ -73,7 +80,12 @@ def test_the_reports_answers_on_its_own_documents_and_errors_as_rows(used: Here,
     assert "this document is a riddle (user_defined_funcs.py, line " in errors["riddle"]
     assert "returned None" in errors["empty"]
     assert "raw_text.json: the document has no such file" in errors["lacking"]
-    assert all(row["accepted"] is None for row in found.values())
+    policy = decided(used, "bag")
+    assert policy.holds
+    assert {guid for guid in test if found[guid]["accepted"]} == {
+        guid for guid, (_, said) in reported(used, "bag").items() if policy.accepts(np.array(said))
+    }
+    assert all((row["accepted"] is None) == (row["error"] is not None) for row in found.values())
     assert found["other"]["tokens"] == 5
     assert len(used.jobs(1)) == len(jobs) + 1
     again = used.docml(

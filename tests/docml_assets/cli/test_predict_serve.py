@@ -18,7 +18,7 @@ import pytest
 
 from docml_assets.deployment import SAMPLE
 from tests.docml_assets.cli.here import DOCML, REPOSITORY, Here
-from tests.docml_assets.cli.test_predict import EXPERIMENT, reported
+from tests.docml_assets.cli.test_predict import EXPERIMENT, decided, reported
 
 pytestmark = pytest.mark.timeout(900)  # whoever comes first waits for a whole run
 
@@ -67,6 +67,7 @@ def test_it_answers_as_the_report_did(used: Here, url: str) -> None:
     for guid, answer in zip(guids, answers, strict=True):
         label, probabilities = expected[guid]
         assert answer["label"] == label
+        assert answer["accepted"] is bool(decided(used, "fixed").accepts(np.array(probabilities)))
         assert np.abs(np.array(list(answer["probabilities"].values())) - probabilities).max() < 1e-4
 
 

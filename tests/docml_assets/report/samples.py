@@ -86,4 +86,4 @@ def assessed(
     table: pa.Table, previous: Sequence[PreviousRun] = (), *, groups: dict[str, str] | None = None, run: int = 2
 ) -> Report:
     """The numbers and sentences only."""
-    return assess("EXP-1-test", run, read(table if groups is None else with_groups(table, groups)), {}, previous)
+    return assess("EXP-1-test", run, read(table if groups is None else with_groups(table, groups)), {}, previous, {})

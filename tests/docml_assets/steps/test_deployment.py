@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from docml_assets.report.schema import read_report
 from docml_assets.steps.deployment import UnknownModel, choose_model, read_deployment
 from docml_assets.steps.work import NotReady, Work
 from docml_contract import names
 from docml_contract.base import IncompleteArtifact
 from docml_contract.manifests import ModelContext
+from docml_contract.policy import Policy
 from tests.docml_assets.steps.test_inference import whole
 from tests.docml_assets.world import LABELS, FakeJobs, World
 
@@ -48,6 +50,30 @@ def test_a_run_finished_before_gets_it_at_first_use_without_a_job(work: Work) ->
     ran = list(jobs.ran)
     made = read_deployment(work, "one")
     assert (made.data_version, jobs.ran) == (before["data_version"], ran)
+
+
+def test_a_decision_policy_is_made_with_the_report_and_says_what_the_report_says(world: World) -> None:
+    world.write_experiment(auto_accept_precision="0.6")
+    jobs = FakeJobs(world.store)
+    work = world.work(world.claim(1), jobs)
+    whole(work)
+    (spec,) = [spec for spec in jobs.specs if spec.step == "inference"]
+    assert [channel.name for channel in spec.channels] == ["test", "valid", "models"]
+    manifest = read_deployment(work, "small")
+    assert {entry.path for entry in manifest.files} == {*FILES, names.POLICY}
+    key = f"{work.place.deployment('small')}/{names.POLICY}"
+    policy = Policy.from_bytes(work.store.get(key), key)
+    assert read_report(work.store, work.place).policies == {"small": policy}
+    assert policy.target == 0.6
+    work.store.delete([stored.key for stored in work.store.list(work.place.deployment("small"))])
+    assert read_deployment(work, "small").data_version == manifest.data_version
+
+
+def test_a_report_with_another_policy_is_not_taken(world: World) -> None:
+    world.write_experiment()
+    whole(world.work(world.claim(1)))
+    world.write_experiment(auto_accept_precision="0.6")
+    assert whole(world.work(world.claim(2), performed=frozenset({"reconciliation"}))) is None
 
 
 def test_a_changed_file_is_refused(work: Work) -> None:

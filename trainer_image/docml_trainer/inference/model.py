@@ -16,6 +16,7 @@ from docml_contract import names
 from docml_contract.file_names import is_optional
 from docml_contract.jobs import ExportedModel, PrepareTask
 from docml_contract.manifests import Manifest, ModelContext, sha256_file, verify_folder
+from docml_contract.policy import Policy
 from docml_trainer.data.classifier import find_logits
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import fetch
@@ -153,6 +154,7 @@ class DeploymentFolder:
     folder: Path
     context: ModelContext
     model: ModelFiles
+    policy: Policy | None
 
     @classmethod
     def open(cls, folder: Path, manifest_sha256: str | None) -> "DeploymentFolder":
@@ -183,7 +185,13 @@ class DeploymentFolder:
                 f"{folder}: the model's {len(model.labels)} labels are not the {len(context.labels)} of {names.MODEL_CONTEXT}, "
                 "in its order; expected the same (prepare, train and deploy again)"
             )
-        return cls(folder, context, model)
+        policy = folder / names.POLICY
+        has_policy = any(entry.path == names.POLICY for entry in manifest.files)
+        return cls(folder, context, model, Policy.from_bytes(policy.read_bytes(), names.POLICY) if has_policy else None)
+
+    def accepts(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_] | None:
+        """Which answers may be accepted without a person: bool[...] for float64[..., labels]; None without a decision policy."""
+        return None if self.policy is None else np.asarray(self.policy.accepts(probabilities))
 
     @property
     def functions(self) -> Path:

@@ -29,6 +29,7 @@ class Answers:
 
     def __init__(self, deployment: DeploymentFolder, heard: Callable[[int], None]) -> None:
         self.context = deployment.context
+        self._accepts = deployment.accepts
         self.references = References(os.environ)
         cores = len(os.sched_getaffinity(0))
         self._encoders = Encoders(deployment, max(1, min(MAX_ENCODERS, cores)), min(stuck_seconds(), MAX_SECONDS))
@@ -62,7 +63,7 @@ class Answers:
             "label": self.context.labels[best],
             "probability": float(probabilities[best]),
             "probabilities": dict(zip(self.context.labels, probabilities.tolist(), strict=True)),
-            "accepted": None,
+            "accepted": None if (accepted := self._accepts(probabilities)) is None else bool(accepted),
             **self.identity,
         }
 

@@ -32,6 +32,8 @@ def complaint(settings: str, tunable: str = "") -> str:
         ("SPLIT = nan, 0.5, 0.5", "", "SPLIT = nan"),
         ("SPLIT_BY = label", "", "SPLIT_BY = label"),
         ("LABELS_QUERY = DELETE FROM t", "", "DELETE statement"),
+        ("PREDICT_QUERY = DELETE FROM t", "", "DELETE statement"),
+        ("PREDICT_QUERY = SELECT label FROM t", "", "a query without the column artifact_guid"),
         ("RUN_TRAINING = false\nRUN_TUNING = true", "", "without anything in [tunable]"),
         ("MAX_PARALLEL_JOBS = 11", "", "MAX_PARALLEL_JOBS = 11 with MAX_JOBS = 10"),
         ("TUNING_STRATEGY = Grid", "x = 1 -> 2", "a grid cannot go through an interval"),
