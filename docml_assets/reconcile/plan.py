@@ -15,6 +15,7 @@ from docml_assets.reconcile.labels import drop_duplicates, near_misses
 from docml_contract.base import short
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
 from docml_contract.sandbox import MARKER
+from resources.store import LINK_SIZE
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
 # Artifacts looked at together: joins of a million strings at once would take more memory than the tables.
@@ -88,6 +89,7 @@ def production_files(listing: pa.Table, names: Sequence[str], findings: Reconcil
         "production files refused": 0,
         "production files elsewhere": 0,
     }
+    listing = _without_links(listing, findings)
     plain = pc.match_substring_regex(listing["key"], _PLAIN_KEY)
     if not pc.all(plain).as_py():
         suspects = listing.filter(pc.invert(plain))
@@ -103,6 +105,18 @@ def production_files(listing: pa.Table, names: Sequence[str], findings: Reconcil
         parts.append(found.select(guid, pl.lit(name).alias("file"), "size", etag))
     files = pl.concat(parts, rechunk=False)
     return files if len(parts) == 2 and files["artifact_guid"].is_sorted() else files.sort("artifact_guid", "file")
+
+
+def _without_links(listing: pa.Table, findings: ReconciliationFindings) -> pa.Table:
+    """The listing without symbolic links, which are counted: they lead to files that are not production's."""
+    are_links = pc.equal(listing["size"], LINK_SIZE)
+    links = listing.filter(are_links)["key"]
+    if not len(links):
+        return listing
+    findings.funnel["production files refused"] = len(links)
+    rows = ({"source": "files", "name": printable(key), "reason": "a symbolic link"} for key in links.to_pylist())
+    findings.refused = pa.concat_tables([findings.refused, findings_table("refused", rows)])
+    return listing.filter(pc.invert(are_links))
 
 
 def _file_names(listing: pl.DataFrame, entries: Sequence[str]) -> set[str]:
@@ -125,7 +139,7 @@ def _judged(keys: list[str], findings: ReconciliationFindings) -> pa.Array:
         accepted.append(not reasons and len(segments) == 2)
         if reasons:
             refused.append({"source": "files", "name": printable(key), "reason": reasons[0]})
-    findings.funnel["production files refused"] = len(refused)
+    findings.funnel["production files refused"] += len(refused)
     findings.funnel["production files elsewhere"] = len(keys) - sum(accepted) - len(refused)
     findings.refused = pa.concat_tables([findings.refused, findings_table("refused", refused)])
     return pa.array(accepted, pa.bool_())

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
-from resources.store import Store, StoredObject
+from resources.store import LINK_SIZE, Store, StoredObject
 
 GUID = "artifact_guid"
 SHARDS = 16  # key ranges of production that are listed at once
@@ -61,7 +61,10 @@ def documents_in(work: Work, source: Store) -> DocumentSet:
         flat = f", or files like {single}, each a document" if single else ""
         raise NoDocuments(f"{source.uri()}: found no documents; expected <guid>/<file> with the files {names}{flat}")
     passed = len(objects) - sum(len(files) for files in found.values())
-    return _checked(work, source, found, {}, passed)
+    documents = _checked(work, source, found, {}, passed)
+    links = source.list_table(etags=False)["size"].to_pylist().count(LINK_SIZE) if source.local_path else 0
+    notes = (f"{links} symbolic links are refused: put copies of the files there instead",) if links else ()
+    return replace(documents, notes=(*documents.notes, *notes))
 
 
 def documents_of(work: Work, query: str) -> DocumentSet:

@@ -4,6 +4,7 @@ Beside it: `manifests` (finished folders). Everything else is inside.
 """
 
 from resources.store.objects import (
+    LINK_SIZE,
     PARALLEL_COPIES,
     PARALLEL_FILES,
     TABLE_SCHEMA,
@@ -16,6 +17,7 @@ from resources.store.objects import (
 from resources.store.store import Store, canonical_url
 
 __all__ = [
+    "LINK_SIZE",
     "PARALLEL_COPIES",
     "PARALLEL_FILES",
     "TABLE_SCHEMA",

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from resources.errors import StoreError
 from resources.store.objects import (
+    LINK_SIZE,
     PARALLEL_FILES,
     TABLE_SCHEMA,
     Gone,
@@ -53,13 +54,13 @@ class FolderBackend:
 
     def get(self, key: str) -> bytes:
         path = self.path_of(key)
-        with self.reading(key):
-            return path.read_bytes()
+        with self.reading(key), _open(path) as stream:
+            return stream.read()
 
     def head(self, key: str) -> StoredObject | None:
         path = self.path_of(key)
         try:
-            status = path.stat()
+            status = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -70,6 +71,8 @@ class FolderBackend:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for key, path, size in sorted(self._walk(prefix), key=lambda found: os.fsencode(found[0])):
+            if size == LINK_SIZE:
+                continue
             yield StoredObject(key, size, lambda path=path: self._sha256(path))  # type: ignore[misc]
 
     def list_folders(self, prefix: str) -> Names:
@@ -92,7 +95,7 @@ class FolderBackend:
         hashes: list[str | None] = [None] * len(found)
         if etags:
             with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-                hashes = list(pool.map(lambda file: self._sha256(file[1]), found))
+                hashes = list(pool.map(lambda file: None if file[2] == LINK_SIZE else self._sha256(file[1]), found))
         # A name that is not UTF-8 has no key; it is shown with replacement characters, which refusal() then refuses.
         keys = [os.fsencode(key).decode(errors="replace") for key, _, _ in found]
         return pa.table([keys, [size for _, _, size in found], hashes], schema=TABLE_SCHEMA)
@@ -168,7 +171,8 @@ class FolderBackend:
         return self.root / key
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Path, int]]:
-        """(key, path, size) of every file below a folder; links to folders are not followed, they may lead in circles."""
+        """(key, path, size) of every file below a folder. Symbolic links have LINK_SIZE and are not followed: they lead out of the
+        folder, or in circles."""
         pending = [(self.root / prefix, f"{prefix}/" if prefix else "")]
         while pending:
             folder, base = pending.pop()
@@ -182,6 +186,8 @@ class FolderBackend:
                 if entry.is_dir(follow_symlinks=False):
                     if base or entry.name != DRAFTS:
                         pending.append((Path(entry.path), f"{base}{entry.name}/"))
+                elif entry.is_symlink():
+                    yield f"{base}{entry.name}", Path(entry.path), LINK_SIZE
                 elif entry.is_file():
                     with suppress(FileNotFoundError):  # deleted since
                         yield f"{base}{entry.name}", Path(entry.path), entry.stat().st_size
@@ -189,7 +195,7 @@ class FolderBackend:
     def _sha256(self, path: Path) -> str:
         """The content's hash, remembered as long as the file's identity, times and size stay the same."""
         try:
-            with path.open("rb") as stream:
+            with _open(path) as stream:
                 status = os.fstat(stream.fileno())
                 identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
                 if identity not in self._hashes:
@@ -258,9 +264,16 @@ class FolderBackend:
             return StoreError(
                 f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both"
             )
+        if error.errno == errno.ELOOP:
+            return StoreError(f"{path}: a symbolic link; expected a file: put a copy of what it leads to there instead")
         if error.errno == errno.ENAMETOOLONG:
             return StoreError(f"{path}: a segment of the key is longer than 255 bytes")
         return StoreError(f"{path}: {error.strerror or error}")
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file to read; OSError (ELOOP) if it is a symbolic link, whatever it was when it was listed."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -284,7 +297,7 @@ def _reflink_or_copy(source: Path, target: Path) -> None:
         with suppress(OSError, AttributeError):
             if ctypes.CDLL(None).clonefile(os.fsencode(source), os.fsencode(target), 0) == 0:
                 return
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with _open(source) as reader, target.open("wb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:

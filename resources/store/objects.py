@@ -25,6 +25,8 @@ OUTAGE_SECONDS = 15 * 60.0
 PARALLEL_FILES = 32
 # Requests in flight of a bulk copy; more gains nothing at 30 ms a request (bench/copies.py).
 PARALLEL_COPIES = 256
+# The size of symbolic links in the table of a folder's objects: nothing reads them, and they can be counted.
+LINK_SIZE = -1
 
 
 class StoredObject:

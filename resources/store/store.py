@@ -98,7 +98,7 @@ class Store:
 
         shards: key ranges that S3 lists at once; they divide the keys by the first character after the prefix, so they
         gain where that varies, as in GUIDs. etags=False leaves the column null where it would cost reading files.
-        Keys that `check_key` refuses are listed too, so that they can be counted.
+        Keys that `check_key` refuses are listed too, and symbolic links with the size LINK_SIZE, so that they can be counted.
         """
         return self.backend.list_table(_check_prefix(prefix), shards, etags)
 

@@ -48,6 +48,30 @@ def test_labels_and_files_come_together(scene: Scene) -> None:
     assert ("files copied", 6, 6) in scene.progress
 
 
+def test_symbolic_links_in_production_are_refused_and_counted(scene: Scene, tmp_path: Path) -> None:
+    assert scene.production.local_path is not None
+    (tmp_path / "secret").write_text("CANARY")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "raw_text.json").write_bytes(document("outside"))
+    first, second, *others = sorted(guids(6))
+    stolen = scene.production.local_path / first / "raw_text.json"
+    stolen.unlink()
+    stolen.symlink_to(tmp_path / "secret")
+    folder = scene.production.local_path / second
+    (folder / "raw_text.json").unlink()
+    folder.rmdir()
+    folder.symlink_to(outside, target_is_directory=True)
+    result = scene.run()
+    assert result.table["artifact_guid"].to_pylist() == others
+    assert result.funnel["production files refused"] == 2
+    assert {(row["name"], row["reason"]) for row in result.findings.refused.to_pylist()} == {
+        (repr(f"{first}/raw_text.json"), "a symbolic link"),
+        (repr(second), "a symbolic link"),
+    }
+    assert not any(b"CANARY" in data or b"outside" in data for data in scene.state().values())
+
+
 def test_again_there_is_nothing_to_do(scene: Scene) -> None:
     first = scene.run(functions=PROCESS, **WORDS)
     before = _stats(scene.store)

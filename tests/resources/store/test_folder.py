@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resources.errors import StoreError
-from resources.store import Store
+from resources.store import LINK_SIZE, Store
 from resources.store.folder import DRAFTS
 from tests.contracts.store_contract import StoreContract
 
@@ -87,7 +87,7 @@ class TestFolder(StoreContract):
 
     def test_a_killed_writer_leaves_nothing_to_see(self, store: Store) -> None:
         script = (
-            "import sys, os\nfrom resources.store import Store\n"
+            "import sys, os\nfrom resources.store import LINK_SIZE, Store\n"
             f"store = Store.open({store.url!r}, environment={{}})\nstore.put('first', b'1')\nprint('ready', flush=True)\n"
             "data = b'x' * 200_000_000\nwhile True: store.put('big', data)\n"
         )
@@ -148,6 +148,25 @@ class TestFolder(StoreContract):
         store.put("a/b", b"x")
         (store.local_path / "a" / "circle").symlink_to(store.local_path)
         assert [o.key for o in store.list()] == ["a/b"]
+
+    def test_links_to_files_are_told_from_files_and_never_read(self, store: Store, tmp_path: Path) -> None:
+        assert store.local_path is not None
+        (tmp_path / "secret").write_text("CANARY")
+        store.put("a/b", b"x")
+        (store.local_path / "a" / "link").symlink_to(tmp_path / "secret")
+        assert [o.key for o in store.list()] == ["a/b"]
+        assert store.head("a/link") is None
+        for etags in (False, True):
+            listed = store.list_table(etags=etags)
+            assert dict(zip(listed["key"].to_pylist(), listed["size"].to_pylist(), strict=True)) == {
+                "a/b": 1,
+                "a/link": LINK_SIZE,
+            }
+        for read in (store.get, lambda key: store.copy(key, "copy"), lambda key: store.get_file(key, tmp_path / "got")):
+            with pytest.raises(StoreError, match="a/link: a symbolic link; expected a file"):
+                read("a/link")
+        assert not (tmp_path / "got").exists()
+        assert not store.exists("copy")
 
     def test_reading_a_store_does_not_write_to_it(self, store: Store) -> None:
         assert store.local_path is not None
