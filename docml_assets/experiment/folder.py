@@ -12,6 +12,8 @@ from docml_contract.names import USER_FUNCTIONS, check_experiment_name
 
 SETTINGS = "settings.ini"
 DOCKERFILE = "sagemaker.Dockerfile"
+# A file of an experiment beyond this is none that somebody wrote: it would keep every tick busy that looks at it.
+MAX_CHARACTERS = 1_000_000
 _NO_SHELL = re.compile(r"\s*(FROM|ARG|ENV|LABEL|COPY|ADD|WORKDIR|USER|EXPOSE|VOLUME|STOPSIGNAL)\b(.*)", re.IGNORECASE)
 
 
@@ -41,7 +43,11 @@ class ExperimentFolder:
 def read_text(path: Path) -> str:
     """A file's text without a byte order mark, lines ended by \\n; ExperimentError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ExperimentError(f"{path}: more than {MAX_CHARACTERS:,} characters; move data out of it")
+        return text
     except FileNotFoundError as error:
         raise ExperimentError(
             f"{path}: no such file; an experiment has settings.ini and {USER_FUNCTIONS}: restore it, or take one that "

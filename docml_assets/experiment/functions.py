@@ -16,6 +16,7 @@ from docml_assets.experiment.source import (
     body_without_docstring,
     function_nodes,
     module_bindings,
+    parse_module,
     plain_imports,
 )
 
@@ -49,7 +50,7 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
     file imports if it has a process_func.
     """
     try:
-        module = ast.parse(source)
+        module = parse_module(source)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         said = getattr(error, "msg", None) or str(error)
@@ -89,7 +90,7 @@ def _missing(path: str, name: str) -> Problem:
 def defined_functions(source: str) -> frozenset[str]:
     """The functions of the experiment that the module defines (or imports), the empty ones left out."""
     try:
-        bindings = module_bindings(ast.parse(source))
+        bindings = module_bindings(parse_module(source))
     except (SyntaxError, ValueError):
         return frozenset()
     found = {name: bindings[name][-1] for name in PARAMETERS if name in bindings}

@@ -12,6 +12,27 @@ _Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 _REFLECTION = frozenset({"globals", "locals", "vars", "eval", "exec", "compile", "__import__", "modules"})
 
 
+# Code beyond this was not written by hand, and what looks into it would need more stack than there is.
+MAX_DEPTH = 120
+
+
+def parse_module(source: str) -> ast.Module:
+    """The module's syntax tree. SyntaxError if the text is no Python, or nests deeper than MAX_DEPTH."""
+    try:
+        module = ast.parse(source)
+    except (RecursionError, MemoryError):  # the parser's own limits
+        raise SyntaxError(f"expressions nested more than {MAX_DEPTH} deep") from None
+    level: list[ast.AST] = [module]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            line = next((node.lineno for node in level if isinstance(node, ast.expr | ast.stmt)), None)
+            raise SyntaxError(f"expressions nested more than {MAX_DEPTH} deep", (None, line, None, None))
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return module
+
+
 def functions_digest(source: str, names: Sequence[str]) -> str:
     """sha256 over these functions and everything at module level that they use, transitively.
 
@@ -19,7 +40,13 @@ def functions_digest(source: str, names: Sequence[str]) -> str:
     docstrings, the order of definitions, what else the module holds. Functions that are not defined are left out. SyntaxError if
     the source is no Python.
     """
-    module = _without_docstrings(ast.parse(source))
+    try:
+        return _digest_of(_without_docstrings(ast.parse(source)), names)
+    except (RecursionError, MemoryError):  # of a run that was claimed before such code was refused
+        return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _digest_of(module: ast.Module, names: Sequence[str]) -> str:
     bindings = module_bindings(module)
     effects = [statement for statement in module.body if _has_effect(statement, bindings)]
     reached = _reachable([*names, *(name for statement in effects for name in _names_used(statement))], bindings)

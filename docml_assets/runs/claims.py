@@ -232,7 +232,7 @@ def describe_changes(claim: Claim, changed: Sequence[str], free: int) -> str:
 def _code(source: str) -> str:
     try:
         return ast.dump(ast.parse(source))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source
 
 

@@ -104,6 +104,8 @@ def deal_with(
         handled, report = True, outcome
     except (*EXPLAINED_ERRORS, OSError) as error:
         handled, report = False, f"{path.name}: nothing starts: {error}"
+    except Exception as error:  # a defect that one folder meets must not stop the others
+        handled, report = False, f"{path.name}: nothing starts: {type(error).__name__}: {error} (please report this)"
     said = digest(report) if report else None
     if report and said != seen.said:
         findings.reports.append(report)

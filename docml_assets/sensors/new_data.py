@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from docml_assets.dagster_internals import check_history
-from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
+from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.partitions import partition_key
@@ -180,7 +180,7 @@ class Watch:
             seen = known.get(name, ExperimentMemory())
             try:
                 known[name] = self._look_at(name, seen, cursor.id, findings)
-            except (*EXPLAINED_ERRORS, OSError) as error:
+            except Exception as error:  # whatever one experiment meets must not stop the others
                 known[name] = report_once(name, error, seen, findings)
         return cursor.model_copy(update={"experiments": known, "after": last}), findings
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from docml_assets.report.evidence import Lineage
 
 EXCERPT_CHARACTERS = 400
+LARGEST_EXCERPTED = 32 << 20  # bytes of a file in which text is looked for
 SHORTEST_TEXT = 20  # characters of a JSON string that counts as text rather than as a name or an id
 
 
@@ -204,7 +205,8 @@ def read_excerpts(work: Work) -> Callable[[str], str]:
         own = keys.get(guid, {})
         for name in (name for entry in work.settings.model_input_files for name in matching(own, entry)):
             try:
-                text = text_of(work.store.get(own[name]))
+                stored = work.store.head(own[name])
+                text = text_of(work.store.get(own[name])) if stored and stored.size <= LARGEST_EXCERPTED else ""
             except ResourceError:
                 continue
             if text:
@@ -222,17 +224,17 @@ def text_of(content: bytes) -> str:
         return ""
     try:
         parts = _strings(json.loads(text))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or one that is made to be read by nobody
         return " ".join(text.split())
     return " ".join(" ".join(part for part in parts if len(part) >= SHORTEST_TEXT and " " in part).split())
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+    """The strings of a JSON value, in its order; however deep it nests."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict | list):
+            waiting += reversed([*item.values()] if isinstance(item, dict) else item)

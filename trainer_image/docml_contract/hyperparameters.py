@@ -98,10 +98,11 @@ def decode(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def parse_scalar(text: str) -> Any:
-    """JSON if it is JSON, else the raw text; `True`/`False` and NaN-like words stay text."""
+    """JSON if it is JSON, else the raw text; `True`/`False` and NaN-like words stay text, and so does what no reader takes: numbers of
+    thousands of digits, a thousand brackets."""
     try:
         return json.loads(text, parse_constant=lambda word: word)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

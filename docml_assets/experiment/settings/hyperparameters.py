@@ -73,23 +73,28 @@ def read_constants(ini: Ini, section: str) -> dict[str, Any]:
     """The constants that a section names. Complains in `ini`."""
     values: dict[str, Any] = {}
     for entry in ini.section(section).values():
-        if not _is_good_key(ini, entry, section) or _has_slip(ini, entry):
+        if not _is_good_key(ini, entry, section) or _is_too_long(ini, entry, MAX_VALUE) or _has_slip(ini, entry):
             continue
         value = parse_constant(
             unquoted(entry.value) if entry.value.startswith("'") and ini.dialect > 1 else entry.value
         )
         if entry.key in KNOWN:
             _take_known(ini, entry, value, values)
-        elif len(encode({entry.key: value})[entry.key]) > MAX_VALUE:
-            ini.complain(
-                entry.line,
-                f"{entry.key} of {len(entry.value)} characters",
-                f"at most {MAX_VALUE}, SageMaker's limit",
-                "keep long values in user_defined_funcs.py",
-            )
-        else:
+        elif not _is_too_long(ini, Entry(entry.key, encode({entry.key: value})[entry.key], entry.line), MAX_VALUE):
             values[entry.key] = value
     return values
+
+
+def _is_too_long(ini: Ini, entry: Entry, most: int) -> bool:
+    """Complain of a value that is longer than SageMaker takes, before anything looks into it."""
+    if len(entry.value) > most:
+        ini.complain(
+            entry.line,
+            f"{entry.key} of {len(entry.value)} characters",
+            f"at most {most}, SageMaker's limit",
+            "keep long values in user_defined_funcs.py",
+        )
+    return len(entry.value) > most
 
 
 def _has_slip(ini: Ini, entry: Entry) -> bool:
@@ -168,7 +173,7 @@ def read_ranges(ini: Ini, section: str = TUNABLE) -> dict[str, SearchRange]:
     """The search space that a section names. Complains in `ini`."""
     ranges: dict[str, SearchRange] = {}
     for entry in ini.section(section).values():
-        if not _is_good_key(ini, entry, section):
+        if not _is_good_key(ini, entry, section) or _is_too_long(ini, entry, MAX_CHOICES * (MAX_TUNED_VALUE + 4)):
             continue
         found = _interval(ini, entry) if "->" in entry.value else _choice(ini, entry)
         if found and _values_fit(ini, entry, found):
@@ -243,10 +248,10 @@ def _words(text: str, dialect: int) -> tuple[list[str], tuple[Any, ...]]:
         return plain, tuple(parse_constant(word) for word in plain if word)
     items = split_items(text)
     for word, quoted in items:
-        slip = None if quoted else find_constant_slip(word)
+        slip = None if quoted or len(word) > MAX_TUNED_VALUE else find_constant_slip(word)
         if slip:
             raise ValueError(f"{word}: {slip[0]}")
-    if len(items) == 1 and _NO_INTERVAL.fullmatch(items[0][0]):
+    if len(items) == 1 and len(items[0][0]) <= MAX_TUNED_VALUE and _NO_INTERVAL.fullmatch(items[0][0]):
         raise ValueError("an interval is written with ->")
     return [word for word, _ in items], tuple(word if quoted else parse_constant(word) for word, quoted in items)
 

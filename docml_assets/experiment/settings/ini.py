@@ -6,7 +6,7 @@ character other than a space is `#` or `;` are comments. A blank line ends a val
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from docml_assets.errors import Problem, nearest, shown
 from resources.aws import is_reference
@@ -14,10 +14,13 @@ from resources.aws import is_reference
 # How values are read. 1: as they stand, so that quotes belong to them, and comments behind them too: how the runs of that time go on.
 # 2: quotes are understood, and slips of the pen are refused.
 DIALECT = 2
+# Of the whole text, and of what is too long for any value: whoever reads a folder, a sensor's tick too, must be done soon.
+MAX_CHARACTERS = 250_000
+MAX_KEYS = 500
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
 _SECRET_KEY = re.compile(r"passw(or)?d|secret|api[_-]?key|access[_-]?key|auth[_-]?token", re.IGNORECASE)
 _SECRET_VALUES = (
-    (re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@"), "a URL that holds a password"),
+    (re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://[^\s/:@]*:[^\s/@]+@"), "a URL that holds a password"),
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), "what looks like an AWS access key"),
     (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "what looks like a Hugging Face token"),
     (re.compile(r"\bgh[opsu]_[A-Za-z0-9]{36,}\b"), "what looks like a GitHub token"),
@@ -45,6 +48,7 @@ class Ini:
     section_lines: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     headers: frozenset[str] = frozenset()  # the lines that begin with a bracket
+    keys: int = 0  # read so far
 
     def section(self, name: str) -> dict[str, Entry]:
         return self.entries.get(name, {})
@@ -69,7 +73,13 @@ def parse_ini(text: str, path: str, sections: tuple[str, ...], dialect: int = DI
     ini = Ini(path, dialect)
     current: dict[str, Entry] | None = None  # of the section that is being read
     last: str | None = None  # the key whose value may go on
+    going_on: list[tuple[dict[str, Entry], str, list[str]]] = []  # the values that do, and by which lines
     text = text.removeprefix("\ufeff")
+    if len(text) > MAX_CHARACTERS:
+        ini.complain(
+            1, f"{len(text):,} characters", f"at most {MAX_CHARACTERS:,}", "keep data and long lists in the database"
+        )
+        text = ""
     lines = text.splitlines() if dialect == 1 else re.split(r"\r\n|\r|\n", text)
     ini.headers = frozenset(line.strip() for line in lines if line.strip().startswith("["))
     for number, raw in enumerate(lines, start=1):
@@ -79,12 +89,15 @@ def parse_ini(text: str, path: str, sections: tuple[str, ...], dialect: int = DI
         if not stripped:
             last = None
         elif raw[0].isspace() and current is not None and last is not None:
-            entry = current[last]
-            current[last] = Entry(entry.key, f"{entry.value}\n{stripped}".strip(), entry.line)
+            if not going_on or going_on[-1][0] is not current or going_on[-1][1] != last:
+                going_on.append((current, last, [current[last].value]))
+            going_on[-1][2].append(stripped)
         elif stripped.startswith("[") and "=" not in stripped:
             current, last = _open_section(ini, stripped, number, sections), None
         else:
             last = _read_entry(ini, current, stripped, number)
+    for entries, key, parts in going_on:
+        entries[key] = replace(entries[key], value="\n".join(parts).strip())
     return ini
 
 
@@ -134,6 +147,11 @@ def _read_entry(ini: Ini, current: dict[str, Entry] | None, stripped: str, line:
     if key in current:
         first = current[key].line
         ini.complain(line, f"{shown(key)} again (first on line {first})", "each key once", "remove one of the two")
+        return None
+    ini.keys += 1
+    if ini.keys > MAX_KEYS:
+        if ini.keys == MAX_KEYS + 1:
+            ini.complain(line, f"more than {MAX_KEYS} keys", f"at most {MAX_KEYS}", "remove what is no setting")
         return None
     current[key] = Entry(key, value.strip(), line)
     return key

@@ -6,6 +6,7 @@ Each type accepts both the text of settings.ini and the value itself, so that a 
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -17,12 +18,12 @@ from docml_contract.names import MODEL_NAME
 Slip = tuple[str, str, str]  # what is wrong, what is expected, the remedy
 
 _QUOTED = re.compile(r"""(?<![\w\\])("(?:[^"\\\n]|\\.)*"|'[^'\n]*')""")
-_SQL_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+_SQL_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//(?=\s))")
 _SQL_COMMENT = re.compile(r"(?:^|\s)[#;](?=\s+\S)")
 _TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb\u2039\u203a`\u00b4"
-_ITEM = re.compile(r"""[^\S\n]*(?:"((?:[^"\n]|"")*)"|'((?:[^'\n]|'')*)'|([^,\n]*?))[^\S\n]*(?:,|\n|$)""")
-_SEVERAL_NAMES = re.compile(r"\S+\.\w+(?:\s*[,\s]\s*\S+\.\w+)+")
+_ITEM = re.compile(r"""[^\S\n]*(?:"((?:[^"\n]|"")*)"|'((?:[^'\n]|'')*)'|([^,\n]*))[^\S\n]*(?:,|\n|$)""")
+_FILE_NAME = re.compile(r"\S+\.\w+")
 
 
 def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | None:
@@ -91,9 +92,9 @@ def split_items(text: str) -> list[tuple[str, bool]]:
         double, single, bare = match.groups()
         if bare is None:
             items.append((double.replace('""', '"') if single is None else single.replace("''", "'"), True))
-        elif bare:
-            _check_item(bare)
-            items.append((bare, False))
+        elif bare.strip():
+            _check_item(bare.strip())
+            items.append((bare.strip(), False))
     return items
 
 
@@ -164,14 +165,15 @@ class _Broken:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return _Broken()
 
 
 def check_names(names: Sequence[str]) -> None:
     """ValueError if a name is several file names."""
     for name in names:
-        if _SEVERAL_NAMES.fullmatch(name):
+        parts = re.split(r"[,\s]+", name.strip())
+        if len(parts) > 1 and all(map(_FILE_NAME.fullmatch, parts)):
             raise ValueError(f"several names in one, {name}: commas stand between them, and quotes around each")
 
 
@@ -206,7 +208,7 @@ def _list(value: Any) -> Any:
 def _distinct(value: Any) -> Any:
     items = _list(value)
     if isinstance(items, tuple | list):
-        repeated = sorted({item for item in items if items.count(item) > 1})
+        repeated = sorted(item for item, count in Counter(items).items() if count > 1)
         if repeated:
             raise ValueError(f"{', '.join(map(str, repeated))} more than once")
     return items
@@ -229,7 +231,7 @@ def _metric_definitions(value: Any) -> Any:
             return ()
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"no JSON: {error}") from error
     if isinstance(value, dict):
         return tuple(value.items())

@@ -79,6 +79,9 @@ def test_turned_off_it_takes_a_report_on_the_same_models_and_data_or_nothing(wor
         (b"plain  text\nas it is", "plain text as it is"),
         (b"\x89PNG\xff", ""),
         (b"[1, 2]", ""),
+        (b"[" * 100_000, "[" * 100_000),
+        (b'{"a":' * 900 + b'"a text of some length"' + b"}" * 900, "a text of some length"),
+        (b"9" * 100_000, "9" * 100_000),
     ],
 )
 def test_text_is_found_in_json_and_in_plain_files(content: bytes, text: str) -> None:
