@@ -177,3 +177,39 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     _wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+FORGERY = """
+import os
+def fds():
+    return [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
+def shout(data):
+    for fd in fds():
+        try: os.write(fd, data)
+        except OSError: pass
+def process_func(artifact, directory):
+    if artifact["how"] == "ahead": shout(b'{"token": ""}\\n' * 3)
+    if artifact["how"] == "flood":
+        while True: shout(b"x" * 65536)
+    if artifact["how"] == "nonsense": shout(b"[" * 5000 + b"\\n")
+    if artifact["how"] == "list": shout(b"[1]\\n")
+    if artifact["how"] == "fails": raise ValueError("as it should")
+"""
+
+
+@pytest.mark.parametrize("how", ["ahead", "flood", "nonsense", "list"])
+def test_replies_are_neither_forged_nor_endless(tmp_path: Path, how: str) -> None:
+    with worker(FORGERY) as one:
+        outcome = one.run({"how": how}, tmp_path)
+        assert outcome.error is not None
+        assert outcome.error.startswith("process_func wrote into docml's own channel")
+        assert one.run({"how": "fails"}, tmp_path).error == "ValueError: as it should", "what was written ahead is gone"
+
+
+def test_an_error_that_cannot_be_shown_is_one_still(tmp_path: Path) -> None:
+    source = (
+        "class Odd(Exception):\n    def __str__(self): raise RuntimeError('no')\n"
+        "def process_func(artifact, directory): raise Odd\n"
+    )
+    with worker(source) as one:
+        assert one.run({}, tmp_path).error == "Odd"

@@ -4,15 +4,18 @@ A worker gets an allow-listed environment without credentials, a home of its own
 everything it started. One that dies or hangs costs its artifact, and is replaced.
 """
 
+import ctypes
 import json
 import os
+import pwd
+import secrets
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,52 @@ STARTUP_SECONDS = 300.0
 # Written by the platform after process_func's files, with their number in the name: `.processed-3`.
 MARKER = ".processed-"
 _SCRIPT = Path(__file__).with_name("sandbox_script.py")
+# A reply holds an error and its traceback, cut by the script; more is not one.
+MAX_REPLY_BYTES = 1 << 20
+
+# Where programs keep credentials, below a home.
+_CREDENTIALS = (
+    *(".aws", ".azure", ".config/gcloud", ".config/gh", ".config/git", ".docker", ".gnupg", ".kube", ".ssh"),
+    *(".git-credentials", ".my.cnf", ".netrc", ".npmrc", ".pgpass", ".pypirc"),
+    *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".config/wandb"),
+)
+# … and which variables say that they lie elsewhere.
+_CREDENTIAL_VARIABLES = (
+    *(
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    *("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "HF_TOKEN_PATH", "KUBECONFIG", "NETRC", "PGPASSFILE"),
+)
+_SECLUDE = Path(__file__).with_name("seclude.py")
+_DUMPABLE = 4  # of prctl(2)
+
+
+def seclude(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command line that runs user code where it finds no credentials of this user's: see `seclude.py`.
+
+    environment: the orchestrator's, which says where they lie.
+    """
+    homes = {environment.get("HOME", "")}
+    with suppress(KeyError):  # a user without an account, as containers have them
+        homes.add(pwd.getpwuid(os.getuid()).pw_dir)
+    hidden = [str(Path(home) / name) for home in sorted(homes - {""}) for name in _CREDENTIALS]
+    hidden += [environment[name] for name in _CREDENTIAL_VARIABLES if environment.get(name)]
+    if environment.get("HF_HOME"):
+        hidden.append(str(Path(environment["HF_HOME"]) / "token"))
+    there = [path for path in hidden if os.access(path, os.F_OK)]
+    return [sys.executable, "-I", "-S", str(_SECLUDE), json.dumps(there), *command]
+
+
+def make_unreadable() -> None:
+    """Let no process of this user, but root's, read this one's memory and environment (nor write its core): it holds credentials.
+
+    Attaching a debugger, and reading `/proc/self/environ`, takes root from then on.
+    """
+    with suppress(OSError, AttributeError):  # systems other than Linux
+        ctypes.CDLL(None).prctl(_DUMPABLE, *[ctypes.c_ulong(0)] * 4)
 
 
 @dataclass(frozen=True)
@@ -40,6 +89,10 @@ class TaskOutcome:
 
     error: str | None
     traceback: str = ""
+
+
+class BadReply(Exception):
+    """Something else than a reply came through the worker's channel."""
 
 
 class Worker:
@@ -55,6 +108,7 @@ class Worker:
         self._module = self._home / USER_FUNCTIONS
         self._module.write_text(functions_source, encoding="utf-8")
         self._python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
+        self._command = seclude([self._python, "-u", str(_SCRIPT), str(self._module)], environment)
         self._environment = worker_environment(environment, self._home)
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
@@ -69,7 +123,8 @@ class Worker:
             return TaskOutcome("the step was stopped")
         assert self._process is not None
         assert self._process.stdin is not None
-        task = json.dumps({"artifact": artifact, "directory": str(directory)}).encode() + b"\n"
+        token = secrets.token_hex(16)
+        task = json.dumps({"artifact": artifact, "directory": str(directory), "token": token}).encode() + b"\n"
         try:
             self._process.stdin.write(task)
             self._process.stdin.flush()
@@ -80,9 +135,17 @@ class Worker:
             last_words = self._last_words()
             self.stop()
             return TaskOutcome(f"process_func was stopped after {self.timeout:g} seconds without an end", last_words)
+        except BadReply as error:
+            self.stop()
+            return TaskOutcome(
+                f"process_func wrote into docml's own channel ({error}); leave file descriptors alone that you did not open"
+            )
         if reply is None:
             return self._died()
-        return TaskOutcome(reply.get("error"), reply.get("traceback", ""))
+        if reply.get("token") != token:
+            self.stop()
+            return TaskOutcome("process_func wrote into docml's own channel (a reply to no task); leave it alone")
+        return TaskOutcome(reply.get("error"), str(reply.get("traceback", "")))
 
     def end(self) -> None:
         """Kill the process, whatever another thread waits for it for, and run nothing from now on."""
@@ -110,11 +173,16 @@ class Worker:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _start(self) -> None:
+        if shutil.which(self._python) is None:
+            raise ProcessFuncBroken(
+                f"DOCML_WORKER_PYTHON: {self._python!r} cannot be started (no such program); expected a Python interpreter"
+            )
+        make_unreadable()
         self._replies, theirs = os.pipe()
         with (self._home / "output").open("wb") as output:
             try:
                 self._process = subprocess.Popen(
-                    [self._python, "-u", str(_SCRIPT), str(self._module), str(theirs)],
+                    [*self._command, str(theirs)],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
@@ -132,7 +200,7 @@ class Worker:
                 os.close(theirs)
         try:
             reply = self._reply(STARTUP_SECONDS)
-        except TimeoutError:
+        except (TimeoutError, BadReply):
             reply = None
         if self._ended:
             return
@@ -148,7 +216,7 @@ class Worker:
             )
 
     def _reply(self, seconds: float) -> dict[str, Any] | None:
-        """The next reply; None if the worker has gone. Raises TimeoutError."""
+        """The next reply; None if the worker has gone. Raises TimeoutError, and BadReply for what is none."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._pending:
             ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
@@ -158,8 +226,15 @@ class Worker:
             if not block:
                 return None
             self._pending += block
+            if len(self._pending) > MAX_REPLY_BYTES:
+                raise BadReply(f"more than {MAX_REPLY_BYTES} bytes")
         line, _, self._pending = self._pending.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            raise BadReply("no JSON") from None
+        if not isinstance(reply, dict) or not isinstance(reply.get("error", ""), str):
+            raise BadReply("no reply")
         return reply
 
     def _died(self) -> TaskOutcome:

@@ -30,7 +30,7 @@ def main() -> None:
     try:
         process_func = _load(module_path)
     except BaseException as error:
-        reply(broken=f"{type(error).__name__}: {error}", traceback=_user_traceback(error))
+        reply(broken=_said(error), traceback=_user_traceback(error))
         return
     reply(ready=True)
     tasks = sys.stdin.buffer
@@ -39,9 +39,9 @@ def main() -> None:
         try:
             process_func(task["artifact"], pathlib.Path(task["directory"]))
         except BaseException as error:  # a SystemExit of user code costs its artifact, not the worker
-            reply(error=f"{type(error).__name__}: {error}"[:2000], traceback=_user_traceback(error))
+            reply(error=_said(error), traceback=_user_traceback(error), token=task["token"])
         else:
-            reply(ok=True)
+            reply(token=task["token"])
 
 
 def _load(path: str) -> Any:
@@ -52,6 +52,14 @@ def _load(path: str) -> Any:
     sys.modules["user_defined_funcs"] = module
     spec.loader.exec_module(module)
     return module.process_func
+
+
+def _said(error: BaseException) -> str:
+    """The error in one bounded sentence, whatever its own code does when it is asked for it."""
+    try:
+        return f"{type(error).__name__}: {error}"[:2000]
+    except BaseException:
+        return type(error).__name__
 
 
 def _user_traceback(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract.jobs import JobSpec
+from docml_contract.sandbox import make_unreadable
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
@@ -102,6 +103,7 @@ class LocalBackend:
     def _launch(self, folder: Path, job: Job) -> int:
         """Start a supervisor; its process number."""
         supervisor = [sys.executable, "-m", "resources.jobs.local.supervisor", str(folder)]
+        make_unreadable()  # the job's code is this user's, too
         with (folder / "supervisor.log").open("wb") as log:
             launched = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", LAUNCH, str(folder), *supervisor],

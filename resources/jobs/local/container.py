@@ -19,16 +19,18 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
+from docml_contract.sandbox import make_unreadable, seclude
 from resources.aws import resolve
 from resources.jobs.backend import Job
 from resources.processes import cpu_ticks, kill_marked
 from resources.store import Store
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 ALLOWED = frozenset(
     {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV"),
+        *("PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV"),
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-        *("REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        *("REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy", *PROXIES),
         *("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
         *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
         *("TRANSFORMERS_OFFLINE", "TORCH_HOME", "WANDB_BASE_URL", "DOCML_ENCODE_TIMEOUT_SECONDS"),
@@ -46,6 +48,7 @@ LOG_BYTES = 16 << 20
 LINE_BYTES = 16 << 10
 # A file may be longer than what it holds on disk by so much: it is copied out to its full length.
 HOLLOW_BYTES = 1 << 30
+HOME = "home"  # below the base: what a container has for a home
 INIT = Path(__file__).with_name("container_init.py")
 END_SECONDS = 15.0  # within which the first process has ended all others
 
@@ -85,6 +88,7 @@ class Container:
         """Folders, configuration files and channels. MissingKey where a channel's file is not there."""
         spec = self.job.spec
         channels = "input/data" if self.is_training else "processing/input"
+        (self.base / HOME).mkdir(parents=True, mode=0o700, exist_ok=True)
         for folder in (self.output, self.base / "output", *([self.checkpoints] if self.is_training else [])):
             folder.mkdir(parents=True, exist_ok=True)
         store.download(self.job.spec_prefix, self.base / channels / "spec")
@@ -111,8 +115,9 @@ class Container:
         """Make the container's first process, which waits for `go`: the container can be noted before anything of it runs."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         init = [sys.executable, "-I", "-S", str(INIT), str(self.log), str(LOG_BYTES), str(LINE_BYTES)]
+        make_unreadable()
         self._process = subprocess.Popen(
-            [*init, *command, self.job.spec.task.command],
+            [*init, *seclude([*command, self.job.spec.task.command], environment)],
             env=trainer_environment(environment, self.job.spec, self.base),
             cwd=self.base,
             stdin=subprocess.PIPE,
@@ -242,10 +247,22 @@ def signs_of_life(containers: Sequence[Container]) -> list[tuple[int, int]]:
 def trainer_environment(environment: Mapping[str, str], spec: JobSpec, base: Path) -> dict[str, str]:
     """The job's environment. The tracker's key is in it only where the job reports online, resolved if it is a reference."""
     kept = {key: value for key, value in environment.items() if key in ALLOWED or key.startswith(ALLOWED_PREFIXES)}
+    kept |= {name: without_user(kept[name]) for name in PROXIES if name in kept}
+    # A home of its own, and the caches of this user's: models are not fetched anew for every job.
+    home, cache = base / HOME, environment.get("HOME") and str(Path(environment["HOME"]) / ".cache")
+    kept |= {"HOME": str(home), "HF_TOKEN_PATH": str(home / "token"), "AWS_EC2_METADATA_DISABLED": "true"}
+    kept |= {"XDG_CACHE_HOME": cache} if cache and "XDG_CACHE_HOME" not in kept else {}
     kept |= {BASE_VARIABLE: str(base), "PYTHONUNBUFFERED": "1"}
     if isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online" and environment.get(WANDB_KEY):
         kept[WANDB_KEY] = resolve(environment[WANDB_KEY], environment)
     return kept
+
+
+def without_user(url: str) -> str:
+    """A proxy's URL without the name and password that it may hold: they open more than a job needs."""
+    scheme, separator, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def is_hollow(path: Path) -> bool:

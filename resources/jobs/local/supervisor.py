@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+from docml_contract.sandbox import make_unreadable
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.local.container import Container, host_names, log_name, signs_of_life
 from resources.jobs.local.mirror import Mirror
@@ -144,6 +145,7 @@ class Supervisor:
 
 def main(folder: Path) -> None:
     """Run the job of FOLDER/job.json to its end, unless another supervisor has claimed it."""
+    make_unreadable()
     path = folder / "job.json"
     assignment = Assignment.from_bytes(path.read_bytes(), str(path))
     store = Store.open(assignment.store_url, environment=os.environ)

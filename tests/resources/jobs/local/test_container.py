@@ -8,6 +8,7 @@ from tests.contracts.jobs_contract import preparation, training
 
 ENVIRONMENT = {
     "PATH": "/bin",
+    "HOME": "/mine",
     "LC_ALL": "C.UTF-8",
     "OMP_NUM_THREADS": "1",
     "HF_HOME": "/cache",
@@ -29,8 +30,32 @@ def online() -> JobSpec:
 def test_the_list_of_what_passes() -> None:
     for spec in (preparation(), training()):
         kept = trainer_environment(ENVIRONMENT, spec, Path("/base"))
-        assert kept.keys() == {"PATH", "LC_ALL", "OMP_NUM_THREADS", "HF_HOME", "SAGEMAKER_BASE_DIR", "PYTHONUNBUFFERED"}
-        assert kept["SAGEMAKER_BASE_DIR"] == "/base"
+        passed = {"PATH", "LC_ALL", "OMP_NUM_THREADS", "HF_HOME"}
+        assert {name: kept.pop(name) for name in passed} == {name: ENVIRONMENT[name] for name in passed}
+        assert kept == {
+            "SAGEMAKER_BASE_DIR": "/base",
+            "PYTHONUNBUFFERED": "1",
+            "HOME": "/base/home",
+            "XDG_CACHE_HOME": "/mine/.cache",
+            "HF_TOKEN_PATH": "/base/home/token",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def test_a_proxys_password_stays_here() -> None:
+    kept = trainer_environment(
+        {
+            **ENVIRONMENT,
+            "HTTPS_PROXY": "http://user:p%40ss@proxy:3128/x",
+            "http_proxy": "me:secret@proxy:1",
+            "NO_PROXY": "a,b",
+        },
+        preparation(),
+        Path("/base"),
+    )
+    assert kept["HTTPS_PROXY"] == "http://proxy:3128/x"
+    assert kept["http_proxy"] == "proxy:1"
+    assert kept["NO_PROXY"] == "a,b"
 
 
 def test_the_trackers_key_is_for_trainings_that_report_online() -> None:

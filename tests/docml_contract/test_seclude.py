@@ -1,0 +1,162 @@
+"""User code, run as the orchestrator runs it and by a user who is not root, finds none of the orchestrator's credentials."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docml_contract import sandbox
+
+CANARY = "CANARY-91ab"
+# Looks wherever one looks: its own and its ancestors' environments, the memory of its parent, homes, the usual variables.
+ATTACK = """
+import glob, os, pathlib, pwd, urllib.request
+def look(*homes):
+    found = [f"{key}={value}" for key, value in os.environ.items()]
+    for path in glob.glob("/proc/[0-9]*/environ"):
+        try: found.append(f"{path}: {pathlib.Path(path).read_text(errors='replace')}")
+        except OSError: pass
+    for home in {*homes, os.path.expanduser("~"), pwd.getpwuid(os.getuid()).pw_dir}:
+        for name in (".aws/credentials", ".netrc", ".pgpass"):
+            try: found.append((pathlib.Path(home) / name).read_text())
+            except OSError: pass
+    try: open(f"/proc/{os.getppid()}/mem", "rb"); found.append("CANARY of the parent's memory")
+    except OSError: pass
+    try:
+        import botocore.session
+        found.append(str(botocore.session.Session().get_credentials()))
+        found.append("CANARY" if botocore.session.Session().get_credentials() else "")
+    except ImportError: pass
+    return [each for each in found if "CANARY" in each]
+"""
+PROCESS_FUNC = (
+    ATTACK
+    + """
+def process_func(artifact, directory):
+    import json
+    (directory / "found").write_text(json.dumps(look(artifact["home"])))
+"""
+)
+ORCHESTRATOR = """
+import os, sys, pathlib
+from docml_contract.sandbox import Worker
+folder = pathlib.Path(sys.argv[1])
+worker = Worker(folder / "worker", (folder / "functions.py").read_text(), dict(os.environ))
+outcome = worker.run({"home": os.environ["HOME"]}, folder)
+worker.close()
+sys.exit(outcome.error and f"{outcome.error} {outcome.traceback}")
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that another user can work in; pytest's own are closed to others."""
+    made = Path(tempfile.mkdtemp(prefix="docml-trust-"))
+    (made / "home/.aws").mkdir(parents=True)
+    for name in (".aws/credentials", ".netrc", ".pgpass"):
+        (made / "home" / name).write_text(
+            f"[default]\naws_access_key_id = {CANARY}\naws_secret_access_key = {CANARY}\n"
+        )
+    if os.getuid() == 0 and PYTHON:
+        for path in [made, *made.rglob("*")]:
+            os.chown(path, 65_534, 65_534)
+    yield made
+    shutil.rmtree(made)
+
+
+def python_for_others() -> str:
+    """An interpreter of this version that every user can start; it may not be this one, which may lie in root's home."""
+    for python in (sys.executable, "/usr/bin/python{}.{}".format(*sys.version_info)):
+        real = Path(python).resolve()
+        if real.exists() and all(path.stat().st_mode & 1 for path in (real, *real.parents)):
+            return python
+    return ""
+
+
+PYTHON = python_for_others() if os.getuid() == 0 else sys.executable
+
+
+def as_nobody(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run by a user who is not root; where none can start a Python, by one who is root in name only."""
+    nobody = {"user": 65_534, "group": 65_534, "extra_groups": []} if os.getuid() == 0 and PYTHON else {}
+    if os.getuid() == 0 and not PYTHON:
+        command = sandbox.seclude(command, {})
+    return subprocess.run(
+        command,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(folder / "home"),
+            "AWS_ACCESS_KEY_ID": CANARY,
+            "AWS_SECRET_ACCESS_KEY": CANARY,
+            "DOCML_LABELS_URL": f"postgresql://docml:{CANARY}@db/labels",
+            "WANDB_API_KEY": CANARY,
+            **environment,
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **nobody,  # type: ignore[call-overload]
+    )
+
+
+def secluded(command: list[str], folder: Path) -> list[str]:
+    return [PYTHON or sys.executable, *sandbox.seclude(command, {"HOME": str(folder / "home")})[1:]]
+
+
+def found_by_process_func(folder: Path) -> list[str]:
+    (folder / "functions.py").write_text(PROCESS_FUNC)
+    done = as_nobody([PYTHON or sys.executable, "-c", ORCHESTRATOR, str(folder)], folder)
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads((folder / "found").read_text())
+    return found
+
+
+def test_process_func_finds_no_credential(folder: Path) -> None:
+    assert found_by_process_func(folder) == []
+
+
+def test_where_there_are_no_namespaces_other_environments_stay_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fallback, without the launcher's namespaces: what the orchestrator's own undumpability gives by itself.
+    script = ORCHESTRATOR.replace(
+        "folder = ",
+        "from docml_contract import sandbox\nsandbox.seclude = lambda command, environment: command\nfolder = ",
+    ).replace("from docml_contract.sandbox import Worker", "")
+    script = script.replace("worker = Worker", "worker = sandbox.Worker")
+    (folder / "functions.py").write_text(PROCESS_FUNC)
+    done = as_nobody([PYTHON or sys.executable, "-c", script, str(folder)], folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "found").read_text())
+    assert not [each for each in found if each.startswith("/proc/") or "memory" in each]
+
+
+def test_a_program_that_runs_secluded_runs_as_itself(folder: Path) -> None:
+    script = "import os, signal, sys; print(os.getpid(), os.getuid(), os.getgid(), flush=True); os.kill(os.getpid(), 15)"
+    command = secluded([PYTHON or sys.executable, "-c", script], folder)
+    done = as_nobody(command, folder)
+    assert done.returncode == -15
+    user = 65_534 if os.getuid() == 0 and PYTHON else os.getuid()
+    assert done.stdout.split()[1] == str(user)
+
+
+def test_no_privilege_is_gained_inside(folder: Path) -> None:
+    script = (
+        "import ctypes; print(ctypes.CDLL(None).umount(b'"
+        + str(folder / "home/.aws")
+        + "')); print(open('/proc/self/status').read())"
+    )
+    done = as_nobody(secluded([PYTHON or sys.executable, "-c", script], folder), folder)
+    assert done.stdout.startswith("-1")
+    assert "CapEff:\t0000000000000000" in done.stdout
+    assert "NoNewPrivs:\t1" in done.stdout

@@ -1,0 +1,81 @@
+"""Runs a command where it sees neither other processes' memory and environments nor this user's credential files.
+
+    python -I -S seclude.py HIDDEN COMMAND…        HIDDEN: a JSON list of files and folders
+
+Standard library only: it starts user code under any Python. The command gets a user and a mount namespace of its own: the kernel then
+refuses it `/proc/<pid>/environ` and ptrace of whatever runs outside, also of the same user, and HIDDEN is empty for it. It cannot gain
+privileges, neither there nor by set-user-ID programs. Where the machine allows no user namespaces (some containers, some
+distributions), the command runs all the same without them: SECURITY.md says what it can do then.
+"""
+
+import ctypes
+import json
+import os
+import sys
+from pathlib import Path
+
+_NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # of unshare(2)
+_BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000  # of mount(2)
+_NO_NEW_PRIVILEGES, _SECURE_BITS, _DROP_BOUND = 38, 28, 24  # of prctl(2)
+_NO_ROOT = 0b11  # user 0 has no more rights than another one, and cannot undo that
+
+
+def main(hidden: list[str], command: list[str]) -> None:
+    """Become the command; does not return."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if _is_possible(libc, hidden):
+        _enter(libc, hidden)
+    if hasattr(libc, "prctl"):
+        _prctl(libc, _NO_NEW_PRIVILEGES, 1)
+    os.execvp(command[0], command)
+
+
+def _is_possible(libc: ctypes.CDLL, hidden: list[str]) -> bool:
+    """Tried by a child, since there is no way back out of half a namespace."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter(libc, hidden)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _enter(libc: ctypes.CDLL, hidden: list[str]) -> None:
+    user, group = os.getuid(), os.getgid()
+    _check(libc.unshare(_NEW_USER | _NEW_MOUNTS))
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    _mount(libc, None, "/", None, _RECURSIVE | _PRIVATE)
+    for path in hidden:
+        if not os.access(path, os.F_OK):
+            continue
+        if Path(path).is_dir():
+            _mount(libc, "none", path, "tmpfs", 0, "size=64k,mode=0700")
+        else:
+            _mount(libc, "/dev/null", path, None, _BIND)
+    for capability in range(64):
+        libc.prctl(_DROP_BOUND, ctypes.c_ulong(capability), *[ctypes.c_ulong(0)] * 3)
+    _prctl(libc, _SECURE_BITS, _NO_ROOT)
+
+
+def _mount(
+    libc: ctypes.CDLL, source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+) -> None:
+    source_, kind_, data_ = (None if each is None else each.encode() for each in (source, kind, data))
+    _check(libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), data_))
+
+
+def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
+    _check(libc.prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0))))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno())
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2:])
