@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 
@@ -184,6 +185,18 @@ class DagsterReporter:
         return JobListener(self._context, self._asset, model, self)
 
 
+def is_link(url: str, environment: Mapping[str, str]) -> bool:
+    """Whether what a job announced may become a link in the UI: https, or the deployment's own tracker."""
+    try:
+        parts, tracker = urlsplit(url), urlsplit(environment.get("WANDB_BASE_URL", ""))
+    except ValueError:
+        return False
+    if not parts.hostname or parts.username is not None or not url.isprintable() or " " in url:
+        return False
+    is_trackers = (parts.scheme, parts.netloc) == (tracker.scheme, tracker.netloc) and parts.scheme == "http"
+    return parts.scheme == "https" or is_trackers
+
+
 class JobListener:
     """Follows a job: its lines into the run's log, its epochs into the asset's observations while it trains."""
 
@@ -214,8 +227,10 @@ class JobListener:
             what = f"{self._prefix}{event.get('what', 'progress')}"
             self._reporter.progress(what, int(event.get("done", 0)), event.get("total"))
         elif kind == log_lines.TRACKING:
-            self._reporter.links[f"tracking{f' ({self._model})' if self._model else ''}"] = str(event["url"])
-            self.status(f"tracked at {event['url']}")
+            url = str(event.get("url"))
+            if is_link(url, self._context.op_execution_context.resources.deployment.environment):
+                self._reporter.links[f"tracking{f' ({self._model})' if self._model else ''}"] = url
+            self.status(f"tracked at {url}")
 
     def _epoch(self, event: dict[str, Any]) -> None:
         values = {key: value for key, value in event.items() if key != "event" and isinstance(value, int | float)}

@@ -48,7 +48,7 @@ def prepare_dagster_home() -> Path:
             "let DAGSTER_HOME name another folder"
         )
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (home / SETTINGS).exists():
             draft = home / f".{SETTINGS}.{os.getpid()}"
             shutil.copyfile(next(path for path in INSTANCE_SETTINGS if path.is_file()), draft)

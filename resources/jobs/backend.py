@@ -36,6 +36,9 @@ class Job:
     spec: JobSpec
     attempt: int
     name: str
+    nonce: str = (
+        ""  # by which the job's events are known from what user code prints; none for jobs of before there were any
+    )
 
     @classmethod
     def plan(cls, spec: JobSpec, attempt: int, store_url: str) -> "Job":

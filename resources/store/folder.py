@@ -215,7 +215,7 @@ class FolderBackend:
         with self._lock:
             if not self._drafts_ready:
                 try:
-                    folder.mkdir(parents=True, exist_ok=True)
+                    make_private_folder(folder)
                     _remove_stale(folder)
                 except OSError as error:
                     raise self._error("", error) from error
@@ -270,6 +270,13 @@ class FolderBackend:
         if error.errno == errno.ENAMETOOLONG:
             return StoreError(f"{path}: a segment of the key is longer than 255 bytes")
         return StoreError(f"{path}: {error.strerror or error}")
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone. One that is there keeps its mode."""
+    for each in reversed([folder, *folder.parents]):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _open(path: Path) -> BufferedReader:

@@ -142,7 +142,9 @@ def test_where_there_are_no_namespaces_other_environments_stay_closed(
 
 
 def test_a_program_that_runs_secluded_runs_as_itself(folder: Path) -> None:
-    script = "import os, signal, sys; print(os.getpid(), os.getuid(), os.getgid(), flush=True); os.kill(os.getpid(), 15)"
+    script = (
+        "import os, signal, sys; print(os.getpid(), os.getuid(), os.getgid(), flush=True); os.kill(os.getpid(), 15)"
+    )
     command = secluded([PYTHON or sys.executable, "-c", script], folder)
     done = as_nobody(command, folder)
     assert done.returncode == -15

@@ -2,19 +2,31 @@
 
 They travel as log text because that is the one channel that a subprocess, a container and CloudWatch share.
 
-    DOCML {"event": "epoch", …}                          an event, for docml's own orchestrator
+    DOCML 5f1c… {"event": "epoch", …}                    an event, for docml's own orchestrator; the word is the job's nonce
     docml: valid_f1=0.8312; valid_f1_epoch=0.81; …       the metrics after an epoch, for a tuner's regular expressions
 
 A tuner ranks trials by the *latest* value it read, so a plain metric name carries the value of the best epoch so far, which is the
 model that will be kept; `<name>_epoch` carries the epoch's own.
+
+User code prints into the same log, and a document's text may be among what it prints. Only a line with the job's nonce is an event; the
+trainer takes the nonce out of its environment before it loads user code. What an event says is bounded all the same: code in the
+trainer's own process could find the nonce.
 """
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from docml_contract.plain_text import plain_line
+
 EVENT_PREFIX = "DOCML "
+NONCE_VARIABLE = "DOCML_EVENTS"
+MAX_EVENT = 16 << 10  # characters of a line
+MAX_TEXT = 500  # of a text in an event
+MAX_NUMBER = 2.0**53
+_nonce = ""  # of this process's job
 
 EPOCH = "epoch"  # epoch, train_loss, valid_loss, valid_accuracy, valid_f1_epoch, valid_f1, learning_rate, examples_per_second …
 PROGRESS = "progress"  # what, done, total, unit
@@ -26,20 +38,53 @@ EPOCH_METRICS = (*(f"{name}_epoch" for name in KEPT_METRICS), "train_loss")
 TRAINER_METRICS = (*KEPT_METRICS, *EPOCH_METRICS)
 
 
+def take_nonce(environment: MutableMapping[str, str]) -> None:
+    """Begin this process's events with the nonce of its environment, which nobody finds there any more."""
+    global _nonce
+    _nonce = environment.pop(NONCE_VARIABLE, "")
+
+
+def nonce_for_children() -> dict[str, str]:
+    """The variable by which processes that print events for this one's job get its nonce."""
+    return {NONCE_VARIABLE: _nonce} if _nonce else {}
+
+
 def format_event(event: str, **fields: Any) -> str:
     """The line for an event; values must be JSON (no NaN)."""
-    return EVENT_PREFIX + json.dumps({"event": event, **fields}, allow_nan=False)
+    return _beginning(_nonce) + json.dumps({"event": event, **fields}, allow_nan=False)
 
 
-def parse_event(line: str) -> dict[str, Any] | None:
-    """The event in a log line, or None for ordinary text."""
-    if not line.startswith(EVENT_PREFIX):
+def parse_event(line: str, nonce: str = "") -> dict[str, Any] | None:
+    """The event in a log line of the job with this nonce, or None for ordinary text. Texts and numbers are bounded, whatever it says."""
+    beginning = _beginning(nonce)
+    if not line.startswith(beginning) or len(line) > MAX_EVENT:
         return None
     try:
-        event = json.loads(line[len(EVENT_PREFIX) :])
-    except json.JSONDecodeError:
+        event = json.loads(line[len(beginning) :])
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    tame = {str(key): _bounded(value) for key, value in event.items()}
+    if tame["event"] == PROGRESS and not (_is_count(tame.get("done")) and _is_count(tame.get("total", 0) or 0)):
+        return None
+    return tame
+
+
+def _beginning(nonce: str) -> str:
+    return f"{EVENT_PREFIX}{nonce} " if nonce else EVENT_PREFIX
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_line(value[:MAX_TEXT])
+    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= MAX_NUMBER):
+        return None
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class ProgressEvents:

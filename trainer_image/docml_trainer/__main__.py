@@ -4,10 +4,12 @@ Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 us
 """
 
 import importlib
+import os
 import sys
 import traceback
 
 from docml_contract.base import ContractError
+from docml_contract.log_lines import take_nonce
 from docml_trainer.container import COMMANDS, Folders, StopSignal
 from docml_trainer.errors import TrainerError
 
@@ -17,6 +19,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in COMMANDS:
         print(f"usage: python -m docml_trainer {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
+    take_nonce(os.environ)
     StopSignal()  # at once: the first process of a container ignores signals for which it has no handler
     folders = Folders.from_environment(arguments[0])
     try:

@@ -7,6 +7,7 @@ attempt n    no record          write the intent, create the job, follow it
 """
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -84,7 +85,8 @@ class Attempts:
             return self._past(job, record)
         try:
             self.watch.take(job)
-            record, fresh = (record, False) if record else self._intend(job)
+            record, fresh = (record, False) if record else self._intend(replace(job, nonce=secrets.token_hex(16)))
+            job = replace(job, nonce=record.nonce)
             state = None if fresh else self.watch.ask(job, self.backend.observe)
             self.watch.may_exist = state is not None
             launched = state is None and self._launch(job, record)
@@ -151,6 +153,7 @@ class Attempts:
             spec_hash=self.spec.spec_hash,
             spec=self.spec,
             request=self.backend.request(job),
+            nonce=job.nonce,
             holder=self.holder,
             created_at=self.context.clock(),
         )

@@ -143,7 +143,7 @@ class JobWatch:
 
     def _relay(self, job: Job, cursor: Cursor) -> None:
         for line in self.ask(job, lambda job: self.context.backend.logs(job, cursor)):
-            event = parse_event(line.text)
+            event = parse_event(line.text, job.nonce)
             if event is None:
                 self.last_lines.append(line.text)
                 self.listener.line(line.host, line.text)

@@ -90,6 +90,7 @@ class LocalBackend:
             token=token,
             store_url=self.store.url,
             spec=job.spec,
+            nonce=job.nonce,
             command=self.command,
         )
         (folder / "job.json").write_bytes(assignment.to_bytes())

@@ -17,6 +17,7 @@ from typing import Any
 from docml_contract import hyperparameters as encoding
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.log_lines import NONCE_VARIABLE
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
 from docml_contract.sandbox import make_unreadable, seclude
@@ -118,7 +119,8 @@ class Container:
         make_unreadable()
         self._process = subprocess.Popen(
             [*init, *seclude([*command, self.job.spec.task.command], environment)],
-            env=trainer_environment(environment, self.job.spec, self.base),
+            env=trainer_environment(environment, self.job.spec, self.base)
+            | ({NONCE_VARIABLE: self.job.nonce} if self.job.nonce else {}),
             cwd=self.base,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

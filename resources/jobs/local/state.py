@@ -43,6 +43,7 @@ class Assignment(Document):
     token: str = Field(description="tells this supervisor's claim from a rival's")
     store_url: str
     spec: JobSpec
+    nonce: str = Field("", description="of the job's events")
     command: tuple[str, ...] = Field(description="runs the trainer; the step's command is added")
 
 
@@ -140,7 +141,7 @@ class LocalJob:
         self.store = store
         self.environment = environment
         self.command = assignment.command
-        self.job = Job(assignment.spec, assignment.attempt, assignment.name)
+        self.job = Job(assignment.spec, assignment.attempt, assignment.name, assignment.nonce)
         self.base = folder / "base"
         self.logs = folder / "logs"
         self.state = LocalState.first(assignment, folder, process)

@@ -22,6 +22,7 @@ def test_the_default_home_gets_the_settings_and_keeps_the_users(
     monkeypatch.setenv("DAGSTER_HOME", "")
     home = prepare_dagster_home()
     assert home == tmp_path / ".dagster_home"
+    assert home.stat().st_mode & 0o077 == 0, "nobody else's business"
     assert os.environ["DAGSTER_HOME"] == str(home)
     settings = home / "dagster.yaml"
     assert "nux" in settings.read_text()

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from docml_contract import hyperparameters as encoding
 from docml_contract.jobs import JobSpec, PrepareTask
-from docml_contract.log_lines import EPOCH, format_event, metric_line
+from docml_contract.log_lines import EPOCH, format_event, metric_line, take_nonce
 from docml_contract.manifests import write_atomically, write_output
 from docml_contract.names import OFFLINE_RUNS, SPEC
 
@@ -61,6 +61,7 @@ def terminated(*_: object) -> None:
     sys.exit(143)
 
 
+take_nonce(os.environ)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if options.get("deaf") else terminated)
 print(f"{command} starts at step {state['step']} on host {host}", flush=True)
 if "print" in options:

@@ -168,6 +168,20 @@ class TestFolder(StoreContract):
         assert not (tmp_path / "got").exists()
         assert not store.exists("copy")
 
+    def test_what_is_made_is_private_whatever_the_umask(self, tmp_path: Path) -> None:
+        before = os.umask(0o022)
+        try:
+            made = Store.open(str(tmp_path / "new" / "store"), environment={})
+            made.below("experiment").put("documents/a", b"x")
+            (tmp_path / "shared").mkdir(mode=0o750)
+            Store.open(str(tmp_path / "shared"), environment={}).put("documents/a", b"x")
+        finally:
+            os.umask(before)
+        assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "new/store", "new/store/experiment")} == {
+            0o700
+        }
+        assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750, "a folder that a team shares stays theirs"
+
     def test_reading_a_store_does_not_write_to_it(self, store: Store) -> None:
         assert store.local_path is not None
         assert list(store.list()) == []

@@ -21,6 +21,7 @@ import torch
 
 from docml_contract.base import ContractError, digest
 from docml_contract.jobs import TrainTask
+from docml_contract.log_lines import nonce_for_children
 from docml_trainer.container import EXIT_STOPPED, Folders, explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 
@@ -66,7 +67,7 @@ def launch(folders: Folders, processes: int) -> None:
     alone = len(hosts.hosts) == 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     with tempfile.TemporaryDirectory(prefix="docml-failures-") as reasons:
-        os.environ[FAILURES] = reasons
+        os.environ.update({FAILURES: reasons, **nonce_for_children()})
         config = LaunchConfig(
             min_nodes=len(hosts.hosts),
             max_nodes=len(hosts.hosts),
