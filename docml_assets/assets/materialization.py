@@ -15,12 +15,12 @@ from docml_assets.dagster_internals import ExplainedFailure
 from docml_assets.display import display
 from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.partitions import BACKFILL_TAG, PROCESS_TAG, experiment_runs, operation_of, run_place, steps_of
-from docml_assets.runs.claims import Claim
+from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
 from docml_assets.steps.work import Outcome, UnclaimedRun, Work
 from docml_contract import log_lines
 from docml_contract.manifests import CODE_VERSIONS
-from docml_contract.names import RunPlace
+from docml_contract.names import EXPERIMENT_SNAPSHOT, RunPlace
 from docml_contract.plain_text import plain, plain_line
 from resources.jobs.interface import Listener
 from resources.processes import this_process
@@ -122,6 +122,16 @@ def note_process(context: Context) -> bool:
     return True
 
 
+def recorded_claim(context: Context) -> str | None:
+    """The digest of the partition's claim as the event log has it since its snapshot was made; None where it has none."""
+    found = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey(EXPERIMENT_SNAPSHOT), asset_partitions=[str(context.partition_key)]), limit=1
+    )
+    made = found.records[0].asset_materialization if found.records else None
+    recorded = made.metadata.get(CLAIM_DIGEST) if made is not None else None
+    return str(recorded.value) if recorded is not None else None
+
+
 def say_changes(context: Context, claim: Claim) -> None:
     """A run keeps what it was claimed with: say so where its folder has changed since."""
     resources = context.op_execution_context.resources
@@ -135,7 +145,7 @@ def work_for(context: Context, asset: str) -> Work:
     place = place_of(context)
     begun = note_process(context)
     resources = context.op_execution_context.resources
-    claim = existing_claim(resources.store, place)
+    claim = existing_claim(resources.store, place, recorded_claim(context))
     if begun:
         say_changes(context, claim)
     tags = context.run.tags

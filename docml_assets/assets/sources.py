@@ -20,7 +20,7 @@ from docml_assets.assets.materialization import (
 )
 from docml_assets.assets.metadata import Metadata, table
 from docml_assets.partitions import BACKFILL_TAG, by_experiment, experiments, trigger_of
-from docml_assets.runs.claims import Claim
+from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
 from docml_contract.names import EXPERIMENT_SNAPSHOT, PRODUCTION_FILES, PRODUCTION_LABELS
 
@@ -130,6 +130,7 @@ def _metadata(claim: Claim) -> Metadata:
         "models": ", ".join(settings.model_names),
         "trigger": dg.MetadataValue.json(dict(claim.trigger)),
         "claimed at": claim.created_at,
+        CLAIM_DIGEST: claim.digest,
         "settings": table(
             {"key": key.upper(), "value": str(value)}
             for key, value in {**settings.frozen_content(), **settings.operational()}.items()

@@ -19,7 +19,7 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.tables import DamagedTable
-from docml_contract.base import Document, UnreadableDocument
+from docml_contract.base import Document, UnreadableDocument, digest
 from docml_contract.manifests import CODE_VERSIONS, Manifest, cache_key, snapshot_version, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from resources.errors import MissingKey, StoreError
@@ -28,6 +28,8 @@ from resources.store.manifests import publish_bytes
 
 ASSET = "experiment_snapshot"
 RESOLVED_SETTINGS = "settings.json"
+# Metadata of experiment_snapshot: what later steps compare the claim with.
+CLAIM_DIGEST = "claim sha256"
 Read = TypeVar("Read")
 _RUN_FOLDER = re.compile(r"run_([1-9][0-9]{0,5})")
 
@@ -38,6 +40,10 @@ class RunClaimed(DocmlError):
 
 class RunChanged(DocmlError):
     """A claimed run's folder has changed since."""
+
+
+class ClaimSwapped(DocmlError):
+    """A run's claim was changed in the store."""
 
 
 class Claim(Document):
@@ -64,6 +70,29 @@ class Claim(Document):
     @property
     def place(self) -> RunPlace:
         return RunPlace(self.experiment, self.run)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what the run is made of. It stands in Dagster's event log, too, which no job can write."""
+        return digest([self.experiment, self.run, self.dialect, self.settings_text, self.functions_source])
+
+    def check_frozen(self, manifest: Manifest | None, recorded: str | None) -> None:
+        """ClaimSwapped if the claim is not the one that the run was made with.
+
+        manifest: the snapshot's, if it has been written. recorded: the digest in Dagster's event log, if there is one.
+        """
+        content = {SETTINGS: self.settings_text.encode(), USER_FUNCTIONS: self.functions_source.encode()}
+        differing = [
+            name
+            for name, data in content.items()
+            if manifest is not None and manifest.file(name).sha256 != hashlib.sha256(data).hexdigest()
+        ]
+        if differing or recorded not in (None, self.digest):
+            than = f"in the snapshot's manifest: {', '.join(differing)}" if differing else "in Dagster's event log"
+            raise ClaimSwapped(
+                f"{self.place.claim} does not hold what run {self.run} was claimed with (another hash {than}); expected the claim as it "
+                "was written: somebody changed the store. Find out who, restore the object, or take the next run number"
+            )
 
 
 DAMAGE = (

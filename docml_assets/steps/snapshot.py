@@ -38,14 +38,15 @@ def describe_folder(store: Store, claim: Claim, path: Path) -> str | None:
     return describe_changes(claim, changed, next_run(store, claim.experiment)) if changed else None
 
 
-def existing_claim(store: Store, place: RunPlace) -> Claim:
-    """The claim of a run that must have one."""
+def existing_claim(store: Store, place: RunPlace, recorded: str | None = None) -> Claim:
+    """The claim of a run that must have one, compared with its snapshot and with what Dagster's event log recorded of it."""
     claim = read_claim(store, place.experiment, place.number)
     if claim is None:
         raise UnclaimedRun(
             f"{place.experiment} run {place.number} is not claimed: materialize experiment_snapshot for this partition first, "
             f"or start the run with: docml run {place.experiment} --run {place.number}"
         )
+    claim.check_frozen(read_manifest(store, place.snapshot), recorded)
     return claim
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from docml_contract.jobs import JobSpec
+from docml_contract.log_lines import NONCE_VARIABLE
 from docml_contract.names import RunPlace, job_name
 
 # Why a job ended without success: by its own fault (the same again would fail the same), for want of machines, because a
@@ -39,6 +40,12 @@ class Job:
     nonce: str = (
         ""  # by which the job's events are known from what user code prints; none for jobs of before there were any
     )
+
+    @property
+    def request_variables(self) -> dict[str, str]:
+        """What the job's environment carries besides the deployment's own; none of it is read from the store when the job is created."""
+        nonce = {NONCE_VARIABLE: self.nonce} if self.nonce else {}
+        return {**self.spec.request_variables, **nonce}
 
     @classmethod
     def plan(cls, spec: JobSpec, attempt: int, store_url: str) -> "Job":

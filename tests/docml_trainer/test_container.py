@@ -1,5 +1,6 @@
 """The two layouts of a job's folder, and the reason that a failed job leaves."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from docml_contract.base import UnreadableDocument
+from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
 from docml_trainer.container import Folders, ResourceConfig, explained_out_of_memory, is_out_of_memory
 from docml_trainer.errors import FolderError, TrainingError
 
@@ -91,3 +93,41 @@ def test_the_reason_names_the_remedy() -> None:
         torch.empty(2**55)
     with pytest.raises(RuntimeError, match=r"^shape mismatch$"), explained_out_of_memory():
         raise RuntimeError("shape mismatch")
+
+
+def test_a_spec_or_code_that_was_changed_in_the_store_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = training_spec(hashlib.sha256(b"as claimed").hexdigest())
+    channel = Folders(tmp_path, "train").channel("spec")
+    channel.mkdir(parents=True)
+    for name, value in spec.request_variables.items():
+        monkeypatch.setenv(name, value)
+
+    def found(spec_json: bytes, functions: bytes) -> JobSpec:
+        (channel / "spec.json").write_bytes(spec_json)
+        (channel / "user_defined_funcs.py").write_bytes(functions)
+        return Folders(tmp_path, "train").spec()
+
+    assert found(spec.to_bytes(), b"as claimed") == spec
+    with pytest.raises(FolderError, match=r"user_defined_funcs\.py: not what the job was asked to do"):
+        found(spec.to_bytes(), b"swapped")
+    swapped = training_spec(hashlib.sha256(b"swapped").hexdigest())
+    with pytest.raises(FolderError, match=r"spec.json: not what the job was asked to do"):
+        found(swapped.to_bytes(), b"swapped")
+
+
+def training_spec(functions_sha256: str) -> JobSpec:
+    tracking = Tracking(group="EXP-1", name="run_1-m", job_type="training")
+    task = TrainTask(experiment="EXP-1", run=1, model_name="m", model_names=("m",), tracking=tracking)
+    return JobSpec(
+        kind="training",
+        experiment="EXP-1",
+        run=1,
+        step="training",
+        model="m",
+        task=task,
+        channels=(),
+        files={"user_defined_funcs.py": functions_sha256},
+        compute=Compute(instance_type="local"),
+    )

@@ -5,12 +5,14 @@ covers these (but for what changes no result), so that a job found under our nam
 on what; it may differ between attempts without changing the work.
 """
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from docml_contract.base import Document, digest
 from docml_contract.hyperparameters import SearchRange
+from docml_contract.names import SPEC_HASH_VARIABLE
 
 Kind = Literal["processing", "training", "tuning"]
 Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference", "prediction"]
@@ -167,6 +169,11 @@ class JobSpec(Document):
         if (self.kind == "processing") == (self.model is not None):
             raise ValueError("training and tuning jobs, and no others, belong to one model")
         return self
+
+    @property
+    def request_variables(self) -> dict[str, str]:
+        """What every job's request carries: the hash of its spec's bytes, which name the hashes of the accompanying files."""
+        return {SPEC_HASH_VARIABLE: hashlib.sha256(self.to_bytes()).hexdigest()}
 
     @property
     def spec_hash(self) -> str:

@@ -42,6 +42,8 @@ MANIFEST = "MANIFEST.json"
 OUTPUT = "OUTPUT.json"
 # Files of the job's `spec` channel
 SPEC = "spec.json"
+# By which a job knows the sha256 of its spec: it travels in the request, not in the store
+SPEC_HASH_VARIABLE = "DOCML_SPEC_SHA256"
 USER_FUNCTIONS = "user_defined_funcs.py"
 ARTIFACTS_TABLE = "artifacts.parquet"
 PREVIOUS_SPLITS = "previous_splits.parquet"

@@ -4,6 +4,7 @@ The folders lie below `/opt/ml`, or below `$SAGEMAKER_BASE_DIR` in local jobs, a
 Processing and Training jobs out differently; the command decides which of the two it is.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ import torch
 from docml_contract import hyperparameters as encoding
 from docml_contract import names
 from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.manifests import sha256_file
 from docml_trainer.errors import FolderError, TrainingError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
@@ -95,7 +97,16 @@ class Folders:
                 f"{path}: no such file; expected the job's spec in the channel 'spec' "
                 f"(is {BASE_VARIABLE} set to the job's folder?)"
             )
-        return JobSpec.from_bytes(path.read_bytes(), str(path))
+        content = path.read_bytes()
+        asked = os.environ.get(names.SPEC_HASH_VARIABLE)
+        if asked and hashlib.sha256(content).hexdigest() != asked:
+            raise FolderError(_swapped(path))
+        spec = JobSpec.from_bytes(content, str(path))
+        for name, sha256 in spec.files.items() if asked else ():
+            file = path.with_name(name)
+            if not file.is_file() or sha256_file(file) != sha256:
+                raise FolderError(_swapped(file))
+        return spec
 
     def train_task(self) -> TrainTask:
         """The spec's task. FolderError if it is not a training."""
@@ -135,6 +146,13 @@ class Folders:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("failure",) if self.is_training else ("failure", "message"):
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def _swapped(path: Path) -> str:
+    return (
+        f"{path}: not what the job was asked to do (its hash differs from the one in the job's request); expected the object as docml "
+        "put it: somebody changed the store after the job was asked for. Find out who, then run again"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

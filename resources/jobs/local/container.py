@@ -17,7 +17,6 @@ from typing import Any
 from docml_contract import hyperparameters as encoding
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
-from docml_contract.log_lines import NONCE_VARIABLE
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
 from docml_contract.sandbox import make_unreadable, seclude
@@ -119,8 +118,7 @@ class Container:
         make_unreadable()
         self._process = subprocess.Popen(
             [*init, *seclude([*command, self.job.spec.task.command], environment)],
-            env=trainer_environment(environment, self.job.spec, self.base)
-            | ({NONCE_VARIABLE: self.job.nonce} if self.job.nonce else {}),
+            env={**trainer_environment(environment, self.job.spec, self.base), **self.job.request_variables},
             cwd=self.base,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -12,7 +12,6 @@ from typing import Any
 from docml_contract import hyperparameters as encoding
 from docml_contract.hyperparameters import Choice
 from docml_contract.jobs import Channel, JobSpec, PrepareTask, TrainTask, Tuning
-from docml_contract.log_lines import NONCE_VARIABLE
 from resources.jobs.backend import Job
 from resources.jobs.trials import metric_definitions, number_of_trials
 
@@ -175,9 +174,7 @@ def _training_definition(job: Job, account: Account, *, output: str) -> Request:
         "EnableNetworkIsolation": False,  # models come from hubs, curves go to the tracker
         "EnableInterContainerTrafficEncryption": False,
     }
-    environment = _environment(job, account)
-    if environment:
-        definition["Environment"] = environment
+    definition["Environment"] = _environment(job, account)
     if account.subnets:
         definition["VpcConfig"] = _vpc(account)
     return definition
@@ -220,16 +217,15 @@ def _ranges(tuning: Tuning) -> Request:
 
 
 def _environment(job: Job, account: Account) -> dict[str, str]:
-    """The nonce of the job's events, and the deployment's variables that the step reads: of the tracker only where a training reports
-    online."""
+    """What the job must know from its request, and the deployment's variables that the step reads: of the tracker only where a training
+    reports online."""
     spec = job.spec
     read: tuple[str, ...] = ()
     if isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online":
         read = TRACKER_VARIABLES
     elif isinstance(spec.task, PrepareTask):
         read = ENCODING_VARIABLES
-    nonce = {NONCE_VARIABLE: job.nonce} if job.nonce else {}
-    return nonce | {key: account.environment[key] for key in read if key in account.environment}
+    return job.request_variables | {key: account.environment[key] for key in read if key in account.environment}
 
 
 def _needs_no_network(spec: JobSpec) -> bool:

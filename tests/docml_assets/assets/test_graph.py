@@ -8,6 +8,9 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from docml_assets.partitions import BACKFILL_TAG, STEPS_TAG
+from docml_assets.runs.claims import write_snapshot
+from docml_assets.steps.snapshot import existing_claim
+from docml_contract.names import RunPlace
 from tests.docml_assets.assets.materializing import checks, definitions, failure, materializations, materialize
 from tests.docml_assets.world import FakeJobs, World
 
@@ -56,6 +59,15 @@ def test_a_run_materializes_six_assets_and_its_checks_pass(world: World, instanc
     assert {name: version(m) for name, m in materializations(again).items()} == {
         name: version(m) for name, m in made.items()
     }
+    # Somebody who may write to the store changes the code everywhere it lies there.
+    claim = existing_claim(world.store, RunPlace("EXP-1", 1))
+    swapped = claim.model_copy(update={"functions_source": claim.functions_source + "\n# swapped"})
+    world.store.delete([f"{claim.place.snapshot}/MANIFEST.json", f"{claim.place.snapshot}/user_defined_funcs.py"])
+    world.store.put(claim.place.claim, swapped.to_bytes())
+    write_snapshot(world.store, swapped)
+    attacked = materialize(world, instance, 1, jobs=jobs, assets=["best_torchscript_model"])
+    assert "another hash in Dagster's event log" in failure(attacked)
+    assert len(jobs.ran) == 4
 
 
 def test_the_next_run_reuses_what_did_not_change(world: World, instance: dg.DagsterInstance) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from docml_assets.errors import ProblemsError
+from docml_assets.runs.claims import Claim, ClaimSwapped
 from docml_assets.steps.snapshot import (
     claim_from_ui,
     existing_claim,
@@ -78,3 +79,34 @@ def test_the_snapshot_is_written_once_from_the_claim(world: World) -> None:
     assert (made.how, again.how) == ("made", "finished")
     assert made.data_version == again.data_version
     assert {entry.path for entry in made.manifest.files} == {"settings.ini", "settings.json", "user_defined_funcs.py"}
+
+
+def swap(world: World, **fields: str) -> None:
+    """Change CLAIM.json in the store, as somebody does who may write there."""
+    key = RunPlace("EXP-1", 1).claim
+    claim = Claim.from_bytes(world.store.get(key), key)
+    world.store.put(key, claim.model_copy(update=fields).to_bytes())
+
+
+@pytest.mark.parametrize("field", ["functions_source", "settings_text"])
+def test_a_claim_that_was_changed_after_the_snapshot_is_refused(world: World, field: str) -> None:
+    world.write_experiment()
+    claim = world.claim(1)
+    snapshot(world.store, claim)
+    assert existing_claim(world.store, claim.place) == claim
+    swap(world, **{field: getattr(claim, field) + "\n# swapped"})
+    with pytest.raises(
+        ClaimSwapped, match=r"CLAIM.json does not hold what run 1 was claimed with .* in the snapshot's manifest"
+    ):
+        existing_claim(world.store, claim.place)
+
+
+def test_a_claim_that_was_changed_with_its_snapshot_is_told_by_the_event_log(world: World) -> None:
+    world.write_experiment()
+    claim = world.claim(1)
+    swap(world, functions_source=claim.functions_source + "\n# swapped")
+    swapped = existing_claim(world.store, claim.place)
+    snapshot(world.store, swapped)
+    with pytest.raises(ClaimSwapped, match="another hash in Dagster's event log"):
+        existing_claim(world.store, claim.place, claim.digest)
+    assert existing_claim(world.store, claim.place, swapped.digest) == swapped
