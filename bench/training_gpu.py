@@ -1,11 +1,13 @@
-"""The training loop on a GPU against the Hugging Face Trainer: tokens a second, and the model FLOP utilisation of ours.
+"""The training loop on a GPU against the Hugging Face Trainer: tokens a second that are no padding, and the model FLOP utilisation of ours.
 
-BERT-base (110 M parameters, randomly initialized) on documents of 512 tokens, in bf16 with sdpa and the fused optimizer. The median of three
-pairs; of each training the second epoch counts, the first warms up. Model FLOPs a token: 6 for each parameter that multiplies (all but
-the embeddings), and 12 × layers × width × length for attention (the accounting of the PaLM paper, appendix B); utilisation is their
-share of the GPU's dense bf16 peak. Without a GPU there is nothing to measure, and no row.
+BERT-base (110 M parameters, randomly initialized), 64 documents a step, bf16 and fused AdamW for both; ours packed and compiled, the
+Trainer grouping by length. Documents of 512 tokens, and documents of 16 to 512. Medians of three pairs; of each training the second
+epoch counts, the first warms up and compiles. Model FLOPs a token: 6 for each parameter that multiplies (all but the embeddings), and
+12 × layers × width × length for attention (the accounting of the PaLM paper, appendix B); utilisation is their share of the GPU's dense
+bf16 peak. Without a GPU there is nothing to measure, and no row.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -18,14 +20,15 @@ import torch
 import transformers
 
 from bench import training as loop
+from docml_trainer.data.datasets import document_lengths
 
 # Dense bf16 FLOP/s, from the vendor's data sheets; the first name that is part of the device's name counts.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12, "T4": 65e12}
 LAYERS, WIDTH, LENGTH, DOCUMENTS, BATCH, PAIRS = 12, 768, 512, 6400, 64, 3
 SIZE = {"epochs": 2, "documents": DOCUMENTS, "layers": LAYERS}
+OURS = {"mixed_precision": "bf16", "packing": True, "compile": True}
 # Parameters: four projections of attention, and two of the feed-forward layer, which is four times as wide.
 MULTIPLYING = 12 * LAYERS * WIDTH**2
-FLOPS_PER_TOKEN = 6 * MULTIPLYING + 12 * LAYERS * WIDTH * LENGTH  # forward and backward
 
 FUNCTIONS = f"""
 def load_model(model_name, context):
@@ -44,41 +47,55 @@ def run() -> list[dict[str, Any]]:
         print("No GPU: nothing is measured.")
         return []
     transformers.utils.logging.set_verbosity_error()
-    documents = random_documents()
+    datasets.disable_progress_bars()
+    uniform = random_documents(np.full(DOCUMENTS, LENGTH))
+    varied = random_documents(varied_lengths(2 * DOCUMENTS))
+    return [*rows_of(f"BERT-base, {LENGTH} tokens", uniform), *rows_of("BERT-base, 16 to 512 tokens", varied)]
+
+
+def rows_of(metric: str, documents: datasets.Dataset) -> list[dict[str, Any]]:
+    """Tokens a second of both, and the share of the peak that ours reaches."""
     pairs = [(our_rate(documents), their_rate(documents)) for _ in range(PAIRS)]
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     name = torch.cuda.get_device_name()
-    flops = FLOPS_PER_TOKEN * ours
-    print(
-        f"{name}: pairs, tokens a second (ours, Trainer): {[(round(a), round(b)) for a, b in pairs]}; {flops / 1e12:.1f} TFLOP/s"
-    )
-    metric = f"BERT-base, {LENGTH} tokens, bf16, {name}"
+    print(f"{metric}, {name}: pairs, tokens a second (ours, Trainer): {[(round(a), round(b)) for a, b in pairs]}")
     ratio = round(statistics.median(a / b for a, b in pairs), 3)
-    rows = [row(metric, "tokens/s", round(ours), {"transformers.Trainer": round(theirs)}, ratio)]
+    rows = [row(f"{metric}, bf16, {name}", "tokens/s", round(ours), {"transformers.Trainer": round(theirs)}, ratio)]
+    share = utilisation(ours, documents)
+    return rows if share is None else [*rows, row(f"{metric}: model FLOP utilisation", "share", round(share, 4))]
+
+
+def utilisation(tokens_per_second: float, documents: datasets.Dataset) -> float | None:
+    """Share of the GPU's dense bf16 peak; None where that is not known."""
+    lengths = document_lengths(documents, "").astype(float)
+    flops_per_token = 6 * MULTIPLYING + 12 * LAYERS * WIDTH * (lengths**2).sum() / lengths.sum()  # forward and backward
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((value for key, value in PEAKS.items() if key in name), None)
-    return rows if peak is None else [*rows, row("model FLOP utilisation", "share", round(flops / peak, 4))]
+    return None if peak is None else float(flops_per_token * tokens_per_second / peak)
 
 
-def our_rate(documents: datasets.Dataset) -> float:
+def our_rate(documents: datasets.Dataset, functions: str = FUNCTIONS, **options: Any) -> float:
     """Tokens a second of the second epoch."""
-    options = {"train_batch_size": BATCH, "mixed_precision": "bf16"}
     with tempfile.TemporaryDirectory(prefix="docml-bench-") as scratch:
         valid = documents.select(range(8))
-        training = loop.our_training(Path(scratch), documents, valid, SIZE, 13, functions=FUNCTIONS, **options)
+        settings = {"train_batch_size": BATCH, **OURS, **options}
+        training = loop.our_training(Path(scratch), documents, valid, SIZE, 13, functions=functions, **settings)
         training.train_epoch()
         training.progress.epoch, training.progress.step = 1, 0
         return training.train_epoch()["tokens_per_second"]
 
 
-def their_rate(documents: datasets.Dataset) -> float:
-    """The same of the Trainer."""
-    options = {"train_batch_size": BATCH, "bf16": True, "optim": "adamw_torch_fused"}
+def their_rate(documents: datasets.Dataset, functions: str = FUNCTIONS, **options: Any) -> float:
+    """The same of the Trainer, with processes that collate, so that it waits for the GPU alone."""
+    settings = {"train_batch_size": BATCH, "bf16": True, "optim": "adamw_torch_fused"}
+    workers = {"dataloader_num_workers": min(4, os.cpu_count() or 1), "dataloader_persistent_workers": True}
     clock = EpochClock()
     with tempfile.TemporaryDirectory(prefix="docml-bench-") as scratch:
-        trainer = loop.hf_trainer(Path(scratch), documents, None, SIZE, 13, functions=FUNCTIONS, **options)
+        settings = {**settings, **workers, **options}
+        trainer = loop.hf_trainer(Path(scratch), documents, None, SIZE, 13, functions=functions, **settings)
         trainer.add_callback(clock)
         trainer.train()
-    return DOCUMENTS * LENGTH / clock.seconds[-1]
+    return float(document_lengths(documents, "").sum() / clock.seconds[-1])
 
 
 class EpochClock(transformers.TrainerCallback):  # type: ignore[misc]
@@ -88,12 +105,17 @@ class EpochClock(transformers.TrainerCallback):  # type: ignore[misc]
         self.seconds: list[float] = []
 
     def on_epoch_begin(self, *arguments: Any, **_: Any) -> None:
-        torch.cuda.synchronize()
+        synchronize()
         self.began = time.perf_counter()
 
     def on_epoch_end(self, *arguments: Any, **_: Any) -> None:
-        torch.cuda.synchronize()
+        synchronize()
         self.seconds.append(time.perf_counter() - self.began)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def row(
@@ -102,7 +124,13 @@ def row(
     return {"bench": "training_gpu", "metric": metric, "unit": unit, "ours": ours, "peers": peers or {}, "ratio": ratio}
 
 
-def random_documents() -> datasets.Dataset:
+def varied_lengths(documents: int) -> np.ndarray[Any, Any]:
+    """Lengths as documents have them: most are short, some are cut at LENGTH."""
+    lengths = np.random.default_rng(1).lognormal(5.2, 0.7, documents)
+    return np.clip(lengths, 16, LENGTH).astype(int)
+
+
+def random_documents(lengths: np.ndarray[Any, Any]) -> datasets.Dataset:
     random = np.random.default_rng(0)
     features = datasets.Features(
         {
@@ -112,8 +140,8 @@ def random_documents() -> datasets.Dataset:
         }
     )
     columns = {
-        "input_ids": list(random.integers(1000, 30_000, (DOCUMENTS, LENGTH))),
-        "labels": random.integers(0, len(loop.LABELS), DOCUMENTS).tolist(),
-        "artifact_guid": [str(number) for number in range(DOCUMENTS)],
+        "input_ids": [random.integers(1000, 30_000, length) for length in lengths],
+        "labels": random.integers(0, len(loop.LABELS), len(lengths)).tolist(),
+        "artifact_guid": [str(number) for number in range(len(lengths))],
     }
     return datasets.Dataset.from_dict(columns, features=features)

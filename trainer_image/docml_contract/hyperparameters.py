@@ -32,7 +32,11 @@ class TrainingHyperparameters(BaseModel):
         "other, the modules named classifier, classification_head, head, heads, lm_head, score, pre_classifier or out_proj; "
         "none: learning_rate",
     )
-    train_batch_size: int = Field(16, ge=1, le=65_536, description="documents a micro-batch and process")
+    train_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
+        16,
+        description="documents a micro-batch and process; auto: as many as the GPU's memory takes (16 on a CPU), of steps that train on "
+        "16 × gradient_accumulation_steps documents a process",
+    )
     eval_batch_size: int = Field(32, ge=1, le=65_536, description="documents a validation batch and process")
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="micro-batches an optimizer step")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decay, not applied to biases and norms")
@@ -59,12 +63,22 @@ class TrainingHyperparameters(BaseModel):
         None, ge=1, description="optimizer steps between checkpoints; none: only after every epoch"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory, where the model supports it")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="compile the model's layers, at most eight graphs of them; auto: on a GPU, where the training takes minutes",
+    )
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        description="compute without padding, with flash attention over lengths, where the model takes it (BERT, RoBERTa, XLM-RoBERTa, "
+        "CamemBERT, ELECTRA, DistilBERT); auto: on a GPU in half precision",
+    )
 
 
+DEFAULT_BATCH = 16  # documents a micro-batch and process, where train_batch_size = auto does not say otherwise
 KNOWN = tuple(TrainingHyperparameters.model_fields)
 # Those that came when there were runs already: settings hold them only where they are written, so that versions and hashes of runs
 # that know nothing of them stay as they are.
-LATER = frozenset({"weights_dtype"})
+LATER = frozenset({"weights_dtype", "compile", "packing"})
 
 
 def check(values: Mapping[str, Any]) -> TrainingHyperparameters:
@@ -73,10 +87,12 @@ def check(values: Mapping[str, Any]) -> TrainingHyperparameters:
     try:
         return TrainingHyperparameters.model_validate(given)
     except ValidationError as error:
-        complaints = [
-            f"hyperparameter {'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()
-        ]
-        raise BadHyperparameter("; ".join(complaints)) from error
+        complaints: dict[str, list[str]] = {}  # a value of several types has one complaint a type
+        for each in error.errors():
+            complaints.setdefault(f"hyperparameter {each['loc'][0]} = {each['input']!r}", []).append(each["msg"])
+        raise BadHyperparameter(
+            "; ".join(f"{found}: {', or '.join(messages)}" for found, messages in complaints.items())
+        ) from error
 
 
 def own(values: Mapping[str, Any]) -> dict[str, Any]:

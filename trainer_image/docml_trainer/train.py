@@ -11,10 +11,12 @@ and started again ends with the same weights. At last the best weights become To
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 
+import datasets
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -26,7 +28,9 @@ from docml_trainer.data.datasets import Rows, ahead, evaluation_batches, fetch, 
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
 from docml_trainer.training import checkpoint, results
+from docml_trainer.training.acceleration import forget_compilation
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
+from docml_trainer.training.processes import OptimizerStep
 from docml_trainer.training.setup import TrainingSetup, prepare_training
 from docml_trainer.training.tracking import Tracker
 
@@ -49,6 +53,9 @@ def train(folders: Folders) -> None:
         )
 
 
+LATE_ON_GPU = 2  # optimizer steps that a GPU may be ahead of the numbers that are read
+
+
 class Training:
     """A training's life, over the parts it is made of (`setup`)."""
 
@@ -57,6 +64,7 @@ class Training:
         self.signal = signal
         self.progress = TrainingProgress()
         self.counted = time.monotonic()  # until when the time is in progress.seconds
+        self.taken: deque[OptimizerStep] = deque()  # steps whose numbers are not read yet
 
     def resume(self) -> None:
         """Continue where the newest checkpoint that every process has whole leaves off, if there is one."""
@@ -121,39 +129,64 @@ class Training:
         batches = self.batches_of(steps[progress.step :])
         self.setup.classifier.module.train()
         while progress.step < len(steps):
-            rows = steps[progress.step]
-            loss, stopping = self.optimizer_step(rows, batches)
+            self.taken.append(self.optimizer_step(steps[progress.step], batches))
             progress.step += 1
             progress.total_steps += 1
-            progress.step_losses.append(loss)
-            progress.step_documents.append(len(rows))
-            if self.processes.is_main:
-                tokens = int(self.setup.train.lengths[rows].sum())
-                lines.step(progress.step, loss, self.learning_rate, len(rows), tokens)
+            is_last = progress.step == len(steps)
+            is_due = every is not None and progress.total_steps % every == 0 and not is_last
+            stopping = self.read_findings(lines, is_last or is_due)
             if stopping:
+                self.read_findings(lines, everything=True)
                 self.save()
                 stop(f"after a checkpoint at epoch {epoch}, step {progress.step}")
-            if every and progress.total_steps % every == 0 and progress.step < len(steps):
+            if is_due:
                 self.save()
         return lines.speed()
 
+    def read_findings(self, lines: results.EpochLines, everything: bool) -> bool:
+        """Check and record the steps that were taken: on a GPU all but the last few. Returns whether anyone was asked to stop."""
+        on_gpu, alone = self.processes.device.type == "cuda", self.processes.count == 1
+        stopping = alone and self.signal.requested
+        late = 0 if everything or stopping or not on_gpu else LATE_ON_GPU
+        while len(self.taken) > late:
+            step = self.taken.popleft()
+            loss, flag, norm = step.findings.read()
+            self.check(step, loss, norm)
+            self.progress.step_losses.append(loss)
+            self.progress.step_documents.append(len(step.rows))
+            if self.processes.is_main:
+                tokens = int(self.setup.train.lengths[step.rows].sum())
+                lines.step(step.number, loss, step.learning_rate, len(step.rows), tokens)
+            stopping = stopping or flag > 0
+        return stopping
+
     def micro_batches(self, rows: Rows) -> list[Rows]:
         """This process' micro-batches of a global batch."""
-        shares = micro_batches(rows, self.settings.train_batch_size, self.processes.count)
+        shares = micro_batches(rows, self.setup.micro_batch, self.processes.count)
         return shares[self.processes.index]
 
     def batches_of(self, steps: list[Rows]) -> Iterator[dict[str, torch.Tensor]]:
         """This process' micro-batches of `steps`, one after the other, collated ahead of use."""
         mine = [part if len(part) else rows[:2] for rows in steps for part in self.micro_batches(rows)]
-        return ahead(lambda part: self.setup.collate(fetch(self.setup.train.data, part)), mine)
+        return ahead(lambda part: self.batch_of(self.setup.train.data, part), mine)
 
-    def optimizer_step(self, rows: Rows, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, bool]:
-        """Train on the documents `rows`, all processes together. Returns their mean loss, and whether anyone was asked to stop."""
+    def batch_of(self, data: datasets.Dataset, part: Rows) -> dict[str, torch.Tensor]:
+        """Documents collated, with the plan of their packing, in memory that a GPU reads on its own."""
+        batch = self.setup.collate(fetch(data, part))
+        return self.processes.pinned(batch if self.setup.packing is None else self.setup.packing.plan(batch))
+
+    def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch where the model is, for its next forward()."""
+        batch = self.processes.to_device(batch)
+        return batch if self.setup.packing is None else self.setup.packing.take(batch)
+
+    def optimizer_step(self, rows: Rows, batches: Iterator[dict[str, torch.Tensor]]) -> OptimizerStep:
+        """Train on the documents `rows`, all processes together. No number is read: a GPU is given work without waiting for it."""
         parts = self.micro_batches(rows)
         weight, processes = self.setup.loss.weight_of(rows), self.processes.count
         total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         for number, part in enumerate(parts, start=1):
-            batch = self.processes.to_device(next(batches))
+            batch = self.on_device(next(batches))
             # Gradients are exchanged once a step, with the last micro-batch.
             last = number == len(parts)
             local = nullcontext() if last else self.processes.accelerator.no_sync(self.setup.classifier.module)
@@ -165,10 +198,14 @@ class Training:
                 self.processes.accelerator.backward(loss * processes)  # processes' gradients are averaged, not summed
             total += loss.detach()
         norm = self.update(self.settings.max_grad_norm)
-        # The first number that is read: until here a GPU has been given work without waiting for it.
-        mean, stopping = self.processes.sum(total, self.signal.requested)
-        self.check(mean, float(norm))
-        return mean, stopping > 0
+        return OptimizerStep(
+            place=self.place(),
+            number=self.progress.step + 1,
+            rows=rows,
+            learning_rate=self.learning_rate,
+            was_skipped=self.processes.accelerator.optimizer_step_was_skipped,
+            findings=self.processes.findings(total, norm, self.signal.requested),
+        )
 
     def update(self, max_norm: float) -> torch.Tensor:
         """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped). Returns what it was."""
@@ -181,20 +218,18 @@ class Training:
             self.setup.scheduler.step()
         return norm
 
-    def check(self, loss: float, norm: float) -> None:
+    def check(self, step: OptimizerStep, loss: float, norm: float) -> None:
         """Raise TrainingError where a step's loss or gradient is no number: nothing that follows would mean anything."""
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the training loss became {loss} in {self.place()} (lower learning_rate, raise warmup_ratio, or look for "
+                f"the training loss became {loss} in {step.place} (lower learning_rate, raise warmup_ratio, or look for "
                 "infinite or missing numbers in the encoded features)"
             )
-        if (
-            self.processes.accelerator.optimizer_step_was_skipped
-        ):  # fp16's scaler found an overflow and takes a smaller scale
+        if step.was_skipped:
             return
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient exploded: its norm became {norm} in {self.place()} "
+                f"the gradient exploded: its norm became {norm} in {step.place} "
                 "(lower learning_rate or max_grad_norm, raise warmup_ratio)"
             )
         self.progress.gradient_norm = max(self.progress.gradient_norm, norm)
@@ -239,14 +274,12 @@ class Training:
         self.setup.bare.module.eval()
         shares = evaluation_batches(self.setup.valid.lengths, self.settings.eval_batch_size, self.processes.count)
         mine = shares[self.processes.index]
-        batches = ahead(
-            lambda part: self.setup.collate(fetch(self.setup.valid.data, part)), [p for p in mine if len(p)]
-        )
+        batches = ahead(lambda part: self.batch_of(self.setup.valid.data, part), [p for p in mine if len(p)])
         found: list[results.Scored] = []
         for part in mine:
             if len(part):
                 with explained_model(self.setup.functions, f"the validation of epoch {self.progress.epoch + 1}"):
-                    found += self.score(self.processes.to_device(next(batches)))
+                    found += self.score(self.on_device(next(batches)))
             if self.processes.sum(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")
@@ -282,11 +315,14 @@ class Training:
         self.processes.accelerator.wait_for_everyone()
 
     def best_model(self) -> torch.nn.Module:
-        """The bare model on the CPU, with the best epoch's weights, in evaluation mode."""
+        """The bare model on the CPU as load_model made it, with the best epoch's weights, in evaluation mode."""
         model: torch.nn.Module = self.processes.accelerator.unwrap_model(
             self.setup.classifier.module, keep_fp32_wrapper=False
         )
         assert self.progress.best is not None
+        forget_compilation(model)
+        if self.setup.packing is not None:
+            self.setup.packing.remove()
         model = model.cpu()
         self.setup.checkpoints.load_best(self.progress.best, model)
         return model.eval()

@@ -127,7 +127,7 @@ def complaint_about(key: str, value: Any) -> str | None:
     try:
         _typed(key, value)
     except ValidationError as error:
-        return error.errors()[0]["msg"].replace("Input should be", "").strip()
+        return " or ".join(each["msg"].replace("Input should be", "").strip() for each in error.errors())
     return None
 
 

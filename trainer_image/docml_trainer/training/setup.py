@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from docml_contract.base import digest
-from docml_contract.hyperparameters import TUNING_OBJECTIVE, TrainingHyperparameters, check
+from docml_contract.hyperparameters import DEFAULT_BATCH, TUNING_OBJECTIVE, TrainingHyperparameters, check
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.names import column_prefix
 from docml_trainer.container import Folders
@@ -31,10 +31,13 @@ from docml_trainer.data.classifier import (
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import Rows, document_lengths, fetch, load_split
 from docml_trainer.data.shapes import LABELS
-from docml_trainer.errors import DataError, TrainingError, UserCodeError
+from docml_trainer.errors import DataError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
+from docml_trainer.training.acceleration import choose_batch, compile_if_asked
 from docml_trainer.training.checkpoint import Checkpoints
 from docml_trainer.training.optimization import DocumentLoss, build_optimizer
+from docml_trainer.training.packing import Packing, find_packing
+from docml_trainer.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -56,35 +59,6 @@ class TrainingRequest:
         is_trial = TUNING_OBJECTIVE in values
         values.pop(TUNING_OBJECTIVE, None)
         return cls(folders, spec, folders.train_task(), values, check(values), is_trial)
-
-
-class Processes:
-    """The processes that train together, and this one's place among them."""
-
-    def __init__(self, settings: TrainingHyperparameters) -> None:
-        self.settings = settings
-        self.accelerator = build_accelerator(settings)
-        self.count: int = self.accelerator.num_processes
-        self.index: int = self.accelerator.process_index
-        self.is_main: bool = self.accelerator.is_main_process
-        self.device: torch.device = self.accelerator.device
-
-    def to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch where the model is."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def sum(self, value: torch.Tensor, flag: bool) -> tuple[float, float]:
-        """The sums of a number and a flag over all processes, equal in every one of them."""
-        if self.count == 1:
-            return float(value), float(flag)
-        pair = torch.stack([value.to(self.device), torch.full_like(value, float(flag)).to(self.device)])
-        first, second = self.accelerator.reduce(pair, "sum").tolist()
-        return first, second
-
-    def say(self, text: str) -> None:
-        """Print a line, once for all processes."""
-        if self.is_main:
-            print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -129,7 +103,9 @@ class TrainingSetup:
     loss: DocumentLoss
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
+    packing: Packing | None  # in force until the model is exported
     global_batch: int  # documents of an optimizer step
+    micro_batch: int  # documents that a process takes of it at a time
     identity: str
     checkpoints: Checkpoints
 
@@ -173,9 +149,24 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     try_model(bare, collate, train, functions, keys, processes)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    global_batch = settings.train_batch_size * settings.gradient_accumulation_steps * processes.count
-    optimizer, scheduler = build_optimizer(model, settings, -(-len(train) // global_batch) * settings.epochs)
+    batch = DEFAULT_BATCH if settings.train_batch_size == "auto" else settings.train_batch_size
+    share = batch * settings.gradient_accumulation_steps
+    global_batch = share * processes.count
+    steps = -(-len(train) // global_batch) * settings.epochs
+    order = np.argsort(train.lengths, kind="stable")
+    examples = collate(fetch(train.data, order[[0, -1]]))
+    longest = max(int(split.lengths.max()) for split in (train, valid))
+    packing = find_packing(bare, settings, processes, examples, longest)
+    optimizer, scheduler = build_optimizer(model, settings, steps)
     module, optimizer = processes.accelerator.prepare(model, optimizer)
+
+    def longest_documents(number: int) -> dict[str, torch.Tensor]:
+        return to_model(collate(fetch(train.data, order[-number:])), packing, processes)
+
+    micro_batch = choose_batch(bare, settings, processes, longest_documents, share)
+    compile_if_asked(
+        bare, settings, processes, longest_documents(min(len(train), micro_batch)), steps * -(-share // micro_batch)
+    )
     # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
     identity = digest([request.spec.spec_hash, request.values, global_batch])
     # Dropout differs between processes; everything else that is random does not depend on them.
@@ -195,10 +186,19 @@ def prepare_training(folders: Folders) -> TrainingSetup:
         loss=DocumentLoss(settings, train.data[LABELS], context.num_labels),
         optimizer=optimizer,
         scheduler=scheduler,
+        packing=packing,
         global_batch=global_batch,
+        micro_batch=micro_batch,
         identity=identity,
         checkpoints=Checkpoints(folders.checkpoints, identity),
     )
+
+
+def to_model(batch: dict[str, torch.Tensor], packing: Packing | None, processes: Processes) -> dict[str, torch.Tensor]:
+    """A collated batch where the model is, with the plan that its next forward() follows."""
+    if packing is None:
+        return processes.to_device(batch)
+    return packing.take(processes.to_device(packing.plan(batch)))
 
 
 def check_several_labels(train: EncodedSplit) -> None:
@@ -255,17 +255,6 @@ def try_model(
     check_independence(bare, exported, fetch(train.data, order[[0, -1]]), functions)
     if processes.count > 1:
         check_all_parameters_used(bare, longest, functions)
-
-
-def build_accelerator(settings: TrainingHyperparameters) -> accelerate.Accelerator:
-    """On the GPU where there is one, in the precision that it supports."""
-    on_gpu = torch.cuda.is_available()
-    precision = settings.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and not on_gpu:
-        raise TrainingError("mixed_precision = fp16 needs a GPU, and there is none; expected auto, fp32 or bf16")
-    return accelerate.Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not on_gpu)
 
 
 def enable_gradient_checkpointing(model: torch.nn.Module) -> None:

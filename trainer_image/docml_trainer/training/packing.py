@@ -1,0 +1,220 @@
+"""Documents end to end, without padding, through an encoder's layers.
+
+The layers see the documents of a micro-batch in one row of tokens, and attention stays within each document (flash attention over
+lengths); before and after the layers the model sees the padded batch that it was written for.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch.nn import functional
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from docml_contract.hyperparameters import TrainingHyperparameters
+from docml_trainer.data.classifier import HALF_PRECISION, Classifier
+from docml_trainer.data.shapes import ATTENTION_MASK
+from docml_trainer.errors import TrainingError
+from docml_trainer.training.processes import Processes
+
+# Whose layers know of a token's position only what the embeddings have added to it.
+PACKABLE = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"})
+ATTENTION = "docml_packed"  # the name under which transformers finds `packed_attention`
+PACKED_ROWS, PACKED_BOUNDS = "packed_rows", "packed_bounds"  # travel in a batch beside the features
+TOKENS_MULTIPLE = 64  # tokens of a packed row: matrix products are slow at odd lengths
+
+TOLERANCE = {False: 1e-3, True: 5e-2}  # of a logit, relative to the largest one, by whether precision is half
+
+
+def find_packing(
+    classifier: Classifier,
+    settings: TrainingHyperparameters,
+    processes: Processes,
+    examples: dict[str, torch.Tensor],
+    longest: int,
+) -> "Packing | None":
+    """The packing that `packing` asks for, in force, or None. TrainingError if it is true, and the model or the device does not take it.
+
+    examples: a short and a long document, collated, which the model has to judge as it does when they are padded.
+    """
+    on_gpu, half = processes.device.type == "cuda", processes.accelerator.mixed_precision in ("bf16", "fp16")
+    if not settings.packing or (settings.packing == "auto" and not (on_gpu and half)):
+        return None
+    name = type(classifier.module).__name__
+    packing = Packing.find(classifier.module, longest)
+    if packing is None:
+        problem = f"{name} is no model that is known to take it"
+    elif on_gpu and not half:
+        problem = "attention over lengths needs bf16 or fp16 on a GPU"
+    else:
+        problem = packing.try_on(classifier, processes, examples)
+    if problem is None:
+        return packing
+    if settings.packing is True:
+        raise TrainingError(f"packing = true: {problem} (leave packing out)")
+    processes.say(f"Documents are padded: {problem}")
+    return None
+
+
+class Packing:
+    """A transformers encoder that computes on documents end to end. In force from `apply` to `remove`."""
+
+    def __init__(self, model: transformers.PreTrainedModel, encoder: torch.nn.Module, longest: int) -> None:
+        self.model, self.encoder, self.longest = model, encoder, longest
+        self.forward = encoder.forward
+        self.attention: str = model.config._attn_implementation
+        self.rows: torch.Tensor | None = None
+        self.bounds: torch.Tensor | None = None
+
+    @classmethod
+    def find(cls, model: torch.nn.Module, longest: int) -> "Packing | None":
+        """Of a model whose encoder is known to take it; None for others. longest: tokens of the longest document there is."""
+        if not isinstance(model, transformers.PreTrainedModel) or model.config.model_type not in PACKABLE:
+            return None
+        config, base = model.config, model.base_model
+        encoder = getattr(base, "encoder", None) or getattr(base, "transformer", None)
+        wants_more = config.output_hidden_states or config.output_attentions or getattr(config, "is_decoder", False)
+        if wants_more or not isinstance(getattr(encoder, "layer", None), torch.nn.ModuleList):
+            return None
+        return cls(model, encoder, longest)
+
+    def apply(self) -> None:
+        """From now on batches that come with a plan are packed; others are computed as they are, with a mask."""
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, packed_mask)
+        self.model.set_attn_implementation(ATTENTION)
+        self.encoder.forward = self._packed_forward
+        for module in self.encoder.modules():
+            if type(module) is torch.nn.LayerNorm:
+                module.__class__ = HalfLayerNorm
+
+    def remove(self) -> None:
+        """The model as it was."""
+        self.model.set_attn_implementation(self.attention)
+        self.encoder.__dict__.pop("forward", None)
+        for module in self.encoder.modules():
+            if type(module) is HalfLayerNorm:
+                module.__class__ = torch.nn.LayerNorm
+
+    def try_on(self, classifier: Classifier, processes: Processes, examples: dict[str, torch.Tensor]) -> str | None:
+        """Put it in force if the model judges `examples` as it did before; otherwise leave the model as it was, and return why."""
+        classifier.module.eval()
+        try:
+            with processes.accelerator.autocast():
+                padded = classifier.logits(processes.to_device(examples)).float()
+                self.apply()
+                packed = classifier.logits(self.take(processes.to_device(self.plan(examples)))).float()
+        except Exception as error:  # whatever a model of another version of transformers, or a kernel, has against it
+            self.remove()
+            return f"{type(classifier.module).__name__} fails when packed: {type(error).__name__}: {error}"
+        difference = float((padded - packed).abs().max()) / max(1e-2, float(padded.abs().max()))
+        if difference > TOLERANCE[processes.accelerator.mixed_precision != "no"]:
+            self.remove()
+            return f"{type(classifier.module).__name__} answers differently when packed (a logit by {difference:.2g} of the largest)"
+        return None
+
+    @staticmethod
+    def plan(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch, with where its tokens are (int64[tokens]) and where documents end (int32[documents + 2]), on the CPU.
+
+        What fills the row up to TOKENS_MULTIPLE is a document of its own. Without a mask that pads documents at their ends there is no plan.
+        """
+        mask = batch.get(ATTENTION_MASK)
+        if mask is None or mask.ndim != 2:
+            return batch
+        length = mask.shape[1]
+        lengths = mask.sum(dim=1)
+        if not torch.equal(mask.bool(), torch.arange(length) < lengths[:, None]):
+            return batch
+        tokens = int(lengths.sum())
+        planned = dict(batch)
+        filled = tokens
+        if tokens < mask.numel():
+            filled = -(-tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+            filler = torch.full((filled - tokens,), mask.numel())
+            planned[PACKED_ROWS] = torch.cat([mask.flatten().nonzero().flatten(), filler])
+        ends = [torch.zeros(1, dtype=torch.int64), lengths.cumsum(0), torch.tensor([filled])]
+        planned[PACKED_BOUNDS] = torch.cat(ends).to(torch.int32)
+        return planned
+
+    def take(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch without its plan, which the next forward() follows."""
+        batch = dict(batch)
+        self.rows, self.bounds = batch.pop(PACKED_ROWS, None), batch.pop(PACKED_BOUNDS, None)
+        return batch
+
+    def _packed_forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
+        """In place of the encoder's own forward(): [documents, length, width] -> [1, tokens, width], and back."""
+        if self.bounds is None:
+            return self.forward(hidden_states, attention_mask=attention_mask, **options)
+        documents, length, width = hidden_states.shape
+        tokens = hidden_states.reshape(-1, width)
+        device = tokens.device.type
+        if torch.is_autocast_enabled(device):
+            tokens = tokens.to(torch.get_autocast_dtype(device))
+        if self.rows is not None:
+            tokens = functional.pad(tokens, (0, 0, 0, 1)).index_select(0, self.rows)
+        tokens = tokens.unsqueeze(0)
+        torch._dynamo.maybe_mark_dynamic(tokens, 1)  # or the first length would have a graph of its own
+        torch._dynamo.maybe_mark_dynamic(self.bounds, 0)
+        bounds = {"cu_seq_lens_q": self.bounds, "max_length_q": self.longest}
+        output = self.forward(tokens, attention_mask=None, **options, **bounds)
+        states = output.last_hidden_state.squeeze(0)
+        if self.rows is not None:
+            padded = states.new_zeros(documents * length + 1, width)
+            states = padded.index_copy(0, self.rows, states)[:-1]
+        output["last_hidden_state"] = states.reshape(documents, length, width)
+        return output
+
+
+def packed_mask(*, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
+    """What transformers asks for in place of a mask of its own: bool[documents, length], as it is."""
+    return attention_mask
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """float[documents, length, heads, width] of float[documents, heads, length, width]: transformers' attention interface.
+
+    With the bounds of packed documents among the options each attends to itself alone; otherwise the mask says what is padding.
+    """
+    dropout, scale = options.get("dropout", 0.0), options.get("scaling")
+    bounds = options.get("cu_seq_lens_q")
+    if bounds is not None and query.is_cuda:
+        longest = options["max_length_q"]
+        query, key, value = query.transpose(1, 2)[0], key.transpose(1, 2)[0], value.transpose(1, 2)[0]
+        attended = torch.ops.aten._flash_attention_forward(
+            query, key, value, bounds, bounds, longest, longest, dropout, False, False, scale=scale
+        )[0]
+        return attended.unsqueeze(0), None
+    if bounds is not None:
+        document = torch.bucketize(torch.arange(query.shape[2], device=query.device), bounds[1:], right=True)
+        attention_mask = document[:, None] == document
+    elif attention_mask is not None and attention_mask.ndim == 2:
+        attention_mask = attention_mask[:, None, None, :]
+    attended = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scale
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+class HalfLayerNorm(torch.nn.LayerNorm):
+    """A layer norm that leaves half precision half, where autocast would turn all that follows into float32.
+
+    Its sums are float32 all the same (as in MosaicBERT, arXiv:2312.17482). What comes in float32 is computed as ever.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.dtype not in HALF_PRECISION:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            weight = None if self.weight is None else self.weight.to(input.dtype)
+            bias = None if self.bias is None else self.bias.to(input.dtype)
+            return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
