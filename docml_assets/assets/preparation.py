@@ -18,6 +18,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.names import ENCODED_SPLITS, SPLIT_METADATA, SPLITS, SPLITS_TABLE
 
 MANY_TRUNCATED = 0.5
+MANY_SUSPECTS = 0.1
 SPLIT_TOLERANCE = 0.1
 
 COLUMNS = {
@@ -151,6 +152,31 @@ def truncation_share(work: Work) -> Finding:
     )
 
 
+def label_suspects(work: Work) -> Finding:
+    """Few labels look wrong to the baseline, which says so of documents that it was not fitted on."""
+    baseline = split_metadata(work).get("baseline", {})
+    found = baseline.get("suspects")
+    if found is None:
+        return Finding(
+            passed=True,
+            text=f"not estimated: {baseline.get('none', 'these data were prepared before labels were doubted')}",
+        )
+    place = work.place
+    command = f"docml labels {place.experiment} {place.number} --suspects"
+    return Finding(
+        passed=found["share"] <= MANY_SUSPECTS,
+        text=f"about {found['share']:.1%} of the labels may be wrong ({found['documents']:,} documents, by confident learning from the "
+        f"baseline; a share above {MANY_SUSPECTS:.0%} is a warning, and may also mean labels that overlap): {command}",
+        facts={
+            "estimated share of wrong labels": float(found["share"]),
+            "label and likely label": table(
+                {"label": row["label"], "likely label": row["likely_label"], "documents": row["count_all"]}
+                for row in found["pairs"]
+            ),
+        },
+    )
+
+
 split_checks = make_checks(
     ENCODED_SPLITS,
     Check(
@@ -162,4 +188,5 @@ split_checks = make_checks(
     Check("splits_filled", "Every split has documents, in about the shares of SPLIT.", splits_not_empty, blocking=True),
     Check("every_label_everywhere", "Every label is in every split.", every_label_everywhere),
     Check("truncation_share", "Most documents fit into what the encoder keeps.", truncation_share),
+    Check("label_suspects", "Few labels look wrong to the baseline.", label_suspects),
 )

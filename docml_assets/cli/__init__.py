@@ -33,6 +33,7 @@ COMMANDS = {
     "runs": CommandEntry("runs", "Show runs: status by step, scores, age, duration, jobs."),
     "report": CommandEntry("report", "Show the summary of a run's inference report and where its page lies."),
     "compare": CommandEntry("report", "Compare two runs on the test documents that they share."),
+    "labels": CommandEntry("labels", "Show labels that look wrong, or what to label next."),
     "predict": CommandEntry("predict", "Classify documents without labels with a model of a finished run."),
     "serve": CommandEntry("predict", "Answer over HTTP with a model of a finished run."),
     "promote": CommandEntry(

@@ -61,6 +61,7 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
         names.SPLIT_METADATA,
         names.SPLITS_TABLE,
         names.BASELINE_TABLE,
+        names.SUSPECTS_TABLE,
     }
     assert json.loads((whole.output / names.LABEL2ID).read_text()) == {"invoice": 0, "letter": 1, "receipt": 2}
     assert json.loads((whole.output / names.ID2LABEL).read_text()) == {"0": "invoice", "1": "letter", "2": "receipt"}
@@ -81,6 +82,8 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
     )
     assert found["baseline"]["documents"] == found["documents"]["train"]
     assert 0 <= found["baseline"]["macro_f1"]["valid"] <= 1
+    suspects = pq.read_table(whole.output / names.SUSPECTS_TABLE)
+    assert found["baseline"]["suspects"]["documents"] == suspects.num_rows > 0  # the words say nothing of the label
 
 
 def test_a_comparison_has_the_baseline_as_well(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ ID2LABEL = "id2label.json"
 SPLIT_METADATA = "split_metadata.json"
 SPLITS_TABLE = "splits.parquet"
 BASELINE_TABLE = "baseline.parquet"
+SUSPECTS_TABLE = "label_suspects.parquet"
 # The name under which the baseline stands among a report's models
 BASELINE: Final = "baseline"
 # A trained model

@@ -3,7 +3,7 @@
     processing/input/spec        spec.json, user_defined_funcs.py, artifacts.parquet, perhaps previous_splits.parquet
     processing/input/artifacts   <guid>/<version>/<file>
     processing/output/result     train/ valid/ test/ label2id.json id2label.json split_metadata.json splits.parquet
-                                 baseline.parquet (unless BASELINE is false) OUTPUT.json
+                                 baseline.parquet label_suspects.parquet (unless BASELINE is false) OUTPUT.json
 
 Three phases. `whole` does it all. `shard` encodes this host's part of the documents into `shards/<host index>/`; `merge` takes all shards
 from the channel `shards`, and assigns splits. Cut into shards or not, the result has the same content.
@@ -235,17 +235,20 @@ def _token_column(task: PrepareTask, feature: str | None, declared: Mapping[str,
 def _fit_baseline(
     output: Path, task: PrepareTask, column: str | None, assignment: Assignment, label_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Write baseline.parquet, where one is wanted and possible; what split_metadata.json says of it."""
+    """Write baseline.parquet and label_suspects.parquet, where they are wanted and possible; what split_metadata.json says of them."""
     if not task.baseline:
         return {"none": "BASELINE is false"}
     from docml_trainer.preparation.baseline import fit_baseline
+    from docml_trainer.preparation.suspects import list_suspects
 
     print("fitting the baseline", flush=True)
     baseline = fit_baseline(output, column, assignment, label_names)
     if isinstance(baseline, str):
         return {"none": baseline}
     pq.write_table(baseline.table, output / names.BASELINE_TABLE)
-    return baseline.facts
+    suspects, found = list_suspects(baseline.documents, baseline.probabilities, baseline.counts, label_names)
+    pq.write_table(suspects, output / names.SUSPECTS_TABLE)
+    return {**baseline.facts, "suspects": found}
 
 
 def _check_failures(tally: Tally, documents: int, allowed: float) -> None:

@@ -1,5 +1,7 @@
 """docml predict as a person calls it: the report's answers on its own documents, errors as rows, nothing twice."""
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -165,3 +167,33 @@ def test_more_errors_than_allowed_end_with_1_and_keep_the_table(used: Here, tmp_
     )
     assert "2 of 2 documents have no answer, more than MAX_FAILED_SHARE = 0.5 allows" in said
     assert rows(tmp_path / "t.parquet").keys() == {"one", "two"}
+
+
+# --- docml labels, which needs a finished run and classified documents as well
+
+
+def test_labels_that_look_wrong_are_shown_and_exported(used: Here) -> None:
+    written = used.docml("labels", EXPERIMENT, "1", "--suspects", "--format", "csv")
+    found = list(csv.DictReader(io.StringIO(written)))
+    labelled = used.root / f"storage/{EXPERIMENT}/run_1/reconciliation/label_rows.parquet"
+    given = {guid: row["label"] for guid, row in rows(labelled).items()}
+    assert found
+    assert all(given[row["artifact_guid"]] == row["label"] != row["likely_label"] for row in found)
+    assert all(given[row["nearest_likely"]] == row["likely_label"] for row in found)
+    assert all(len(row["excerpt"]) > 100 for row in found)
+    margins = [float(row["margin"]) for row in found]
+    assert margins == sorted(margins)
+    assert all(row["bag"] for row in found if row["split"] == "test")
+    shown = used.docml("labels", EXPERIMENT, "1")
+    assert "Labels that look wrong" in shown
+    assert found[0]["artifact_guid"] in "".join(shown.split())
+
+
+def test_what_to_label_next_is_chosen_among_classified_documents(used: Here, tmp_path: Path) -> None:
+    texts = {f"new-{number}": f"some words {number} of peace and war and trade" for number in range(4)}
+    folder = documents(tmp_path / "new", [sorted(reported(used, "bag"))[0]], **texts)
+    used.docml("predict", EXPERIMENT, "1", "--model", "bag", "--files", str(folder))
+    tasks = json.loads(used.docml("labels", EXPERIMENT, "1", "--next", "3", "--format", "label-studio"))
+    assert len(tasks) == 3
+    assert not {task["data"]["artifact_guid"] for task in tasks} & set(reported(used, "bag"))  # these have a label
+    assert "Documents to label next" in used.docml("labels", EXPERIMENT, "1", "--next", "2")

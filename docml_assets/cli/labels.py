@@ -1,0 +1,109 @@
+"""docml labels: labels that look wrong, and documents worth labelling next, on the terminal or for a labelling tool."""
+
+import csv
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
+from docml_assets.terminal import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = 20  # suspects on the terminal; a format writes all
+WORDS = 80  # characters of an excerpt on the terminal
+FORMATS = ("csv", "label-studio")
+
+
+@click.command(name="labels")
+@click.argument("experiment")
+@click.argument("run", type=RunChoice())
+@click.option("--suspects", is_flag=True, help="Labels that look wrong, the most doubtful first (the default).")
+@click.option("--next", "count", type=click.IntRange(min=1), metavar="COUNT", help="Documents to label next.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Write all of them to stdout: csv, or Label Studio's JSON tasks.",
+)
+def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form: str | None) -> None:
+    """Show which labels of run RUN (a number, or `champion`) of EXPERIMENT look wrong, or which documents to label next.
+
+    Suspects come from the baseline's answers about documents that it was not fitted on. What to label next is chosen among the documents
+    that `docml predict` has classified with this run: doubtful ones that differ from each other.
+    """
+    if suspects and count is not None:
+        raise click.UsageError("expected --suspects or --next, not both")
+    from docml_assets.deployment import Deployment
+    from docml_assets.display import Silent
+    from docml_assets.steps.labels import label_studio_tasks, read_next, read_suspects
+
+    deployment = Deployment.current()
+    number, _ = find_run(deployment, experiment, run, None)
+    work = open_run(deployment, experiment, number, Silent(), "labels")
+    rows = read_next(work, count) if count is not None else read_suspects(work, None if form else SHOWN)
+    if form == "csv":
+        write_csv(rows)
+    elif form is not None:
+        json.dump(label_studio_tasks(rows), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    elif not rows:
+        console().print("No label looks wrong to the baseline.")
+    else:
+        console().print(next_table(rows) if count is not None else suspects_table(rows))
+
+
+def write_csv(rows: list[dict[str, Any]]) -> None:
+    """Comma-separated, a header first; columns in the order in which they appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def suspects_table(rows: list[dict[str, Any]]) -> "Table":
+    """The most doubtful labels, with the beginning of each document."""
+    columns = ("document", "label", "likely label", "margin", "text")
+    return _table(
+        "Labels that look wrong, the most doubtful first",
+        columns,
+        [
+            (row["artifact_guid"], row["label"], row["likely_label"], f"{row['margin']:.2f}", row["excerpt"])
+            for row in rows
+        ],
+    )
+
+
+def next_table(rows: list[dict[str, Any]]) -> "Table":
+    """The documents to label next, with what the model hesitates between."""
+    return _table(
+        "Documents to label next",
+        ("document", "prediction", "or", "probabilities", "text"),
+        [
+            (
+                row["artifact_guid"],
+                row["prediction"],
+                row["second_label"],
+                f"{row['probability']:.2f} / {row['second_probability']:.2f}",
+                row["excerpt"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in ("margin", "probabilities"))
+    for row in rows:
+        words = " ".join(row[-1].split())
+        shown = words if len(words) <= WORDS else words[:WORDS].rsplit(" ", 1)[0] + " …"
+        table.add_row(*(Text(value) for value in row[:-1]), Text(shown))
+    return table

@@ -1,0 +1,76 @@
+"""Confident learning: wrong labels are found among documents that a model knows well, and counted."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from docml_trainer.preparation.baseline import EncodedDocuments
+from docml_trainer.preparation.suspects import list_suspects, rank_suspects
+
+NAMES = ("invoice", "letter", "memo", "unused")
+
+
+def answers(documents: int, flipped: float, accuracy: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels as given, as they are, and what a model of this accuracy says, sure of itself as it should be: float32[n, 4]."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, 3, documents)
+    given = truth.copy()
+    rows = random.permutation(documents)[: round(flipped * documents)]
+    given[rows] = (truth[rows] + random.integers(1, 3, len(rows))) % 3
+    sure = random.beta(9 * accuracy, 9 * (1 - accuracy), documents)
+    seen = np.where(random.random(documents) < sure, truth, (truth + random.integers(1, 3, documents)) % 3)
+    found = np.repeat(((1 - sure) / 2)[:, np.newaxis], 3, axis=1)
+    found[np.arange(documents), seen] = sure
+    return given, truth, np.hstack([found / found.sum(1, keepdims=True), np.zeros((documents, 1))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("flipped", [0.0, 0.04, 0.08, 0.16])
+def test_the_share_of_wrong_labels_is_estimated(flipped: float) -> None:
+    found = [
+        len(rank_suspects(given, said).rows) / len(given)
+        for given, _, said in (answers(1000, flipped, 0.95, seed) for seed in range(10))
+    ]
+    assert np.mean(found) == pytest.approx(flipped, abs=0.03)
+
+
+def test_the_most_doubtful_are_wrong_and_the_likely_label_is_the_true_one() -> None:
+    given, truth, said = answers(1000, 0.08, 0.97, 3)
+    ranking = rank_suspects(given, said)
+    first = ranking.rows[:40]
+    assert (given[first] != truth[first]).mean() > 0.95
+    wrong = first[given[first] != truth[first]]
+    assert (ranking.likely[:40][given[first] != truth[first]] == truth[wrong]).all()
+    assert (np.diff(ranking.margins) >= 0).all()
+    assert (ranking.margins < 0).all()
+    assert 3 not in ranking.likely  # no document has that label
+
+
+def test_labels_that_a_model_never_confuses_are_not_doubted() -> None:
+    given = np.array([0, 1, 2] * 20)
+    said = np.full((60, 4), 0.01, dtype=np.float32)
+    said[np.arange(60), given] = 0.97
+    assert not len(rank_suspects(given, said).rows)
+    assert not len(rank_suspects(np.zeros(5, dtype=np.int64), np.ones((5, 1), dtype=np.float32)).rows)
+
+
+def test_a_suspect_comes_with_its_nearest_documents_of_both_labels() -> None:
+    # Document 0 has the words of letters and the label of invoices.
+    words = np.array([[0, 5, 0], [5, 0, 0], [4, 1, 0], [0, 6, 0], [1, 2, 0], [5, 0, 1], [0, 5, 1]], dtype=np.float64)
+    labels = np.array([0, 0, 0, 1, 1, 0, 1])
+    said = np.full((7, 4), 0.02, dtype=np.float32)
+    said[np.arange(7), labels] = 0.94
+    said[0, :2] = 0.02, 0.94
+    documents = EncodedDocuments(
+        [f"doc-{number}" for number in range(7)], labels, ["train"] * 6 + ["test"], labels, labels
+    )
+    table, facts = list_suspects(documents, said, sparse.csr_array(words), NAMES)
+    (row,) = table.to_pylist()
+    assert row["artifact_guid"] == "doc-0"
+    assert (row["label"], row["likely_label"], row["split"]) == ("invoice", "letter", "train")
+    assert row["nearest_likely"] == "doc-3"
+    assert row["nearest_same"] == "doc-2"
+    assert facts == {
+        "documents": 1,
+        "share": round(1 / 7, 6),
+        "pairs": [{"label": "invoice", "likely_label": "letter", "count_all": 1}],
+    }
