@@ -3,23 +3,24 @@
     production_labels ─┐
     production_files ──┼─> reconciled_data ─> label_counts ─┐
     experiment_snapshot┘          └────────────────────────┴─> encoded_splits ─> best_torchscript_model ─> inference_report
+                                                                                          └─> deployed_endpoint ─> production
 
 Nothing here reads the environment or opens a client: resources do, when a run uses them.
 """
 
 import dagster as dg
 
-from docml_assets.assets import inference, preparation, reconciliation, sources, training
+from docml_assets.assets import endpoints, inference, preparation, reconciliation, sources, training
 from docml_assets.deployment import RESOURCES
 from docml_assets.sensors.experiments import experiment_sensor
 from docml_assets.sensors.new_data import new_data_sensor
-from docml_assets.sensors.run_failures import orphaned_jobs_sensor, run_failure_sensor
+from docml_assets.sensors.run_failures import orphaned_endpoints_sensor, orphaned_jobs_sensor, run_failure_sensor
 
 run_experiment = dg.define_asset_job(
     "run_experiment",
     # The check that looks at production is for people and for the data sensor: a finished run never reads production again.
     selection=dg.AssetSelection.all()
-    - dg.AssetSelection.groups("production")
+    - dg.AssetSelection.groups("production", "serving")
     - dg.AssetSelection.checks(reconciliation.production_unchanged),
     description="One run of an experiment, from labels and files to the report. Finished steps launch nothing.",
 )
@@ -34,6 +35,8 @@ defs = dg.Definitions(
         preparation.encoded_splits,
         training.best_torchscript_model,
         inference.inference_report,
+        endpoints.deployed_endpoint,
+        endpoints.production,
     ],
     asset_checks=[
         reconciliation.data_checks,
@@ -44,7 +47,7 @@ defs = dg.Definitions(
         inference.report_checks,
     ],
     jobs=[run_experiment],
-    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, run_failure_sensor],
+    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, orphaned_endpoints_sensor, run_failure_sensor],
     resources=RESOURCES,
     executor=dg.in_process_executor,
 )

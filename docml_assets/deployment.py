@@ -12,6 +12,7 @@ import dagster as dg
 from docml_assets.errors import DocmlError
 from docml_assets.steps.work import TrackingAccount
 from docml_contract.names import check_experiment_name
+from resources.endpoints.endpoints import Endpoints
 from resources.jobs.engine.engine import Engine
 from resources.jobs.interface import Jobs, read_prices
 from resources.labels import LabelSource
@@ -74,6 +75,17 @@ class Deployment:
 
         return Engine(self.store, sagemaker_backend(self.store, self.environment), read_prices(self.environment))
 
+    @cached_property
+    def endpoints(self) -> Endpoints:
+        """DOCML_ENV: endpoints as server processes on this machine, or on SageMaker, each name exactly once."""
+        if self.kind == "local":
+            from resources.endpoints.local import local_endpoints
+
+            return Endpoints(self.store, local_endpoints(self.store, self.environment))
+        from resources.endpoints.sagemaker.backend import sagemaker_endpoints
+
+        return Endpoints(self.store, sagemaker_endpoints(self.store, self.environment))
+
     @property
     def tracking(self) -> TrackingAccount:
         """WANDB_API_KEY: the account that trainings report to."""
@@ -111,5 +123,6 @@ RESOURCES = {
     "production": _resource("production", "DOCML_PRODUCTION_FILES: the documents' files in production; only read."),
     "labels": _resource("labels", "DOCML_LABELS_URL: the database that LABELS_QUERY asks."),
     "jobs": _resource("jobs", "DOCML_ENV: jobs as subprocesses (local) or on SageMaker (aws), each run exactly once."),
+    "endpoints": _resource("endpoints", "DOCML_ENV: what answers, as processes (local) or on SageMaker (aws)."),
     "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
 }

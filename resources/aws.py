@@ -15,7 +15,12 @@ def region(environment: Mapping[str, str]) -> str | None:
 
 
 # Where the SDKs' variable is not the service's name in capitals.
-_VARIABLES = {"secretsmanager": "SECRETS_MANAGER", "logs": "CLOUDWATCH_LOGS"}
+_VARIABLES = {
+    "secretsmanager": "SECRETS_MANAGER",
+    "logs": "CLOUDWATCH_LOGS",
+    "sagemaker-runtime": "SAGEMAKER_RUNTIME",
+    "application-autoscaling": "APPLICATION_AUTO_SCALING",
+}
 
 
 def endpoint(service: str, environment: Mapping[str, str]) -> str | None:

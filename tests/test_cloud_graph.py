@@ -33,6 +33,16 @@ CANARY = "CANARY-7d1f"
 NOT_SEEN_HERE = {
     "docml-orchestrator": {
         "iam:PassRole",  # asked by Create
+        # endpoints: tests/resources/endpoints/sagemaker/test_permissions.py
+        *("sagemaker:CreateEndpoint", "sagemaker:CreateEndpointConfig", "sagemaker:CreateModel"),
+        *("sagemaker:DeleteEndpoint", "sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"),
+        *("sagemaker:DescribeEndpoint", "sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointAsync"),
+        *("sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"),
+        *("sagemaker:UpdateEndpoint", "cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"),
+        *("application-autoscaling:RegisterScalableTarget", "application-autoscaling:PutScalingPolicy"),
+        "application-autoscaling:DeregisterScalableTarget",
+        "cloudwatch:DescribeAlarms",  # asked by UpdateEndpoint
+        "iam:CreateServiceLinkedRole",  # asked by RegisterScalableTarget
         "sagemaker:ListTags",  # a name that is taken: test_aws_errors
         "sagemaker:StopHyperParameterTuningJob",  # cancels and orphans: the contract's tests
         "sagemaker:StopProcessingJob",

@@ -25,7 +25,7 @@ from docml_contract.plain_text import plain, plain_line
 from resources.jobs.interface import Listener
 from resources.processes import this_process
 
-RESOURCES = frozenset({"deployment", "store", "production", "labels", "jobs", "tracking"})
+RESOURCES = frozenset({"deployment", "store", "production", "labels", "jobs", "endpoints", "tracking"})
 OWNERS = ["team:docml"]
 SECONDS_BETWEEN_PROGRESS_LOGS = 10.0
 

@@ -36,6 +36,9 @@ COMMANDS = {
     "labels": CommandEntry("labels", "Show labels that look wrong, or what to label next."),
     "predict": CommandEntry("predict", "Classify documents without labels with a model of a finished run."),
     "serve": CommandEntry("predict", "Answer over HTTP with a model of a finished run."),
+    "deploy": CommandEntry("endpoints", "Let an endpoint answer with a model of a finished run."),
+    "endpoints": CommandEntry("endpoints", "Show what is up, since when, and what it costs."),
+    "undeploy": CommandEntry("endpoints", "Take an endpoint down."),
     "promote": CommandEntry(
         "champion", "Make a model the champion of its experiment, unless it is worse than the present one."
     ),

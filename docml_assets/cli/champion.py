@@ -57,6 +57,7 @@ def promote(experiment: str, run: int, model: str | None, force: str | None) -> 
         chosen = choose_model(work, model)
         read_deployment(work, chosen)  # what nobody can use is no champion
     entry, sentence = promote(work.store, experiment, run, chosen, by=user_name(), force=force)
+    _observe(experiment)
     say(f"{sentence}.")
     say(f"{experiment}: run {entry.run}, {entry.model} is the champion (entry {entry.sequence})", fg="green")
 
@@ -70,4 +71,17 @@ def rollback(experiment: str) -> None:
     from docml_assets.runs.champion import rollback
 
     entry = rollback(Deployment.current().store, experiment, by=user_name())
+    _observe(experiment)
     say(f"{experiment}: run {entry.run}, {entry.model} is the champion again (entry {entry.sequence})", fg="green")
+
+
+def _observe(experiment: str) -> None:
+    """Let Dagster show which run answers now."""
+    from docml_assets.assets.endpoints import observe_production
+    from docml_assets.cli.home import dagster_instance, prepare_dagster_home
+    from docml_assets.deployment import Deployment
+
+    home = prepare_dagster_home()
+    deployment = Deployment.current()
+    with dagster_instance(home) as instance:
+        observe_production(instance, deployment.store, experiment, deployment.endpoints)

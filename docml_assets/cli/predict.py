@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,9 +148,6 @@ def _named(row: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
     return {**row, "probabilities": None if values is None else dict(zip(labels, values, strict=True))}
 
 
-PASSED_ON = ("DOCML_STORE", "DOCML_PRODUCTION_FILES", "DOCML_S3_PATH_STYLE", "DOCML_WORKER_PYTHON")
-
-
 @click.command(name="serve")
 @click.argument("experiment")
 @click.argument("run", type=RunChoice())
@@ -166,6 +162,7 @@ def serve(experiment: str, run: Choice, model: str | None, host: str, port: int)
     from docml_assets.deployment import Deployment
     from docml_assets.display import make_display
     from docml_assets.steps.deployment import choose_model, manifest_sha256, read_deployment
+    from resources.endpoints.local import local_folder, server_environment
 
     home = prepare_dagster_home()
     with make_display(verbose=False) as display:
@@ -175,34 +172,14 @@ def serve(experiment: str, run: Choice, model: str | None, host: str, port: int)
         chosen = choose_model(work, model)
         read_deployment(work, chosen)
         sha256 = manifest_sha256(work, chosen)
-        folder = _local_folder(work, chosen, home / "deployments" / sha256[:16])
+        folder = local_folder(work.store, work.place.deployment(chosen), home / "deployments" / sha256[:16])
     say(f"{work.describe()}, {chosen}: http://{host}:{port}/invocations (Ctrl-C ends it)")
     sys.stdout.flush()
     python = work.environment.get("DOCML_WORKER_PYTHON") or sys.executable
-    environment = server_environment(work.environment, home) | {
+    environment = server_environment(work.environment, home / "serve") | {
         "DOCML_MODEL_FOLDER": str(folder),
         "DOCML_MANIFEST_SHA256": sha256,
         "DOCML_SERVE_HOST": host,
         "SAGEMAKER_BIND_TO_PORT": str(port),
     }
     os.execve(python, [python, "-m", "docml_trainer", "serve"], environment)  # signals go to the server itself
-
-
-def _local_folder(work: "Work", model: str, copy: Path) -> Path:
-    """The deployment folder on this machine: the store's own, or a copy of it. The server verifies every file."""
-    key = work.place.deployment(model)
-    if work.store.local_path is not None:
-        return work.store.local_path / key
-    work.store.download(key, copy)
-    return copy
-
-
-def server_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
-    """What a local job gets, and what following references into S3 takes."""
-    from resources.jobs.local.container import ALLOWED, ALLOWED_PREFIXES
-
-    prefixes = (*ALLOWED_PREFIXES, "AWS_")
-    kept = {
-        key: value for key, value in environment.items() if key in (*ALLOWED, *PASSED_ON) or key.startswith(prefixes)
-    }
-    return kept | {"PYTHONUNBUFFERED": "1", "SAGEMAKER_BASE_DIR": str(home / "serve")}

@@ -146,6 +146,21 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
     return dg.SkipReason(str(swept))
 
 
+@dg.sensor(
+    name="orphaned_endpoints_sensor",
+    description="Takes down endpoints that have expired, that were given up half-way, or that no record knows; starts those of this machine again "
+    "that have died.",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=300,
+)
+def orphaned_endpoints_sensor(context: dg.SensorEvaluationContext, endpoints: dg.ResourceParam[Any]) -> dg.SkipReason:
+    removed = endpoints.sweep()
+    for each in removed:
+        context.log.warning(f"endpoint {each.name} is taken down, since {each.reason}")
+    standing = endpoints.list_endpoints()
+    return dg.SkipReason(f"{len(removed)} endpoints taken down, {len(standing)} known")
+
+
 def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None = None) -> SweepResult:
     """End runs whose process is gone, then stop jobs for which nobody comes back; then end the runs that had waited for those.
 

@@ -13,11 +13,13 @@ from docml_assets.execution import ASSETS, selection
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_six_assets_and_two_external_ones() -> None:
+def test_the_assets_of_a_run_those_that_are_used_and_the_external_ones() -> None:
     graph = defs.resolve_asset_graph()
     keys = {key.to_user_string() for key in graph.materializable_asset_keys}
-    assert keys == {asset for asset, _ in ASSETS}
-    assert {key.to_user_string() for key in graph.external_asset_keys} == {"production_labels", "production_files"}
+    assert keys == {*(asset for asset, _ in ASSETS), "deployed_endpoint"}
+    assert {key.to_user_string() for key in graph.external_asset_keys} == {
+        *("production_labels", "production_files", "production")
+    }
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description, key
@@ -30,6 +32,7 @@ def test_sensors_that_cost_money_are_off_until_switched_on() -> None:
     assert running == {
         "experiment_sensor": dg.DefaultSensorStatus.STOPPED,
         "new_data_sensor": dg.DefaultSensorStatus.STOPPED,
+        "orphaned_endpoints_sensor": dg.DefaultSensorStatus.RUNNING,
         "orphaned_jobs_sensor": dg.DefaultSensorStatus.RUNNING,
         "run_failure_sensor": dg.DefaultSensorStatus.RUNNING,
     }

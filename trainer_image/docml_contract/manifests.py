@@ -149,6 +149,7 @@ CODE_VERSIONS: dict[str, str] = {
     names.BEST_MODEL: "1",
     names.INFERENCE_REPORT: "1",
     names.DEPLOYMENT: "1",
+    names.DEPLOYED_ENDPOINT: "1",
     names.PREDICTION: "1",
 }
 

@@ -31,6 +31,8 @@ TUNING: Final = "tuning"
 INFERENCE: Final = "inference"
 # What a finished model is used by: the folder from which it answers, and answers on documents without labels
 DEPLOYMENT: Final = "deployment"
+DEPLOYED_ENDPOINT: Final = "deployed_endpoint"
+PRODUCTION: Final = "production"
 PREDICTION: Final = "prediction"
 STEPS: Final = (RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE)
 

@@ -15,6 +15,7 @@ from resources.store import Store
 from tests.servers.s3 import S3Server
 from tests.servers.sagemaker.containers import SubprocessRuntime
 from tests.servers.sagemaker.faults import Faults
+from tests.servers.sagemaker.hosting import Hosting, ServedContainers
 from tests.servers.sagemaker.neighbours import CloudWatchLogs, SecretsManager
 from tests.servers.sagemaker.server import LocalEndpoint, serve
 from tests.servers.sagemaker.service import SageMaker
@@ -70,13 +71,18 @@ def cloud(
     environment = {"PATH": os.environ["PATH"], "HOME": str(work), "OMP_NUM_THREADS": "1", **(containers or {})}
     transfer = Transfer((jobs_s3 or s3).client())
     runtime = SubprocessRuntime(work, transfer, logs, faults, {IMAGE: list(command)}, environment, grace=grace)
-    service = SageMaker(runtime, faults=faults, images=frozenset({IMAGE}), roles=frozenset({ROLE}))
+    served = ServedContainers(work, transfer, logs, runtime.images, environment)
+    hosting = Hosting(served, faults, transfer)
+    service = SageMaker(runtime, faults=faults, images=frozenset({IMAGE}), roles=frozenset({ROLE}), hosting=hosting)
     runtime.service = service
     endpoint = LocalEndpoint(service, logs, SecretsManager())
     url = s3.bucket(bucket or f"jobs-{uuid.uuid4().hex[:12]}") + "/experiments"
     try:
         with serve(endpoint) as address:
-            services = ("SAGEMAKER", "CLOUDWATCH_LOGS", "SECRETS_MANAGER", "STS")
+            services = (
+                *("SAGEMAKER", "SAGEMAKER_RUNTIME", "CLOUDWATCH", "APPLICATION_AUTO_SCALING"),
+                *("CLOUDWATCH_LOGS", "SECRETS_MANAGER", "STS"),
+            )
             orchestrator = {
                 **s3.environment,
                 **{f"AWS_ENDPOINT_URL_{service}": address for service in services},
@@ -86,4 +92,5 @@ def cloud(
             }
             yield Cloud(endpoint, Store.open(url, environment=orchestrator), orchestrator)
     finally:
+        served.close()
         runtime.close()

@@ -9,9 +9,11 @@ ROLE = (
     "Could not assume role {role}. Please ensure that the role exists and allows principal 'sagemaker.amazonaws.com' "
     "to assume the role."
 )
+JOB_FAULTS = ("capacity", "spot", "stuck", "ping", "alarm")
 OPERATION_FAULTS = {
     "throttle": throttled,
     "server_error": lambda: ServiceError("InternalFailure", "The request processing has failed.", 500),
+    "unseen_configuration": lambda: ServiceError("ValidationException", "Could not find endpoint configuration."),
     "limit": lambda: ServiceError(
         "ResourceLimitExceeded",
         "The account-level service limit 'ml.g5.xlarge for training job usage' is 0 Instances, with current "
@@ -35,7 +37,8 @@ class Faults:
 
     * `order(operation, fault, times)`: a fault of OPERATION_FAULTS before the operation, or `lost_response` after it;
       operation `*` stands for any.
-    * `order_job(fault, times)`: `capacity` (no instance to be had) or `spot` (interrupted once while it runs).
+    * `order_job(fault, times)`: `capacity` (no instance to be had) or `spot` (interrupted once while it runs); of the next endpoint that
+      is made or updated `stuck`, `ping` or `alarm` (`hosting.py`).
     * `describe_lag`: for that many Describe calls after Create, the job is not yet visible.
     * `log_lag`: log events become visible this many seconds after they were written.
     * `clock_skew`: seconds added to every timestamp in an answer.
@@ -56,8 +59,8 @@ class Faults:
             self._operations.append([operation, fault, times])
 
     def order_job(self, fault: str, times: int = 1) -> None:
-        if fault not in ("capacity", "spot"):
-            raise ValueError(f"unknown job fault {fault!r}: expected capacity or spot")
+        if fault not in JOB_FAULTS:
+            raise ValueError(f"unknown job fault {fault!r}: expected one of {', '.join(JOB_FAULTS)}")
         with self._lock:
             self._jobs.append([fault, times])
 

@@ -1,4 +1,4 @@
-"""The endpoint: SageMaker, CloudWatch Logs, Secrets Manager and STS behind one port, or inside the process.
+"""The endpoint: SageMaker with its runtime, CloudWatch, Application Auto Scaling, Secrets Manager and STS behind one port, or inside the process.
 
 `LocalEndpoint` answers calls; `serve` puts it behind HTTP for other processes; `connect` answers the calls of a boto3
 session without a socket. Every call is recorded in `calls` as (service, operation, request).
@@ -7,18 +7,29 @@ session without a socket. Every call is recorded in `calls` as (service, operati
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSResponse, HeadersDict
 
 from tests.servers.sagemaker.errors import LostResponse, ServiceError
 from tests.servers.sagemaker.neighbours import CloudWatchLogs, SecretsManager, caller_identity
 from tests.servers.sagemaker.service import SageMaker
 
-SERVICES = {"SageMaker": "sagemaker", "Logs_20140328": "logs", "secretsmanager": "secretsmanager"}
+SERVICES = {
+    "SageMaker": "sagemaker",
+    "Logs_20140328": "logs",
+    "secretsmanager": "secretsmanager",
+    "AnyScaleFrontendService": "application-autoscaling",
+    "GraniteServiceVersion20100801": "cloudwatch",
+}
+CONNECTED = (
+    *("sagemaker", "sagemaker-runtime", "application-autoscaling", "cloudwatch"),
+    *("logs", "secretsmanager", "sts"),
+)
+Answer = tuple[int, dict[str, str], bytes]
 
 
 class LocalEndpoint:
@@ -30,6 +41,31 @@ class LocalEndpoint:
         self.secrets = secrets or SecretsManager()
         self.faults = sagemaker.faults
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
+
+    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """(status, headers, body) for an HTTP request; LostResponse when the caller must not hear of it."""
+        parts = path.strip("/").split("/")
+        if parts[0] == "endpoints":
+            return self._answer_runtime(parts[1], parts[2], headers, body)
+        status, kind, answer = self.answer(headers.get("X-Amz-Target", ""), body)
+        return status, {"Content-Type": kind}, answer
+
+    def _answer_runtime(self, name: str, action: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        hosting = self.sagemaker.hosting
+        assert hosting is not None
+        operation = "InvokeEndpoint" if action == "invocations" else "InvokeEndpointAsync"
+        self.calls.append(("sagemaker-runtime", operation, {"EndpointName": name}))
+        try:
+            self.faults.before(operation)
+            if operation == "InvokeEndpoint":
+                found = hosting.invoke(name, body)
+            else:
+                found = hosting.invoke_async(name, headers["X-Amzn-SageMaker-InputLocation"])
+        except ServiceError as error:
+            kind = {"Content-Type": "application/json", "x-amzn-ErrorType": error.code}
+            return error.status, kind, json.dumps({"message": error.message}).encode()
+        self.faults.after(operation)
+        return found
 
     def answer(self, target: str, body: bytes) -> tuple[int, str, bytes]:
         """(status, content type, body) for a call; LostResponse when the caller must not hear of it."""
@@ -54,6 +90,10 @@ class LocalEndpoint:
             return self.logs.call(operation, request)
         if service == "secretsmanager":
             return self.secrets.call(operation, request)
+        if service in ("application-autoscaling", "cloudwatch") and self.sagemaker.hosting is not None:
+            answer = self.sagemaker.hosting.call(operation, request)
+            if answer is not None:
+                return answer
         raise ServiceError("UnknownOperationException", f"{service}.{operation} is not served here")
 
     def _answer_query(self, body: bytes) -> tuple[int, str, bytes]:
@@ -74,13 +114,14 @@ def serve(endpoint: LocalEndpoint) -> Iterator[str]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             try:
-                status, kind, answer = endpoint.answer(self.headers.get("X-Amz-Target", ""), body)
+                status, headers, answer = endpoint.reply(self.path, dict(self.headers.items()), body)
             except LostResponse:
                 self.close_connection = True
                 self.connection.close()
                 return
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer)))
             self.send_header("x-amzn-RequestId", "0")
             self.end_headers()
@@ -119,13 +160,13 @@ def connect(session: Any, endpoint: LocalEndpoint) -> None:
     from botocore.exceptions import ConnectionClosedError
 
     def before_send(request: Any, **_: Any) -> AWSResponse:
-        target = request.headers.get("X-Amz-Target", "")
+        headers = {k: v.decode() if isinstance(v, bytes) else v for k, v in request.headers.items()}
         body = request.body if isinstance(request.body, bytes) else (request.body or "").encode()
         try:
-            status, kind, answer = endpoint.answer(target.decode() if isinstance(target, bytes) else target, body)
+            status, kinds, answer = endpoint.reply(urlsplit(request.url).path, headers, body)
         except LostResponse as error:
             raise ConnectionClosedError(endpoint_url=request.url) from error
-        return AWSResponse(request.url, status, {"Content-Type": kind}, _Raw(answer))
+        return AWSResponse(request.url, status, HeadersDict(kinds), _Raw(answer))
 
-    for service in ("sagemaker", "logs", "secretsmanager", "sts"):
+    for service in CONNECTED:
         session.events.register(f"before-send.{service}", before_send)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from tests.servers.sagemaker.errors import ServiceError, not_found
 from tests.servers.sagemaker.faults import ROLE, Faults
+from tests.servers.sagemaker.hosting import Hosting
 from tests.servers.sagemaker.jobs import KINDS, PROCESSING, TRAINING, TUNING, Job, Kind, describe, summarize_child
 from tests.servers.sagemaker.validation import validate_request
 
@@ -29,7 +30,9 @@ class SageMaker:
         clock: Callable[[], float] = time.time,
         images: frozenset[str] | None = None,
         roles: frozenset[str] | None = None,
+        hosting: Hosting | None = None,
     ) -> None:
+        self.hosting = hosting
         self.runtime = runtime
         self.faults = faults or Faults()
         self.clock = clock
@@ -41,6 +44,10 @@ class SageMaker:
     def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one operation; ServiceError is its error answer."""
         validate_request(operation, request)
+        if operation == "CreateModel":
+            self._check_image(request["ExecutionRoleArn"], request["PrimaryContainer"]["Image"])
+        if self.hosting is not None and (answer := self.hosting.call(operation, request)) is not None:
+            return answer
         for noun, kind in KINDS.items():
             if operation == f"Create{noun}":
                 return self._create(kind, request)
@@ -94,11 +101,12 @@ class SageMaker:
         return {f"{kind.noun}Arn": self.add(kind, request).arn}
 
     def _check_account(self, kind: Kind, definition: dict[str, Any]) -> None:
-        role = definition["RoleArn"]
+        specification = definition["AppSpecification" if kind is PROCESSING else "AlgorithmSpecification"]
+        self._check_image(definition["RoleArn"], specification["ImageUri" if kind is PROCESSING else "TrainingImage"])
+
+    def _check_image(self, role: str, image: str) -> None:
         if self.roles is not None and role not in self.roles:
             raise ServiceError("ValidationException", ROLE.format(role=role))
-        specification = definition["AppSpecification" if kind is PROCESSING else "AlgorithmSpecification"]
-        image = specification["ImageUri" if kind is PROCESSING else "TrainingImage"]
         if self.images is not None and image not in self.images:
             raise ServiceError("ValidationException", f"Cannot find repository or image: {image}")
 
@@ -171,7 +179,8 @@ class SageMaker:
         raise not_found()
 
     def _list_tags(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"Tags": self._by_arn(request["ResourceArn"]).tags}
+        hosted = self.hosting.tags_of(request["ResourceArn"]) if self.hosting is not None else None
+        return {"Tags": self._by_arn(request["ResourceArn"]).tags if hosted is None else hosted}
 
     def _add_tags(self, request: dict[str, Any]) -> dict[str, Any]:
         job = self._by_arn(request["ResourceArn"])

@@ -1,0 +1,1 @@
+"""Endpoints on SageMaker: requests (pure), the backend that sends them."""

@@ -1,0 +1,315 @@
+"""Endpoints on SageMaker, through boto3. It neither waits nor tries again; `endpoints.py` does."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from resources import aws
+from resources.endpoints.interface import (
+    BusyEndpoint,
+    EndpointFailed,
+    EndpointRefused,
+    EndpointSpec,
+    EndpointState,
+    Status,
+)
+from resources.endpoints.sagemaker import requests
+from resources.endpoints.sagemaker.errors import Exists, Missing, explain
+from resources.endpoints.sagemaker.requests import ENDPOINT_TAG, PART, STORE_TAG, part_name
+from resources.errors import MissingKey
+from resources.jobs.interface import JobRefused, read_prices
+from resources.jobs.sagemaker.backend import read_account
+from resources.jobs.sagemaker.create import check_request
+from resources.jobs.sagemaker.describe import Pacer
+from resources.jobs.sagemaker.errors import advice
+from resources.jobs.sagemaker.requests import Account
+from resources.store import Store
+
+CALLS_A_SECOND = 2.0
+POLL_SECONDS = 10.0
+PATIENCE_SECONDS = 3_600.0  # an endpoint can hang in Creating
+ASYNC_SECONDS = 1_800.0  # an async endpoint without an instance wakes up first
+SERVER_VARIABLES = ("DOCML_STORE", "DOCML_PRODUCTION_FILES", "DOCML_S3_PATH_STYLE", "DOCML_ENCODE_TIMEOUT_SECONDS")
+STATUSES: dict[str, Status] = {
+    "Creating": "Creating",
+    "Updating": "Creating",
+    "RollingBack": "Creating",
+    "InService": "InService",
+    "SystemUpdating": "InService",  # AWS patches it; it goes on answering
+    "Failed": "Failed",
+    "OutOfService": "Failed",
+    "UpdateRollbackFailed": "Failed",
+    "Deleting": "Deleting",
+}
+
+
+def sagemaker_endpoints(store: Store, environment: Mapping[str, str]) -> "SageMakerEndpoints":
+    """Endpoints on SageMaker, with the deployment's settings."""
+    return SageMakerEndpoints(store, environment, calls_a_second=CALLS_A_SECOND, poll_seconds=POLL_SECONDS)
+
+
+class SageMakerEndpoints:
+    """Implements `EndpointBackend`."""
+
+    name = "SageMaker"
+    patience_seconds = PATIENCE_SECONDS
+
+    def __init__(
+        self, store: Store, environment: Mapping[str, str], *, calls_a_second: float, poll_seconds: float
+    ) -> None:
+        self.store = store
+        self.environment = dict(environment)
+        self.poll_seconds = poll_seconds
+        self._pacer = Pacer(calls_a_second)
+        self._clients: dict[str, Any] = {}
+
+    # -- clients, made at first use
+
+    @cached_property
+    def account(self) -> Account:
+        return read_account(self.store, self.environment)
+
+    @cached_property
+    def session(self) -> Any:
+        return aws.session(self.environment)
+
+    @cached_property
+    def where(self) -> str:
+        found = self._call("account", "sts", "get_caller_identity")
+        return f"account {found['Account']}, region {self.session.region_name}"
+
+    def _client(self, service: str) -> Any:
+        from botocore.config import Config
+
+        if service not in self._clients:
+            config = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=70)
+            self._clients[service] = self.session.client(
+                service, endpoint_url=aws.endpoint(service, self.environment), config=config
+            )
+        return self._clients[service]
+
+    def _call(self, what: str, service: str, operation: str, **request: Any) -> Any:
+        """One call. Exists, Missing, BusyEndpoint, or an EndpointError."""
+        self._pacer.turn()
+        try:
+            return getattr(self._client(service), operation)(**request)
+        except Exception as error:
+            raise explain(error, what) from error
+
+    # -- EndpointBackend
+
+    def check(self, spec: EndpointSpec) -> None:
+        if not spec.image:
+            raise EndpointRefused(
+                f"{spec.describe()} has no image: set DOCKER_IMAGE in settings.ini, or DOCML_IMAGE (docml image push prints the URI)"
+            )
+        for operation, request in self.requests(spec).items():
+            if operation.startswith("Create"):
+                try:
+                    check_request(operation, request)
+                except JobRefused as error:
+                    raise EndpointRefused(str(error)) from None
+        found = self._describe(spec.name)
+        if found is not None:
+            self._check_owner(spec.name, found["EndpointArn"])
+
+    def requests(self, spec: EndpointSpec) -> Mapping[str, dict[str, Any]]:
+        return {
+            "CreateModel": requests.model_request(spec, self.account, self._server_environment),
+            "CreateEndpointConfig": requests.configuration_request(spec, self.account),
+            "PutMetricAlarm": requests.error_alarm_request(spec),
+            "CreateEndpoint": requests.endpoint_request(spec, self.account),
+            "UpdateEndpoint": requests.update_request(spec),
+        }
+
+    @property
+    def _server_environment(self) -> dict[str, str]:
+        found = {key: self.environment[key] for key in SERVER_VARIABLES if self.environment.get(key)}
+        return found | {"DOCML_STORE": self.store.url}
+
+    def start(self, spec: EndpointSpec) -> None:
+        what = spec.describe()
+        present = self._describe(spec.name)
+        if present is not None:
+            self._check_owner(spec.name, present["EndpointArn"])
+            status = present["EndpointStatus"]
+            pending = present.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
+            if part_name(spec) == (pending or present["EndpointConfigName"]) and STATUSES[status] != "Failed":
+                if status == "Deleting":
+                    raise BusyEndpoint(f"{what} is {status}")
+                return
+            if STATUSES[status] == "Failed":
+                self._call(what, "sagemaker", "delete_endpoint", EndpointName=spec.name)
+                raise BusyEndpoint(f"{what} had failed, and is deleted first")
+            if status != "InService":
+                raise BusyEndpoint(f"{what} is {status}")
+        asked = self.requests(spec)
+        for operation, client_operation in (
+            ("CreateModel", "create_model"),
+            ("CreateEndpointConfig", "create_endpoint_config"),
+        ):
+            with contextlib.suppress(Exists):  # made before: the same name is the same content
+                self._call(what, "sagemaker", client_operation, **asked[operation])
+        self._call(what, "cloudwatch", "put_metric_alarm", **asked["PutMetricAlarm"])
+        try:
+            if present is None:
+                self._call(what, "sagemaker", "create_endpoint", **asked["CreateEndpoint"])
+            else:
+                self._call(what, "sagemaker", "update_endpoint", **asked["UpdateEndpoint"])
+        except Missing as error:
+            raise BusyEndpoint(f"{what}: its configuration is not visible yet") from error
+        except Exists as error:
+            raise BusyEndpoint(f"{what}: somebody else makes it, too") from error
+
+    def observe(self, name: str) -> EndpointState | None:
+        found = self._describe(name)
+        if found is None:
+            return None
+        part = PART.fullmatch(found["EndpointConfigName"])
+        return EndpointState(
+            status=STATUSES[found["EndpointStatus"]],
+            configuration=part[2] if part else None,
+            reason=advice(found["FailureReason"]) if found.get("FailureReason") else "",
+            url=f"https://runtime.sagemaker.{self.session.region_name}.amazonaws.com/endpoints/{name}/invocations",
+        )
+
+    def finish(self, spec: EndpointSpec) -> None:
+        if spec.mode == "async":
+            self._scale(spec)
+        found = self._describe(spec.name)
+        if found is None or found["EndpointStatus"] != "InService" or found["EndpointConfigName"] != part_name(spec):
+            return  # it is being changed again: whoever does so tidies up
+        for part in self._parts(spec.name):
+            if part != part_name(spec):
+                self._delete_part(part)
+
+    def _scale(self, spec: EndpointSpec) -> None:
+        target, follow, wake = requests.scaling_requests(spec)
+        what = f"scaling of {spec.describe()}"
+        self._call(what, "application-autoscaling", "register_scalable_target", **target)
+        self._call(what, "application-autoscaling", "put_scaling_policy", **follow)
+        policy = self._call(what, "application-autoscaling", "put_scaling_policy", **wake)["PolicyARN"]
+        self._call(what, "cloudwatch", "put_metric_alarm", **requests.backlog_alarm_request(spec, policy))
+
+    def invoke(self, spec: EndpointSpec, body: bytes) -> bytes:
+        what = spec.describe()
+        runtime = "sagemaker-runtime"
+        if spec.mode == "realtime":
+            found = self._call(
+                what, runtime, "invoke_endpoint", EndpointName=spec.name, ContentType="application/json", Body=body
+            )
+            return bytes(found["Body"].read())
+        key = f"{spec.data_key}/requests/{time.time_ns()}.json"
+        self.store.put(key, body)
+        asked = self._call(
+            what,
+            runtime,
+            "invoke_endpoint_async",
+            EndpointName=spec.name,
+            ContentType="application/json",
+            InputLocation=self.store.uri(key),
+        )
+        root = f"{self.store.url}/"
+        answer, failure = (asked[name].removeprefix(root) for name in ("OutputLocation", "FailureLocation"))
+        deadline = time.monotonic() + ASYNC_SECONDS
+        while time.monotonic() < deadline:
+            if self.store.exists(answer):
+                return self.store.get(answer)
+            try:
+                said = self.store.get(failure).decode(errors="replace")
+            except MissingKey:
+                time.sleep(min(self.poll_seconds, 2.0))
+                continue
+            raise EndpointFailed(f"{what} refuses: {said[:500]}")
+        raise EndpointFailed(
+            f"{what} has left no answer at {asked['OutputLocation']} within {ASYNC_SECONDS / 60:.0f} minutes"
+        )
+
+    def remove(self, name: str) -> None:
+        found = self._describe(name)
+        if found is not None:
+            self._check_owner(name, found["EndpointArn"])
+            if found["EndpointStatus"] != "Deleting":
+                with contextlib.suppress(Missing):  # there is none for a realtime one
+                    target = requests.scalable_target(name)
+                    self._call(name, "application-autoscaling", "deregister_scalable_target", **target)
+                self._call(name, "sagemaker", "delete_endpoint", EndpointName=name)
+            raise BusyEndpoint(f"endpoint {name} is being deleted")
+        alarms = [requests.error_alarm(name), requests.backlog_alarm(name)]
+        self._call(name, "cloudwatch", "delete_alarms", AlarmNames=alarms)
+        for part in self._parts(name):
+            self._delete_part(part)
+
+    def names(self) -> list[str]:
+        found = {entry["EndpointName"] for entry in self._list("Endpoint", "")}
+        parts = {part for noun in ("EndpointConfig", "Model") for part in self._part_names(noun, "")}
+        return sorted(found | {match[1] for part in parts if (match := PART.fullmatch(part))})
+
+    def owns(self, name: str) -> bool:
+        found = self._describe(name)
+        if found is not None:
+            return self._tags(found["EndpointArn"]).get(STORE_TAG) == self.account.store_url[:256]
+        for noun in ("EndpointConfig", "Model"):
+            for entry in self._list(noun, name):
+                tags = self._tags(entry[f"{noun}Arn"])
+                if tags.get(ENDPOINT_TAG) == name:
+                    return tags.get(STORE_TAG) == self.account.store_url[:256]
+        return False
+
+    def usd_an_hour(self, spec: EndpointSpec) -> float | None:
+        price = read_prices(self.environment).get(spec.instance_type or "")
+        return 0.0 if price is not None and spec.mode == "async" else price
+
+    # -- helpers
+
+    def _describe(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._call(name, "sagemaker", "describe_endpoint", EndpointName=name)
+        except Missing:
+            return None
+        return found
+
+    def _tags(self, arn: str) -> dict[str, str]:
+        try:
+            found = self._call(arn, "sagemaker", "list_tags", ResourceArn=arn)["Tags"]
+        except Missing:
+            return {}
+        return {tag["Key"]: tag["Value"] for tag in found}
+
+    def _check_owner(self, name: str, arn: str) -> None:
+        owner = self._tags(arn).get(STORE_TAG)
+        if owner != self.account.store_url[:256]:
+            raise EndpointRefused(
+                f"the account has an endpoint {name} that belongs to {owner or 'somebody else'}, expected {self.account.store_url}: it "
+                "is left alone; give another --alias, or ask its owner to delete it"
+            )
+
+    def _list(self, noun: str, name: str) -> Iterator[dict[str, Any]]:
+        """Summaries of all models, configurations or endpoints whose names contain `name`."""
+        operation = {"Endpoint": "list_endpoints", "EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[
+            noun
+        ]
+        request: dict[str, Any] = {"MaxResults": 100, **({"NameContains": name} if name else {})}
+        while True:
+            answer = self._call(noun, "sagemaker", operation, **request)
+            yield from answer[f"{noun}s"]
+            if not answer.get("NextToken"):
+                return
+            request["NextToken"] = answer["NextToken"]
+
+    def _part_names(self, noun: str, name: str) -> Iterator[str]:
+        for entry in self._list(noun, name):
+            yield entry[f"{noun}Name"]
+
+    def _parts(self, name: str) -> list[str]:
+        """Names of all configurations and models of an endpoint."""
+        found = {part for noun in ("EndpointConfig", "Model") for part in self._part_names(noun, name)}
+        return sorted(part for part in found if (match := PART.fullmatch(part)) and match[1] == name)
+
+    def _delete_part(self, part: str) -> None:
+        """Configuration and model; never one that an endpoint uses."""
+        for operation, key in (("delete_endpoint_config", "EndpointConfigName"), ("delete_model", "ModelName")):
+            with contextlib.suppress(Missing):
+                self._call(part, "sagemaker", operation, **{key: part})

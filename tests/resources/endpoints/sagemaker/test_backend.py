@@ -1,0 +1,88 @@
+"""Endpoints on SageMaker keep the contract, against a service that runs the containers' `serve` as processes over a real S3 server."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resources.endpoints.endpoints import Endpoints
+from resources.endpoints.interface import EndpointFailed, EndpointSpec
+from resources.endpoints.sagemaker.backend import SageMakerEndpoints
+from resources.store import Store
+from tests.contracts.endpoints_contract import EndpointsContract, answer, deploy, fill, plain_spec
+from tests.resources.jobs.cloud import IMAGE, Cloud, cloud
+from tests.servers.s3 import S3Server
+from tests.servers.sagemaker.hosting import Hosting, ServedContainers
+
+SERVER = (sys.executable, str(Path(__file__).parents[1] / "fake_server.py"))
+
+
+class CloudBench:
+    def __init__(self, running: Cloud) -> None:
+        self.cloud, self.store = running, running.store
+        fill(self.store)
+
+    @property
+    def hosting(self) -> Hosting:
+        assert self.cloud.endpoint.sagemaker.hosting is not None
+        return self.cloud.endpoint.sagemaker.hosting
+
+    def endpoints(self) -> Endpoints:
+        backend = SageMakerEndpoints(self.store, self.cloud.environment, calls_a_second=0.0, poll_seconds=0.05)
+        return Endpoints(self.store, backend)
+
+    def spec(self, run: int, **changes: Any) -> EndpointSpec:
+        return plain_spec(self.store, run, image=IMAGE, instance_type="ml.m5.xlarge", **changes)
+
+    def left(self) -> list[str]:
+        return self.hosting.left()
+
+    def servers(self) -> int:
+        containers = self.hosting.start
+        assert isinstance(containers, ServedContainers)
+        return sum(1 for each in containers.running if each.process is not None and each.process.poll() is None)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, s3_server: S3Server) -> Iterator[CloudBench]:
+    with cloud(tmp_path, s3_server, SERVER) as running:
+        yield CloudBench(running)
+
+
+class TestSageMakerEndpoints(EndpointsContract):
+    """The contract."""
+
+
+def test_async_answers_through_the_bucket_and_scales_to_zero(bench: CloudBench) -> None:
+    spec = bench.spec(1, mode="async")
+    up = deploy(bench, spec)
+    assert up.is_up
+    (target,) = bench.hosting.targets.values()
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (0, 1)
+    assert {policy["PolicyType"] for policy in bench.hosting.policies.values()} == {
+        "TargetTrackingScaling",
+        "StepScaling",
+    }
+    assert bench.hosting.alarms.keys() == {f"docml-{spec.name}-errors", f"docml-{spec.name}-backlog"}
+    assert answer(bench, spec.name)["run"] == 1
+    with pytest.raises(EndpointFailed, match=r"refuses: .*not JSON"):
+        bench.endpoints().invoke(spec.name, b"bad")
+    assert bench.store.list_folders(spec.data_key)
+    endpoints = bench.endpoints()
+    endpoints.remove(endpoints.find(spec.name))
+    assert bench.left() == []
+    assert list(bench.store.list(f"{spec.experiment}/endpoints")) == []
+
+
+def test_another_stores_endpoint_is_left_alone(bench: CloudBench) -> None:
+    spec = bench.spec(1)
+    deploy(bench, spec)
+    other = Store.open(f"{bench.store.url}-other", environment=bench.cloud.environment)
+    fill(other)
+    theirs = Endpoints(other, SageMakerEndpoints(other, bench.cloud.environment, calls_a_second=0.0, poll_seconds=0.05))
+    with pytest.raises(Exception, match="belongs to s3://"):
+        theirs.deploy(spec, by="others", check=lambda invoke: 1, say=lambda text: None)
+    assert theirs.sweep() == []
+    assert bench.endpoints().list_endpoints()[0].is_up
