@@ -127,7 +127,7 @@ def run(kind: str, store: str, *arguments: str) -> Store:
     """docml run in this process, on `kind` jobs over a store of its own."""
     os.environ["DOCML_ENV"] = kind
     os.environ["DOCML_STORE"] = store
-    result = CliRunner().invoke(run_command.command, [EXPERIMENT, *arguments], standalone_mode=False)
+    result = CliRunner().invoke(run_command.run, [EXPERIMENT, *arguments], standalone_mode=False)
     assert result.exception is None, result.output
     assert result.return_value in (0, None), result.output
     return Store.open(store, environment=os.environ)

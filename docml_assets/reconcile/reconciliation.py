@@ -13,15 +13,7 @@ import pyarrow as pa
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.experiment.source import functions_digest
-from docml_assets.reconcile.copies import (
-    Copies,
-    Log,
-    Progress,
-    ProgressMeter,
-    Sources,
-    copy_until_settled,
-    with_etags,
-)
+from docml_assets.reconcile.copies import Copies, Log, Progress, ProgressMeter, Sources, copy_until_settled, with_etags
 from docml_assets.reconcile.findings import (
     NothingLeft,
     ReconciliationError,

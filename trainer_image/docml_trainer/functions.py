@@ -1,10 +1,12 @@
-"""The experimenter's module, user_defined_funcs.py, and what its functions are told.
+"""The experimenter's module, user_defined_funcs.py: what its functions are told, and what they leave behind in a process.
 
 Whatever goes wrong in it is a UserCodeError that names the function and the experimenter's own line.
 """
 
 import importlib.util
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,3 +174,35 @@ def _padding(module: ModuleType, path: Path) -> Mapping[str, float]:
             f"{path.name}: PADDING is {describe(padding)}; expected a mapping of feature names to numbers"
         )
     return dict(padding)
+
+
+def open_files() -> dict[str, str]:
+    """This process' open files by descriptor; empty where the system does not tell."""
+    found = {}
+    for path in Path("/proc/self/fd").glob("*"):
+        try:
+            found[path.name] = str(path.readlink())
+        except OSError:  # the one that lists the folder
+            continue
+    return found
+
+
+def can_fork(files_before: dict[str, str]) -> bool:
+    """Whether forks of this process are as good as fresh ones: no other thread runs, and the module has left no file or connection open.
+
+    A fork has none of the threads, and what they had locked stays locked; an open file's position, or a connection, would be shared.
+    """
+    return len(list(Path("/proc/self/task").glob("*"))) == 1 and open_files() == files_before
+
+
+def leave_threads(code: int) -> None:
+    """End the process now if the experimenter's functions left threads behind: Python would wait for them, perhaps for ever."""
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
+    if left:
+        print(f"Threads that were left behind end with their process: {', '.join(left[:5])}", flush=True)
+        sys.stderr.flush()
+        os._exit(code)

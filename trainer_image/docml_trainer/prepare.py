@@ -31,7 +31,7 @@ from docml_trainer.container import Folders
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
-from docml_trainer.preparation.splits import Assignment, assign
+from docml_trainer.preparation.splits import SplitAssignment, assign
 from docml_trainer.preparation.worker import EncodingPlan
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _token_column(task: PrepareTask, feature: str | None, declared: Mapping[str,
 
 
 def _fit_baseline(
-    output: Path, task: PrepareTask, column: str | None, assignment: Assignment, label_names: tuple[str, ...]
+    output: Path, task: PrepareTask, column: str | None, assignment: SplitAssignment, label_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Write baseline.parquet and label_suspects.parquet, where they are wanted and possible; what split_metadata.json says of them."""
     if not task.baseline:
@@ -271,7 +271,7 @@ def _read_previous_splits(folders: Folders) -> Mapping[str, str]:
     return dict(zip(table["artifact_guid"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
-def _write_tables(output: Path, label_names: tuple[str, ...], assignment: Assignment) -> None:
+def _write_tables(output: Path, label_names: tuple[str, ...], assignment: SplitAssignment) -> None:
     ids = {label: index for index, label in enumerate(label_names)}
     for name, content in ((names.LABEL2ID, ids), (names.ID2LABEL, {str(index): label for label, index in ids.items()})):
         (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

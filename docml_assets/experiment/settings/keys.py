@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
@@ -20,12 +20,7 @@ from docml_assets.experiment.settings.values import (
     OrNone,
     Shares,
     any_case,
-    check_names,
-    is_quoted,
-    split_items,
-    unquoted,
 )
-from docml_contract.file_names import is_pattern
 
 DAY = 86_400
 FLAG = ("true or false", "true")
@@ -313,33 +308,3 @@ def extra_of(name: str) -> dict[str, Any]:
     extra = Keys.model_fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return dict(extra)
-
-
-QUERIES = ("labels_query", "predict_query")
-ABSENT = object()  # stands for a value that says: as if the key were not there
-_FILES = frozenset({"files_from_prod", "files_optional", "files_on_research", "model_input_files"})
-# Keys that `none` leaves at their default, beside those whose value may be none.
-_NONE_IS_ABSENT = frozenset(
-    {"files_on_research", "encoded_data_dir", "num_labels_threshold", "wandb_project"}
-    | {"reconciliation_processes", "preparation_processes"}
-)
-
-
-def read_value(name: str, text: str) -> Any:
-    """What a key's text says, without quotes: a text, a tuple of texts for a list, or ABSENT. ValueError says what is wrong with it."""
-    none = text.lower() == "none"
-    if none and name in _NONE_IS_ABSENT:
-        return ABSENT
-    field = Keys.model_fields[name]
-    if get_origin(field.annotation) is tuple and name != "metric_definitions":
-        items = [] if none and not field.is_required() else split_items(text)
-        if name in _FILES:
-            check_names([item for item, _ in items])
-        elif any(is_pattern(item) for item, quoted in items if not quoted):
-            raise ValueError(
-                "a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes"
-            )
-        return tuple(item for item, _ in items)
-    if name not in (*QUERIES, "metric_definitions") and not is_quoted(text) and is_pattern(text):
-        raise ValueError("a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes")
-    return unquoted(text)

@@ -1,10 +1,10 @@
 """settings.ini: read, checked as a whole, and split into what freezes with a run and what does not.
 
-text --ini.py--> entries with lines --keys.py--> values --rules.py--> Settings, or all problems at once
+text --ini.py--> entries with lines --key_reader.py--> values --rules.py--> Settings, or all problems at once
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
@@ -20,7 +20,8 @@ from docml_assets.experiment.settings.hyperparameters import (
     read_ranges,
 )
 from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, parse_ini
-from docml_assets.experiment.settings.keys import ABSENT, QUERIES, Keys, extra_of, operational_keys, read_value
+from docml_assets.experiment.settings.key_reader import QUERIES, read_keys
+from docml_assets.experiment.settings.keys import Keys, operational_keys
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
 from docml_contract.file_names import is_optional
@@ -34,13 +35,6 @@ LATER = frozenset(
     {"files_optional", "model_hyperparameters", "model_tunable", "baseline", "auto_accept_precision", "predict_query"}
 )
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
-# Stand in for required keys that are wrong, so that the rules between the others can still be checked.
-_PLACEHOLDERS: dict[str, Any] = {
-    "model_names": ("model",),
-    "labels_query": "SELECT artifact_guid, label, file_hash FROM labels",
-    "files_from_prod": ("file",),
-    "model_input_files": ("file",),
-}
 
 
 class Settings(Keys):
@@ -148,7 +142,7 @@ def parse_settings(text: str, path: str | PurePath, dialect: int = DIALECT) -> S
     secrets = _secrets(ini)
     slips = _drop_slips(ini)
     hyperparameters, tunable = read_hyperparameters(ini), read_ranges(ini)
-    keys, bad = _read_keys(ini, slips)
+    keys, bad = read_keys(ini, slips)
     by_model = _read_models(ini, keys.model_names if keys and "model_names" not in bad else None)
     settings = Settings(**dict(keys), hyperparameters=hyperparameters, tunable=tunable, **by_model) if keys else None
     for broken in broken_rules(settings, settings.searches, bad) if settings else ():
@@ -231,84 +225,3 @@ def _secrets(ini: Ini) -> list[Problem]:
         for section, entry in ini.all_entries()
         if (reason := looks_secret(entry.key, entry.value))
     ]
-
-
-def _read_keys(ini: Ini, slips: frozenset[str]) -> tuple[Keys | None, frozenset[str]]:
-    """The [settings] keys and the names of those that are wrong; wrong ones have their defaults or placeholders.
-
-    slips: those that are wrong already.
-    """
-    raw: dict[str, Any] = {}
-    bad = set(slips & Keys.model_fields.keys())
-    meant: set[str | None] = {
-        name.upper() for name in slips
-    }  # keys that an unknown one stands for: not missing, but misspelt
-    for entry in ini.section("settings").values():
-        name = entry.key.lower()
-        if not (entry.key.isupper() and name in Keys.model_fields):
-            meant.add(_unknown_key(ini, entry.key, entry.line))
-        elif ini.dialect == 1:
-            raw[name] = entry.value
-        else:
-            try:
-                value = read_value(name, entry.value)
-            except ValueError as error:
-                bad.add(name)
-                meant.add(entry.key)
-                _complain_of_value(ini, name, entry.value, f" ({error})")
-            else:
-                raw |= {} if value is ABSENT else {name: value}
-    try:
-        return Keys.model_validate({**{k: v for k, v in _PLACEHOLDERS.items() if k in bad}, **raw}), frozenset(bad)
-    except ValidationError as error:
-        bad |= _complain_of_values(ini, error, meant)
-    rest = {name: value for name, value in raw.items() if name not in bad}
-    try:
-        return Keys.model_validate({**{k: v for k, v in _PLACEHOLDERS.items() if k in bad}, **rest}), frozenset(bad)
-    except ValidationError:
-        return None, frozenset(bad)
-
-
-def _unknown_key(ini: Ini, key: str, line: int) -> str | None:
-    """Complain of it; returns the key that was probably meant."""
-    known = [name.upper() for name in Keys.model_fields]
-    guess = nearest(key, known)
-    if key.upper() in known:
-        remedy = f"keys of [settings] are upper-case: write {key.upper()}"
-    elif guess:
-        remedy = f"did you mean {guess}?"
-    else:
-        remedy = "remove it; the experiment's own values belong into [hyperparameters]"
-    ini.complain(line, f"the unknown key {shown(key)}", "a key of docs/settings.md", remedy)
-    return guess
-
-
-def _complain_of_value(ini: Ini, name: str, value: str, reason: str) -> None:
-    """Of one wrong key, with what the table says of it."""
-    key, extra = name.upper(), extra_of(name)
-    found = f"{key} = {shown(value) or 'nothing'}{reason}"
-    expected = f"{extra['expected']} ({Keys.model_fields[name].description})"
-    ini.complain(ini.line("settings", key), found, expected, f"write {key} = {extra['example']}")
-
-
-def _complain_of_values(ini: Ini, error: ValidationError, meant: Collection[str | None]) -> set[str]:
-    """One problem for each wrong key; returns their names."""
-    bad: set[str] = set()
-    for detail in error.errors():
-        name = str(detail["loc"][0])
-        if detail["type"] == "default_factory_not_called" or name in bad:
-            continue
-        bad.add(name)
-        if detail["type"] != "missing":
-            _complain_of_value(ini, name, "" if detail["input"] == () else detail["input"], _reason(detail))
-        elif name.upper() not in meant:
-            key, extra = name.upper(), extra_of(name)
-            expected = f"{extra['expected']} ({Keys.model_fields[name].description})"
-            ini.complain(ini.line("settings", key), f"no {key}", expected, f"write {key} = {extra['example']}")
-    return bad
-
-
-def _reason(detail: Any) -> str:
-    """Our own validators' reason; pydantic's own texts repeat what `expected` says."""
-    reason = detail.get("ctx", {}).get("error") if detail["type"] == "value_error" else None
-    return f" ({reason})" if reason else ""

@@ -12,13 +12,13 @@ from sklearn.pipeline import make_pipeline
 
 from docml_trainer.preparation import baseline as module
 from docml_trainer.preparation.baseline import Baseline, count_terms, fit_baseline
-from docml_trainer.preparation.splits import Assignment
+from docml_trainer.preparation.splits import SplitAssignment
 
 LABELS = ("invoice", "letter", "memo")
 datasets.disable_progress_bars()
 
 
-def write(folder: Path, documents: int = 240, *, chunks: bool = False, groups: int | None = None) -> Assignment:
+def write(folder: Path, documents: int = 240, *, chunks: bool = False, groups: int | None = None) -> SplitAssignment:
     """Splits of documents whose label shows in some of their tokens; returns who belongs together."""
     random = np.random.default_rng(5)
     rows = []
@@ -44,10 +44,10 @@ def write(folder: Path, documents: int = 240, *, chunks: bool = False, groups: i
         datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder / split))
     names = [None if groups is None else f"group {number // 15 % groups}" for number in range(documents)]
     guids, labels = [row[0] for row in rows], [LABELS[row[1]] for row in rows]
-    return Assignment(guids, labels, names, [None] * documents, list(splits))
+    return SplitAssignment(guids, labels, names, [None] * documents, list(splits))
 
 
-def fitted(folder: Path, assignment: Assignment) -> Baseline:
+def fitted(folder: Path, assignment: SplitAssignment) -> Baseline:
     made = fit_baseline(folder, "input_ids", assignment, LABELS)
     assert isinstance(made, Baseline), made
     return made

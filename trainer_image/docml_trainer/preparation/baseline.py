@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from docml_contract.names import SPLITS
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.preparation.documents import order_key
-from docml_trainer.preparation.splits import Assignment, units_of
+from docml_trainer.preparation.splits import SplitAssignment, units_of
 
 MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
@@ -71,7 +71,7 @@ class Baseline:
 
 
 def fit_baseline(
-    output: Path, feature: str | None, assignment: Assignment, label_names: Sequence[str]
+    output: Path, feature: str | None, assignment: SplitAssignment, label_names: Sequence[str]
 ) -> Baseline | str:
     """Fit it on the splits below `output`; where that is impossible, the reason.
 

@@ -12,7 +12,7 @@ from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, shape_of
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small
-from docml_trainer.preparation.splits import Assignment
+from docml_trainer.preparation.splits import SplitAssignment
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +31,7 @@ class Preparation:
     documents: Documents
     tally: Tally
     found: "Overview"
-    assignment: Assignment  # by row of `found`
+    assignment: SplitAssignment  # by row of `found`
     near_duplicate_feature: str | None  # by which documents were compared
     features: "datasets.Features"  # as they are saved
     baseline: dict[str, Any]  # what `baseline.Baseline.facts` says, or {"none": reason}

@@ -23,7 +23,7 @@ Group = tuple[str, str]  # kind and name
 
 
 @dataclass(frozen=True)
-class Assignment:
+class SplitAssignment:
     """The encoded documents, row by row: what they belong to, and the split that each goes to (None: left out)."""
 
     guids: list[str]
@@ -49,7 +49,7 @@ def assign(
     groups: list[str | None],
     signatures: np.ndarray[Any, Any] | None,
     previous: Mapping[str, str],
-) -> Assignment:
+) -> SplitAssignment:
     """Each document's split and its group of near-duplicates.
 
     signatures: uint32[documents, 128], or None where documents are not compared. previous: split by GUID, from earlier runs.
@@ -69,7 +69,7 @@ def assign(
         alike = [None] * len(everyone)
         for row, group in zip(kept, near_duplicate_groups(kept), strict=True):
             alike[row] = group
-    return Assignment(guids, labels, groups, alike, splits)
+    return SplitAssignment(guids, labels, groups, alike, splits)
 
 
 def assign_splits(
@@ -101,7 +101,7 @@ def assign_splits(
     return splits
 
 
-def units_of(assignment: Assignment) -> list[list[int]]:
+def units_of(assignment: SplitAssignment) -> list[list[int]]:
     """Rows of the documents that belong together, directly or through others; one that belongs to none is a unit of its own."""
     return _units(_memberships(assignment.groups, assignment.near_duplicate_groups))
 

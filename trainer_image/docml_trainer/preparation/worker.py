@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from docml_contract.jobs import PrepareTask
 from docml_contract.manifests import write_atomically
 from docml_trainer.errors import TrainerError
-from docml_trainer.functions import Context, UserFunctions
+from docml_trainer.functions import Context, UserFunctions, can_fork, leave_threads, open_files
 from docml_trainer.preparation.documents import InputDocument, Tally, read_batch
 
 if TYPE_CHECKING:
@@ -142,12 +141,12 @@ def run_first_worker(encoding: Encoding, workers: Sequence[WorkerFiles]) -> None
     """Entry point of the first process."""
     first = workers[0]
     with _as_worker(encoding, first):
-        files = _open_files()
+        files = open_files()
         functions = _load(encoding, first)
-        forkable = len(workers) > 1 and _can_fork(files)
+        forkable = len(workers) > 1 and can_fork(files)
         if forkable:
             _warm_up(encoding, first, functions)
-            forkable = _can_fork(files)
+            forkable = can_fork(files)
         if forkable:
             encoding.mode.value = FORKED
             _fork(encoding, workers, functions)
@@ -179,24 +178,11 @@ def _as_worker(encoding: Encoding, worker: WorkerFiles) -> Iterator[None]:
                 traceback.print_exc()
             message = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
             write_atomically(worker.end, json.dumps({"error": type(error).__name__, "message": message}).encode())
-            _leave_threads(1)
+            leave_threads(1)
             sys.exit(1)
         finally:
             faulthandler.unregister(signal.SIGUSR1)
-    _leave_threads(0)
-
-
-def _leave_threads(code: int) -> None:
-    """End the process now if the experimenter's functions left threads behind: Python would wait for them, perhaps for ever."""
-    left = [
-        thread.name
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.current_thread()
-    ]
-    if left:
-        print(f"Threads that were left behind end with their process: {', '.join(left[:5])}", flush=True)
-        sys.stderr.flush()
-        os._exit(code)
+    leave_threads(0)
 
 
 def _check_parent() -> None:
@@ -229,25 +215,6 @@ def _warm_up(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions) 
     first = encoding.parts[0].read_input().slice(0, 1)
     _encoder(encoding, worker, functions)(encoding.plan.read(first.to_pydict()))
     encoding.states[worker.index].started = 0
-
-
-def _open_files() -> dict[str, str]:
-    """This process' open files by descriptor; empty where the system does not tell."""
-    found = {}
-    for path in Path("/proc/self/fd").glob("*"):
-        try:
-            found[path.name] = str(path.readlink())
-        except OSError:  # the one that lists the folder
-            continue
-    return found
-
-
-def _can_fork(files_before: dict[str, str]) -> bool:
-    """Whether forks of this process are as good as fresh ones: no other thread runs, and the module has left no file or connection open.
-
-    A fork has none of the threads, and what they had locked stays locked; an open file's position, or a connection, would be shared.
-    """
-    return len(list(Path("/proc/self/task").glob("*"))) == 1 and _open_files() == files_before
 
 
 def _fork(encoding: Encoding, workers: Sequence[WorkerFiles], functions: UserFunctions) -> None:
