@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -21,10 +21,11 @@ from docml_contract.plain_text import plain, plain_line
 SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
 
 
-class Display(Protocol):
-    """Shows what happens in a run. Called from several threads; must not raise."""
+class Display:
+    """Shows what happens in a run; this one shows nothing. Called from several threads; must not raise."""
 
-    def started(self, asset: str) -> None: ...
+    def started(self, asset: str) -> None:
+        """A step begins."""
 
     def said(self, asset: str, text: str) -> None:
         """A sentence of the step itself."""
@@ -32,27 +33,14 @@ class Display(Protocol):
     def job_line(self, asset: str, model: str | None, text: str) -> None:
         """A log line of a job."""
 
-    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None: ...
+    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
+        """`done` of `total` items (None: not known) of `what`."""
 
-    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None: ...
+    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:
+        """An epoch ended; `event` holds its metrics (`docml_contract.log_lines`)."""
 
-    def finished(self, asset: str, text: str) -> None: ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def started(self, asset: str) -> None: ...
-
-    def said(self, asset: str, text: str) -> None: ...
-
-    def job_line(self, asset: str, model: str | None, text: str) -> None: ...
-
-    def progressed(self, asset: str, what: str, done: int, total: int | None) -> None: ...
-
-    def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None: ...
-
-    def finished(self, asset: str, text: str) -> None: ...
+    def finished(self, asset: str, text: str) -> None:
+        """A step has ended; `text` says how."""
 
 
 def make_display(*, verbose: bool) -> "PlainDisplay | TerminalDisplay":
@@ -77,7 +65,7 @@ def epoch_text(model: str | None, event: dict[str, Any]) -> str:
     return f"{f'{model}: ' if model else ''}epoch {event.get('epoch', '?')}{total}: {', '.join(values)}"
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """One line for everything that is said; progress every few seconds."""
 
     def __init__(self, stream: TextIO, *, verbose: bool) -> None:
@@ -99,16 +87,20 @@ class PlainDisplay:
             print(plain(f"{asset}: {text}"), file=self._stream, flush=True)
 
     def started(self, asset: str) -> None:
+        """Only the time is noted."""
         self._started[asset] = time.monotonic()
 
     def said(self, asset: str, text: str) -> None:
+        """One line."""
         self._print(asset, text)
 
     def job_line(self, asset: str, model: str | None, text: str) -> None:
+        """One line, where all are asked for."""
         if self._verbose:
             self._print(asset, f"  | {f'[{model}] ' if model else ''}{text}")
 
     def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
+        """One line every few seconds, and one when all is done."""
         now = time.monotonic()
         complete = done == total and (asset, what) not in self._complete
         if complete or now - self._shown.get((asset, what), 0.0) >= SECONDS_BETWEEN_PLAIN_PROGRESS:
@@ -117,14 +109,16 @@ class PlainDisplay:
             self._print(asset, f"{what}: {done}{f' of {total}' if total else ''}")
 
     def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:
+        """One line."""
         self._print(asset, epoch_text(model, event))
 
     def finished(self, asset: str, text: str) -> None:
+        """One line with the seconds that the step took."""
         seconds = time.monotonic() - self._started.get(asset, time.monotonic())
         self._print(asset, f"{text} ({seconds:.1f} s)")
 
 
-class TerminalDisplay:
+class TerminalDisplay(Display):
     """A bar for the step at work, what it says above."""
 
     def __init__(self, *, verbose: bool) -> None:
@@ -155,6 +149,7 @@ class TerminalDisplay:
         self._console.print(Text.assemble((f"{mark} ", style), (f"{asset:<23} ", "bold"), text), soft_wrap=True)
 
     def started(self, asset: str) -> None:
+        """The step's bar appears."""
         self._started[asset] = time.monotonic()
         self._task(asset, asset, None)
 
@@ -166,28 +161,33 @@ class TerminalDisplay:
         return self._tasks[key]
 
     def said(self, asset: str, text: str) -> None:
+        """A line above the bars."""
         self._print("·", "dim", asset, text)
 
     def job_line(self, asset: str, model: str | None, text: str) -> None:
+        """A line above the bars where all are asked for, else the end of the step's bar."""
         if self._verbose:
             self._console.print(Text(f"    {f'[{model}] ' if model else ''}{text}", style="dim"), soft_wrap=True)
         else:
             self._progress.update(self._task(asset, asset, None), line=plain_line(text[:60]))
 
     def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
+        """The bar of `what`."""
         self._progress.update(self._task(asset, what, total), completed=done, total=total)
 
     def epoch(self, asset: str, model: str | None, event: dict[str, Any]) -> None:
+        """A line above the bars."""
         self._print("·", "dim", asset, epoch_text(model, event))
 
     def finished(self, asset: str, text: str) -> None:
+        """The step's bars give way to a line with the seconds that it took."""
         seconds = time.monotonic() - self._started.get(asset, time.monotonic())
         for key in [key for key in self._tasks if key[0] == asset]:
             self._progress.remove_task(self._tasks.pop(key))
         self._print("✓", "green", asset, f"{text} ({seconds:.1f} s)")
 
 
-_in_place: list[Display] = [Silent()]
+_in_place: list[Display] = [Display()]
 
 
 def display() -> Display:

@@ -42,6 +42,7 @@ class Problem:
 
     @property
     def place(self) -> str:
+        """`file:line`, or the file alone where no line can be pointed at."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     def __str__(self) -> str:

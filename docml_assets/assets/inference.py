@@ -35,6 +35,7 @@ COLUMNS = {
     "documents under earlier runs. report.html is the page to read.",
 )
 def inference_report(context: dg.AssetExecutionContext) -> Results:
+    """Score the run's models on the test split and write the report."""
     yield from materialize(context, INFERENCE_REPORT, run_inference, _metadata)
 
 

@@ -177,10 +177,12 @@ class DagsterReporter:
         self.links: dict[str, str] = {}
 
     def say(self, text: str) -> None:
+        """A sentence of the step, into Dagster's log and onto the display."""
         self._context.log.info(plain(text))
         display().said(self._asset, text)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
+        """Progress on the display at once, and now and then, with the time that is left, in the log."""
         display().progressed(self._asset, what, done, total)
         now = time.monotonic()
         begun, logged = self._progress.setdefault(what, (now, now))
@@ -192,6 +194,7 @@ class DagsterReporter:
         self._context.log.info(f"{what}: {done}{f' of {total}' if total else ''}, {rate:.1f} a second{left}")
 
     def listener(self, model: str | None) -> Listener:
+        """What listens to the step's job, or to the job of one of its models."""
         return JobListener(self._context, self._asset, model, self)
 
 
@@ -220,6 +223,7 @@ class JobListener:
         self._lock = threading.Lock()
 
     def line(self, host: str, text: str) -> None:
+        """A log line of the job; the host is named where there are several."""
         with self._lock:
             self._hosts.add(host)
             where = f"{host}: " if len(self._hosts) > 1 else ""
@@ -227,9 +231,11 @@ class JobListener:
         display().job_line(self._asset, self._model, text)
 
     def status(self, text: str) -> None:
+        """Where the job stands, as a sentence of the step."""
         self._reporter.say(f"{self._prefix}{text}")
 
     def event(self, event: dict[str, Any]) -> None:
+        """An event of the job's log: an epoch, progress, the address of its tracking, or facts."""
         kind = event["event"]
         if kind == log_lines.EPOCH:
             self._epoch(event)

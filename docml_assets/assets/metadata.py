@@ -39,6 +39,7 @@ def locations(store: Store, folders: Mapping[str, str]) -> Metadata:
 
 
 def location(store: Store, folder: str) -> dg.MetadataValue:
+    """A folder of the store, as a path or as a link into the S3 console."""
     uri = store.uri(folder)
     if store.local_path is not None:
         return dg.MetadataValue.path(uri)
@@ -47,6 +48,7 @@ def location(store: Store, folder: str) -> dg.MetadataValue:
 
 
 def jobs_table(jobs: Sequence[JobResult]) -> dg.MetadataValue:
+    """The jobs that a step launched, attached to or took over: time and cost."""
     return table(
         [
             {

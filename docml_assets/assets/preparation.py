@@ -39,6 +39,7 @@ COLUMNS = {
     "near-duplicates kept together, earlier runs' assignments kept. Runs whose inputs are equal share one copy.",
 )
 def encoded_splits(context: dg.AssetExecutionContext) -> Results:
+    """Encode the documents and assign them to splits."""
     yield from materialize(context, ENCODED_SPLITS, run_preparation, _metadata)
 
 

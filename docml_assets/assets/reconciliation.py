@@ -49,6 +49,8 @@ COLUMNS = {
     "processed by process_func, verified. The only asset that reads production.",
 )
 def reconciled_data(context: dg.AssetExecutionContext) -> Results:
+    """Join labels with files, and record the versions of production that were seen."""
+
     def step(work: Work) -> Outcome | None:
         outcome = reconciliation(work)
         if outcome is not None and outcome.how == "made":
@@ -97,6 +99,7 @@ def _histogram(counts: dict[str, int]) -> Metadata:
     description="How many documents each label has, before IGNORED_LABELS and NUM_LABELS_THRESHOLD leave any out.",
 )
 def label_counts(context: dg.AssetExecutionContext) -> Results:
+    """Count the reconciled documents by label."""
     yield from materialize(context, LABEL_COUNTS, count_labels, _counts_metadata)
 
 

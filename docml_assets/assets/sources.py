@@ -105,6 +105,7 @@ def _observation_of(instance: dg.DagsterInstance, asset: str, experiment: str, v
     "in a backfill only if it is RUN_NUM: other partitions are skipped.",
 )
 def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
+    """Claim the run, or check its claim, and freeze its settings and functions."""
     begun = note_process(context)
     place = place_of(context)
     resources = context.resources

@@ -27,6 +27,7 @@ from docml_contract.names import BEST_MODEL, CURVES, HISTORY, STATISTICS, TRIALS
     "exported as TorchScript and checked against the model that was trained.",
 )
 def best_torchscript_model(context: dg.AssetExecutionContext) -> Results:
+    """Train, or tune, every model of the run and keep the best as TorchScript."""
     yield from materialize(context, BEST_MODEL, run_training, _metadata)
 
 

@@ -53,9 +53,11 @@ class LazyGroup(click.Group):
     """A group that knows its commands' names and help without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of the overview."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"docml_assets.cli.{COMMANDS[cmd_name].module}"), cmd_name)
@@ -63,6 +65,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The overview, from what COMMANDS says of each."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 

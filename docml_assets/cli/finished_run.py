@@ -27,6 +27,7 @@ class RunChoice(click.ParamType[Choice]):
     name = "RUN"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Choice:
+        """The number, or CHAMPION; a usage error for anything else."""
         if value == CHAMPION:
             return CHAMPION
         if not str(value).isdecimal() or int(value) < 1:
@@ -84,21 +85,27 @@ class DisplayReporter:
         self.links: dict[str, str] = {}
 
     def say(self, text: str) -> None:
+        """A sentence onto the display."""
         self._display.said(self._about, text)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
+        """Progress onto the display."""
         self._display.progressed(self._about, what, done, total)
 
     def listener(self, model: str | None) -> "Listener":
+        """This object: all jobs of a command speak to the one display."""
         return self
 
     def line(self, host: str, text: str) -> None:
+        """A log line of a job."""
         with self._lock:
             self._display.job_line(self._about, None, text)
 
     def status(self, text: str) -> None:
+        """Where a job stands."""
         self.say(text)
 
     def event(self, event: dict[str, Any]) -> None:
+        """Progress that a job reports; other events have no place on this display."""
         if event["event"] == log_lines.PROGRESS:
             self.progress(str(event.get("what", "progress")), int(event.get("done", 0)), event.get("total"))

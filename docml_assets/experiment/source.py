@@ -172,6 +172,7 @@ def _scope_nodes(statements: Sequence[ast.AST]) -> Iterator[ast.AST]:
 
 
 def body_without_docstring(function: Function) -> list[ast.stmt]:
+    """The statements that do something."""
     return function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
 
 

@@ -48,10 +48,12 @@ class ReportFiles:
 
     @property
     def summary(self) -> tuple[str, ...]:
+        """The report's three sentences."""
         return self.report.summary
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """What a reader should know before trusting the numbers."""
         return self.report.warnings
 
 

@@ -137,6 +137,7 @@ class PreviousRun:
     labels: tuple[str, ...]  # `labels` of its report.json
 
     def read(self) -> Predictions:
+        """Its predictions, checked. ReportError if they are not what its labels say."""
         return read_predictions(self.predictions, self.labels, f"predictions of {self.experiment} run {self.run}")
 
 

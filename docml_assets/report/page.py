@@ -196,6 +196,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None) -> str:
+    """A share as a percentage; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
@@ -205,6 +206,7 @@ def signed(value: float) -> str:
 
 
 def p_value(value: float) -> str:
+    """Three decimals, or `<0.001`."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -36,6 +36,7 @@ class Predictions:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """Names, in the order of the table."""
         return tuple(self.predicted)
 
     def __len__(self) -> int:

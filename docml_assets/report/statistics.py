@@ -37,6 +37,7 @@ class LabelScores:
 
     @property
     def accuracy(self) -> Floats:
+        """float[labels]: correct / support, which is the recall."""
         return self.recall
 
     @property
@@ -56,6 +57,7 @@ class LabelScores:
 
     @property
     def total_accuracy(self) -> float:
+        """Share of all documents that is right."""
         return float(self.correct.sum() / self.support.sum())
 
 

@@ -70,6 +70,7 @@ class Axis:
     def over(
         cls, values: Sequence[float], limits: Point | None, start: float, end: float, *, whole: bool = False
     ) -> "Axis":
+        """The axis over all values, or over given limits; `whole`: ticks at whole numbers only."""
         low, high = limits or (min(values), max(values))
         if high - low < 1e-9:
             low, high = low - 0.5, high + 0.5
@@ -85,6 +86,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
+        """Multiples of the step within the limits."""
         first = math.ceil(self.low / self.step - 1e-9)
         return [index * self.step for index in range(first, int(self.high / self.step + 1e-9) + 1)]
 

@@ -69,6 +69,7 @@ class Claim(Document):
 
     @property
     def place(self) -> RunPlace:
+        """Where the run lies in the store."""
         return RunPlace(self.experiment, self.run)
 
     @property

@@ -58,6 +58,7 @@ class ExperimentsCursor(SensorCursor):
     minimum_interval_seconds=30,
 )
 def experiment_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
+    """The thin Dagster side of `look`."""
     folders = experiment_folders(deployment.experiments)
     cursor, findings = look(
         ExperimentsCursor.read(context.cursor),

@@ -66,6 +66,7 @@ class Launch:
         return f"{self.claim.experiment} run {self.claim.run} starts ({steps})"
 
     def run_request(self) -> dg.RunRequest:
+        """The run as Dagster is asked for it; the same claim is never asked for twice."""
         return dg.RunRequest(
             run_key=f"{self.claim.experiment}|{self.claim.run}",
             partition_key=partition_key(self.claim.experiment, self.claim.run),

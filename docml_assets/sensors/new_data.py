@@ -106,6 +106,7 @@ def changed(state: State) -> list[str]:
     minimum_interval_seconds=120,
 )
 def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
+    """The thin Dagster side of `Watch`."""
     watch = Watch(
         experiment_folders(deployment.experiments),
         deployment.store.with_patience(TICK_PATIENCE_SECONDS),

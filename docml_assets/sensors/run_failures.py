@@ -140,6 +140,7 @@ class SweepResult:
     minimum_interval_seconds=60,
 )
 def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceParam[Any]) -> dg.SkipReason:
+    """The thin Dagster side of `sweep`."""
     swept = sweep(context.instance, jobs)
     if swept.ended_runs or swept.stopped_jobs:
         context.log.warning(str(swept))

@@ -49,16 +49,19 @@ class Job:
 
     @classmethod
     def plan(cls, spec: JobSpec, attempt: int, store_url: str) -> "Job":
+        """The attempt's job, with its derived name."""
         step = spec.step if spec.piece is None else f"{spec.step}-{spec.piece}"
         name = job_name(spec.kind, store_url, spec.experiment, spec.run, step, spec.model, attempt)
         return cls(spec, attempt, name)
 
     @property
     def place(self) -> RunPlace:
+        """The run that it works for."""
         return RunPlace(self.spec.experiment, self.spec.run)
 
     @property
     def folder(self) -> str:
+        """Store prefix of what belongs to this job."""
         return self.place.job_folder(self.name)
 
     @property
@@ -93,11 +96,14 @@ class JobState:
 
     @property
     def ended(self) -> bool:
+        """Whether the status is a final one."""
         return self.status in ENDED
 
 
 @dataclass(frozen=True)
 class LogLine:
+    """One line of a host's (or a trial's) log."""
+
     host: str
     text: str
 
@@ -109,7 +115,8 @@ class Backend(Protocol):
     """SageMaker, or this machine. Any method may raise Busy or JobUnreachable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`local` or `sagemaker`, for people and records."""
 
     @property
     def poll_seconds(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,13 @@ class FolderBackend:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes:
+        """The file's bytes."""
         path = self.path_of(key)
         with self.reading(key), _open(path) as stream:
             return stream.read()
 
     def head(self, key: str) -> StoredObject | None:
+        """The file; None if there is none."""
         path = self.path_of(key)
         try:
             status = path.lstat()
@@ -71,12 +74,14 @@ class FolderBackend:
         return StoredObject(key, status.st_size, lambda: self._sha256(path))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
+        """All files below, by key in byte order."""
         for key, path, size in sorted(self._walk(prefix), key=lambda found: os.fsencode(found[0])):
             if size == LINK_SIZE:
                 continue
             yield StoredObject(key, size, lambda path=path: self._sha256(path))  # type: ignore[misc]
 
     def list_folders(self, prefix: str) -> Names:
+        """Names of the folders directly below."""
         try:
             with os.scandir(self.root / prefix) as entries:
                 names = [
@@ -92,6 +97,7 @@ class FolderBackend:
         return sorted(name for name in names if next(self._walk(f"{prefix}/{name}" if prefix else name), None))
 
     def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
+        """TABLE_SCHEMA, sorted by key; `etags` reads every file that changed since it was last read."""
         found = sorted(self._walk(prefix), key=lambda file: os.fsencode(file[0]))
         hashes: list[str | None] = [None] * len(found)
         if etags:
@@ -102,16 +108,16 @@ class FolderBackend:
         return pa.table([keys, [size for _, _, size in found], hashes], schema=TABLE_SCHEMA)
 
     def put(self, key: str, data: bytes) -> StoredObject:
+        """Write beside, sync, and move into place."""
         with self._draft(key) as draft:
             _write_durably(draft, data)
             self._place(draft, key, os.replace)
         return StoredObject(key, len(data), hashlib.sha256(data).hexdigest())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        """A link to a complete file: atomic among processes, and nobody sees half an object. The draft is unlinked afterwards."""
         with self._draft(key) as draft:
             _write_durably(draft, data)
-            # A link to a complete file: atomic among processes, and nobody sees a half-written object. The draft is
-            # unlinked afterwards, so the object is again the only name of its file.
             try:
                 self._place(draft, key, os.link)
             except FileExistsError:
@@ -121,11 +127,13 @@ class FolderBackend:
             return True
 
     def put_file(self, key: str, path: Path) -> StoredObject:
+        """A reflink where the file system can, else a copy."""
         with self._draft(key) as draft:
             _reflink_or_copy(path, draft)
             return self._placed(draft, key)
 
     def get_file(self, key: str, path: Path) -> None:
+        """Copy beside `path`, and move into place."""
         source = self.path_of(key)
         draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.part")
         try:
@@ -136,23 +144,21 @@ class FolderBackend:
             draft.unlink(missing_ok=True)
 
     def delete(self, keys: Sequence[str]) -> None:
+        """Unlink; folders vanish with their last object, as on S3."""
         for key in keys:
             path = self.path_of(key)
             with suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
-            # Folders vanish with their last object, as on S3.
-            for folder in path.parents:
-                if folder == self.root:
-                    break
-                try:
+            with suppress(OSError):  # at the first folder that is not empty
+                for folder in takewhile(lambda folder: folder != self.root, path.parents):
                     folder.rmdir()
-                except OSError:
-                    break
 
     def copies_within(self, other: Any) -> bool:
+        """Whether the other is a folder as well."""
         return isinstance(other, FolderBackend)
 
     def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
+        """Copy one object, from a folder or from S3."""
         with self._draft(target) as draft:
             if isinstance(other, FolderBackend):
                 with other.reading(source):
@@ -164,9 +170,11 @@ class FolderBackend:
     def copy_many(
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
     ) -> Gone:
+        """Copy in threads."""
         return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
 
     def path_of(self, key: str) -> Path:
+        """The key's file. StoreError for a key among the drafts."""
         if key.split("/", 1)[0] == DRAFTS:
             raise StoreError(f"key {key!r}: {DRAFTS} is where unfinished writes lie; choose another name")
         return self.root / key

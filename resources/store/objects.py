@@ -45,6 +45,7 @@ class StoredObject:
 
     @property
     def etag(self) -> str:
+        """Changes whenever the content does."""
         if not isinstance(self._etag, str):
             self._etag = self._etag()
         return self._etag
@@ -78,21 +79,49 @@ Gone = list[MissingSource]
 class StoreBackend(Protocol):
     """What a folder and S3 each do in their own way. Keys are checked, prefixes stripped of outer slashes."""
 
-    def get(self, key: str) -> bytes: ...
-    def head(self, key: str) -> StoredObject | None: ...
-    def list_folders(self, prefix: str) -> Names: ...
-    def list(self, prefix: str) -> Iterator[StoredObject]: ...
-    def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table: ...
-    def put(self, key: str, data: bytes) -> StoredObject: ...
-    def put_if_absent(self, key: str, data: bytes) -> bool: ...
-    def put_file(self, key: str, path: Path) -> StoredObject: ...
-    def get_file(self, key: str, path: Path) -> None: ...
-    def delete(self, keys: Sequence[str]) -> None: ...
-    def copies_within(self, other: Any) -> bool: ...
-    def copy_from(self, other: Any, source: str, target: str) -> StoredObject: ...
+    def get(self, key: str) -> bytes:
+        """The object's bytes. MissingKey."""
+
+    def head(self, key: str) -> StoredObject | None:
+        """The object; None if there is none."""
+
+    def list_folders(self, prefix: str) -> Names:
+        """Names of the folders directly below."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects below, by key."""
+
+    def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
+        """The same as TABLE_SCHEMA, listed in up to so many key ranges at once.
+
+        Without `etags` their column is null where they cost a read.
+        """
+
+    def put(self, key: str, data: bytes) -> StoredObject:
+        """Put or replace; whoever reads sees all of it or nothing."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Whether this call made the object: of several at once exactly one does."""
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        """Put a local file's content."""
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write the content to `path`, whole or not at all. MissingKey."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete; absent keys are no error."""
+
+    def copies_within(self, other: Any) -> bool:
+        """Whether the other's objects can be copied without passing through this process."""
+
+    def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
+        """Copy one object of another backend. MissingKey."""
+
     def copy_many(
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
-    ) -> Gone: ...
+    ) -> Gone:
+        """Copy (source, target) pairs; `copied` is called after each. Returns the pairs whose source had gone."""
 
 
 def missing_key(uri: str) -> MissingKey:

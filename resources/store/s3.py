@@ -46,9 +46,11 @@ class S3Backend:
     # -- one object
 
     def get(self, key: str) -> bytes:
+        """The object's bytes. MissingKey."""
         return self.clients.ask(self.uri(key), lambda: bytes(obstore.get(self.clients.client, self.full(key)).bytes()))
 
     def head(self, key: str) -> StoredObject | None:
+        """The object; None if there is none."""
         try:
             meta = self.clients.ask(self.uri(key), lambda: obstore.head(self.clients.client, self.full(key)))
         except MissingKey:
@@ -56,9 +58,11 @@ class S3Backend:
         return StoredObject(key, meta["size"], _plain_etag(meta["e_tag"]))
 
     def put(self, key: str, data: bytes) -> StoredObject:
+        """One request, or a multipart upload."""
         return self._put(key, data, len(data))
 
     def put_file(self, key: str, path: Path) -> StoredObject:
+        """The same, read from the file part by part."""
         return self._put(key, path, path.stat().st_size)
 
     def _put(self, key: str, content: bytes | Path, size: int) -> StoredObject:
@@ -70,6 +74,7 @@ class S3Backend:
         return StoredObject(key, size, _plain_etag(result["e_tag"]))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        """If-None-Match; after a lost answer, what is found is compared with what was put."""
         lost = False  # whether an answer was lost, so that what is found may be ours
         outage = Outage(self.uri(key), self.clients.patience)
         for attempt in itertools.count():
@@ -92,6 +97,7 @@ class S3Backend:
         raise AssertionError("unreachable")
 
     def get_file(self, key: str, path: Path) -> None:
+        """Stream beside `path`, and move into place. MissingKey."""
         draft = path.with_name(f".{path.name[:200]}.{threading.get_ident()}.part")
 
         def transfer() -> None:
@@ -106,6 +112,7 @@ class S3Backend:
             draft.unlink(missing_ok=True)
 
     def delete(self, keys: Sequence[str]) -> None:
+        """Bulk deletes."""
         if keys:
             paths = [self.full(key) for key in keys]
             self.clients.ask(self.uri(keys[0]), lambda: obstore.delete(self.clients.client, paths))
@@ -117,6 +124,7 @@ class S3Backend:
         return isinstance(other, S3Backend) and other.clients.service == self.clients.service
 
     def copy_from(self, other: Any, source: str, target: str) -> StoredObject:
+        """Copy within S3, in parts if it is large; from elsewhere, stream."""
         if not self.copies_within(other):
             return self._stream(other, source, target)
         try:
@@ -136,6 +144,7 @@ class S3Backend:
     def copy_many(
         self, other: Any, pairs: Iterator[tuple[str, str]], parallel: int, copied: Callable[[], None]
     ) -> Gone:
+        """Many copies in flight within S3; in threads from elsewhere."""
         if not self.copies_within(other):
             return copy_in_threads(self, other, pairs, min(parallel, PARALLEL_FILES), copied)
         return _BulkCopy(self, other, pairs, copied).run(parallel)
@@ -168,17 +177,20 @@ class S3Backend:
     # -- listing
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects below, by key."""
         for batch in self.list_table(prefix, 1, True).to_batches():
             for key, size, etag in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield StoredObject(key, size, etag)
 
     def list_folders(self, prefix: str) -> Names:
+        """Names of the folders directly below."""
         found = self.clients.ask(
             self.uri(prefix), lambda: obstore.list_with_delimiter(self.clients.client, self.full(prefix) or None)
         )["common_prefixes"]
         return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in found)
 
     def list_table(self, prefix: str, shards: int, etags: bool) -> pa.Table:
+        """TABLE_SCHEMA, sorted by key."""
         base = f"{self.full(prefix)}/" if self.full(prefix) else ""
         start = len(self.prefix) + 1 if self.prefix else 0
         return Listing(self.clients, base, start, self.uri(prefix)).table(shards)
@@ -190,6 +202,7 @@ class S3Backend:
         return f"{self.prefix}/{key}".strip("/") if self.prefix else key
 
     def uri(self, key: str) -> str:
+        """The object's s3:// address, for messages."""
         return f"{self.url}/{key}"
 
     def _get_or_none(self, key: str) -> bytes | None:

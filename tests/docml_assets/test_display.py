@@ -2,7 +2,7 @@
 
 import io
 
-from docml_assets.display import PlainDisplay, Silent, TerminalDisplay, display, epoch_text, shown_on
+from docml_assets.display import Display, PlainDisplay, TerminalDisplay, display, epoch_text, shown_on
 
 EVENT = {
     "epoch": 2,
@@ -57,7 +57,7 @@ def test_a_terminal_keeps_what_was_said() -> None:
 
 
 def test_a_display_is_in_place_for_a_while() -> None:
-    mine = Silent()
+    mine = Display()
     assert display() is not mine
     with shown_on(mine):
         assert display() is mine

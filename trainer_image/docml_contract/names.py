@@ -129,12 +129,15 @@ class ExperimentPlace:
 
     @property
     def reconciled_artifacts(self) -> str:
+        """Versions of the documents' files, shared by all runs."""
         return f"{self.experiment}/data/reconciled_artifacts"
 
     def prepared_data(self, encoded_data_dir: str) -> str:
+        """Encoded data sets of this name, one folder a version."""
         return f"{self.experiment}/data/prepared_data/{encoded_data_dir}"
 
     def run(self, number: int) -> "RunPlace":
+        """The place of one run."""
         return RunPlace(self.experiment, number)
 
 
@@ -152,30 +155,37 @@ class RunPlace:
 
     @property
     def root(self) -> str:
+        """The run's folder."""
         return f"{self.experiment}/run_{self.number}"
 
     @property
     def shared(self) -> ExperimentPlace:
+        """What the run shares with the experiment's others."""
         return ExperimentPlace(self.experiment)
 
     @property
     def snapshot(self) -> str:
+        """The folder of experiment_snapshot."""
         return f"{self.root}/experiment"
 
     @property
     def claim(self) -> str:
+        """The object whose creation made the run."""
         return f"{self.snapshot}/CLAIM.json"
 
     @property
     def reconciliation(self) -> str:
+        """The folder of reconciled_data."""
         return f"{self.root}/reconciliation"
 
     @property
     def labels(self) -> str:
+        """The folder of label_counts."""
         return f"{self.root}/labels"
 
     @property
     def preparation(self) -> str:
+        """The folder that says which prepared data the run uses."""
         return f"{self.root}/preparation"
 
     def trained(self, model: str, *, tuned: bool) -> str:
@@ -188,6 +198,7 @@ class RunPlace:
 
     @property
     def inference(self) -> str:
+        """The folder of inference_report."""
         return f"{self.root}/inference"
 
     def deployment(self, model: str) -> str:
@@ -200,12 +211,15 @@ class RunPlace:
 
     @property
     def jobs(self) -> str:
+        """The folder of the jobs' records and staged outputs."""
         return f"{self.root}/jobs"
 
     def job_record(self, name: str) -> str:
+        """The job's intent record."""
         return f"{self.jobs}/{name}.json"
 
     def job_lease(self, name: str) -> str:
+        """The lease of whoever waits for the job."""
         return f"{self.jobs}/{name}.lease.json"
 
     def job_folder(self, name: str) -> str:

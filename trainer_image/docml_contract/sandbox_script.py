@@ -17,6 +17,7 @@ from typing import Any
 
 
 def main() -> None:
+    """Load the experimenter's module, then answer one request after the other until there are no more."""
     # Python puts the script's folder first: docml's modules must not stand in for those that the experiment imports.
     sys.path[:] = [entry for entry in sys.path if entry != str(pathlib.Path(__file__).parent)]
     module_path, replies = sys.argv[1], os.fdopen(int(sys.argv[2]), "w", encoding="utf-8")

@@ -132,10 +132,12 @@ def complaint_about(key: str, value: Any) -> str | None:
 
 
 def meaning(key: str) -> str:
+    """A sentence that says what the hyperparameter is."""
     return f"{key} is {TrainingHyperparameters.model_fields[key].description}"
 
 
 def default(key: str) -> str:
+    """A sentence that says what its default is."""
     value = TrainingHyperparameters.model_fields[key].default
     return f"its default is {'none' if value is None else value}"
 

@@ -51,9 +51,11 @@ class Ini:
     keys: int = 0  # read so far
 
     def section(self, name: str) -> dict[str, Entry]:
+        """The entries of a section by key; empty if there is no such section."""
         return self.entries.get(name, {})
 
     def all_entries(self) -> Iterator[tuple[str, Entry]]:
+        """(section, entry) in the order of the file."""
         for section, entries in self.entries.items():
             for entry in entries.values():
                 yield section, entry
@@ -64,6 +66,7 @@ class Ini:
         return entry.line if entry else self.section_lines.get(section, 1)
 
     def complain(self, line: int, found: str, expected: str, remedy: str) -> None:
+        """Note a problem of this file."""
         self.problems.append(Problem(self.path, line, found, expected, remedy))
 
 

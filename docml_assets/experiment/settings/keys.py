@@ -55,20 +55,24 @@ def required(meaning: str, expected: tuple[str, str], **limits: Any) -> Any:
 
 
 def instance_type(default: str, what: str) -> Any:
+    """The key for the machine of a job."""
     return key(default, f"machine of the {what} job", ("a SageMaker instance type", "ml.m5.xlarge"), operational=True)
 
 
 def instance_count(what: str) -> Any:
+    """The key for the number of a job's machines."""
     return key(1, f"machines of the {what} job", ("1 to 100", "2"), operational=True, ge=1, le=100)
 
 
 def volume(default: int, what: str) -> Any:
+    """The key for the disk of a job's machines, GB."""
     return key(
         default, f"disk of each machine of the {what} job, GB", ("1 to 16384", "50"), operational=True, ge=1, le=16_384
     )
 
 
 def max_runtime(longest: int, what: str) -> Any:
+    """The key for a job's time limit, seconds."""
     meaning = f"the {what} job is stopped after so many seconds, and has failed then"
     return key(DAY, meaning, (f"60 to {longest}", "7200"), operational=True, ge=60, le=longest)
 

@@ -85,6 +85,7 @@ class Settings(Keys):
 
     @property
     def is_comparison(self) -> bool:
+        """Whether the run trains several models on the same data."""
         return len(self.model_names) > 1
 
     def compute(self, step: Step, *, image: str | None = None, hosts: int | None = None) -> Compute:

@@ -71,12 +71,14 @@ class LocalBackend:
         """Nothing is refused here: the trainer says what it lacks."""
 
     def request(self, job: Job) -> dict[str, Any]:
+        """The command line, and on how many hosts."""
         return {"command": [*self.command, job.spec.task.command], "hosts": job.spec.compute.instance_count}
 
     def stage(self, job: Job) -> None:
         """The supervisor reads the channels from the store."""
 
     def create(self, job: Job) -> None:
+        """Start a supervisor, which goes on without this process. NameTaken if the job has a state already."""
         if self._state(job) is not None:
             raise NameTaken(job.name)
         self.store.delete([stop_key(job)])  # of an attempt that never came into being
@@ -120,10 +122,12 @@ class LocalBackend:
         return int(launched.stdout)
 
     def spec_hash(self, job: Job) -> str | None:
+        """From the job's state; None if there is none."""
         state = self._state(job)
         return state.spec_hash if state else None
 
     def observe(self, job: Job) -> JobState | None:
+        """The state that the supervisor wrote; a job whose supervisor is gone has failed, and what is left of it is ended."""
         state = self._state(job)
         if state is None:
             return None
@@ -170,6 +174,7 @@ class LocalBackend:
         )
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
+        """New lines of the hosts' log files; of the uploaded log once the job's folder is gone."""
         state = self._state(job)
         if state is None:
             return []
@@ -198,14 +203,17 @@ class LocalBackend:
         return [LogLine("algo-1", text) for text in _lines(data)]
 
     def stop(self, job: Job) -> None:
+        """Leave the object that the supervisor looks for."""
         state = self._state(job)
         if state is None or not state.ended:
             self.store.put(stop_key(job), b"")
 
     def collect(self, job: Job) -> str:
+        """Where the supervisor left the output."""
         return job.output_prefix
 
     def links(self, job: Job) -> Mapping[str, str]:
+        """The uploaded log."""
         return {"log": self.store.uri(log_key(job))}
 
     def _state(self, job: Job) -> LocalState | None:

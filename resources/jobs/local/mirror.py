@@ -30,6 +30,7 @@ class Mirror:
         return count
 
     def start(self) -> None:
+        """Begin to copy, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:

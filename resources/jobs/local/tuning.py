@@ -63,6 +63,7 @@ class RunningTrial:
 
     @property
     def seconds(self) -> float:
+        """Since the trial began."""
         return time.monotonic() - self.begun
 
     def is_due_for_a_look(self) -> bool:

@@ -113,14 +113,17 @@ class SageMakerBackend:
 
     @cached_property
     def account(self) -> Account:
+        """What requests need to know of the deployment: bucket, role, network, environment."""
         return read_account(self.store, self.environment)
 
     @cached_property
     def session(self) -> Any:
+        """The boto3 session, made on first use."""
         return self._given_session or aws.session(self.environment)
 
     @cached_property
     def region(self) -> str:
+        """The session's region."""
         return self.session.region_name or "us-east-1"
 
     def _client(self, service: str) -> Any:
@@ -132,14 +135,17 @@ class SageMakerBackend:
 
     @cached_property
     def sagemaker(self) -> Any:
+        """The client of SageMaker."""
         return self._client("sagemaker")
 
     @cached_property
     def cloudwatch(self) -> Any:
+        """The client of CloudWatch Logs."""
         return self._client("logs")
 
     @cached_property
     def typed_layer(self) -> TypedLayer:
+        """The SDK's classes, which create jobs."""
         return TypedLayer(self.session, self.sagemaker)
 
     def _call(self, what: str, operation: Callable[..., Any], **request: Any) -> Any:
@@ -152,6 +158,7 @@ class SageMakerBackend:
     # -- Backend
 
     def check(self, spec: JobSpec) -> None:
+        """JobRefused without an image; SettingError if a key would travel in plain text."""
         if not spec.compute.image:
             raise JobRefused(
                 f"{spec.step} of {spec.experiment} has no image: set DOCKER_IMAGE in settings.ini, or DOCML_IMAGE "
@@ -173,23 +180,28 @@ class SageMakerBackend:
         check_request(f"Create{NOUNS[spec.kind]}", self.request(job))
 
     def request(self, job: Job) -> dict[str, Any]:
+        """The Create request."""
         return build_request(job, self.account)
 
     def stage(self, job: Job) -> None:
+        """Write the manifests of channels that list their files."""
         for key, content in manifests(job, self.account).items():
             self.store.put(key, content)
 
     def create(self, job: Job) -> None:
+        """Create the job. NameTaken, NoCapacity, JobRefused."""
         with contextlib.suppress(NoSuchJob):  # created; the typed layer's Describe came too early to see it
             self._call(job.name, self.typed_layer.create, noun=NOUNS[job.spec.kind], request=self.request(job))
 
     def spec_hash(self, job: Job) -> str | None:
+        """From the job's tag; None if it has none."""
         noun = NOUNS[job.spec.kind]
         arn = self._describe(job)[f"{noun}Arn"]
         tags = self._call(job.name, self.sagemaker.list_tags, ResourceArn=arn)["Tags"]
         return next((tag["Value"] for tag in tags if tag["Key"] == SPEC_TAG), None)
 
     def observe(self, job: Job) -> JobState | None:
+        """What Describe answers; None: no such job."""
         try:
             answer = self._describe(job)
         except NoSuchJob:
@@ -207,6 +219,8 @@ class SageMakerBackend:
         return answer
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
+        """New lines of the job's CloudWatch streams."""
+
         def ask(operation: str, **request: Any) -> dict[str, Any]:
             self._log_pacer.turn()
             try:
@@ -221,6 +235,7 @@ class SageMakerBackend:
         return describe.read_logs(job, cursor, ask)
 
     def stop(self, job: Job) -> None:
+        """Call Stop; a job that is gone or has ended is no error."""
         noun = NOUNS[job.spec.kind]
         stop = {
             "processing": self.sagemaker.stop_processing_job,
@@ -236,6 +251,7 @@ class SageMakerBackend:
                 raise
 
     def collect(self, job: Job) -> str:
+        """Where the output lies; of a tuning, its best trial's, gathered."""
         if job.spec.kind == "processing":
             return job.output_prefix
         if job.spec.kind == "training":
@@ -243,6 +259,7 @@ class SageMakerBackend:
         return self._collect_best(job)
 
     def links(self, job: Job) -> Mapping[str, str]:
+        """Log and console."""
         return describe.links(job, self.region)
 
     # -- trials
