@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from docml_assets.experiment.settings.keys import Keys, extra_of
+from docml_assets.experiment.settings.key_reader import extra_of
+from docml_assets.experiment.settings.keys import Keys
 from docml_contract.hyperparameters import TrainingHyperparameters
 
 INTRODUCTION = """# settings.ini

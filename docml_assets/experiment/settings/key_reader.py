@@ -1,4 +1,4 @@
-"""Section [settings]: texts of entries -> values of the key table, or problems that say what the table expects."""
+"""Section [settings]: texts of entries -> values of the key table, or problems that say what the table expects; and what else it says of keys."""
 
 from collections.abc import Collection
 from typing import Any, get_origin
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from docml_assets.errors import nearest, shown
 from docml_assets.experiment.settings.ini import Ini
-from docml_assets.experiment.settings.keys import Keys, extra_of
+from docml_assets.experiment.settings.keys import Keys
 from docml_assets.experiment.settings.values import check_names, is_quoted, split_items, unquoted
 from docml_contract.file_names import is_pattern
 
@@ -127,3 +127,15 @@ def read_value(name: str, text: str) -> Any:
     if name not in (*QUERIES, "metric_definitions") and not is_quoted(text) and is_pattern(text):
         raise ValueError("a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes")
     return unquoted(text)
+
+
+def operational_keys() -> frozenset[str]:
+    """The attributes that do not freeze with a run."""
+    return frozenset(name for name in Keys.model_fields if extra_of(name)["operational"])
+
+
+def extra_of(name: str) -> dict[str, Any]:
+    """A key's `expected`, `example`, `operational` and `shown`."""
+    extra = Keys.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return dict(extra)

@@ -300,15 +300,3 @@ class Keys(BaseModel):
 def _default_wait(earlier: dict[str, Any]) -> int | None:
     runtime = earlier.get("training_max_runtime_seconds")
     return 2 * runtime if earlier.get("training_use_spot") and runtime else None
-
-
-def operational_keys() -> frozenset[str]:
-    """The attributes that do not freeze with a run."""
-    return frozenset(name for name in Keys.model_fields if extra_of(name)["operational"])
-
-
-def extra_of(name: str) -> dict[str, Any]:
-    """A key's `expected`, `example`, `operational` and `shown`."""
-    extra = Keys.model_fields[name].json_schema_extra
-    assert isinstance(extra, dict)
-    return dict(extra)

@@ -20,8 +20,8 @@ from docml_assets.experiment.settings.hyperparameters import (
     read_ranges,
 )
 from docml_assets.experiment.settings.ini import DIALECT, Ini, looks_secret, parse_ini
-from docml_assets.experiment.settings.key_reader import QUERIES, read_keys
-from docml_assets.experiment.settings.keys import Keys, operational_keys
+from docml_assets.experiment.settings.key_reader import QUERIES, operational_keys, read_keys
+from docml_assets.experiment.settings.keys import Keys
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
 from docml_contract.file_names import is_optional

@@ -1,7 +1,8 @@
 import re
 from pathlib import Path
 
-from docml_assets.experiment.settings.keys import Keys, extra_of, operational_keys
+from docml_assets.experiment.settings.key_reader import extra_of, operational_keys
+from docml_assets.experiment.settings.keys import Keys
 
 REQUIRED = {
     "model_names": "small",
