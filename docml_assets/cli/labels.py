@@ -38,12 +38,12 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
     if suspects and count is not None:
         raise click.UsageError("expected --suspects or --next, not both")
     from docml_assets.deployment import Deployment
-    from docml_assets.display import Silent
+    from docml_assets.display import Display
     from docml_assets.steps.labels import label_studio_tasks, read_next, read_suspects
 
     deployment = Deployment.current()
     number, _ = find_run(deployment, experiment, run, None)
-    work = open_run(deployment, experiment, number, Silent(), "labels")
+    work = open_run(deployment, experiment, number, Display(), "labels")
     rows = read_next(work, count) if count is not None else read_suspects(work, None if form else SHOWN)
     if form == "csv":
         write_csv(rows)
