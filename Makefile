@@ -1,4 +1,4 @@
-# make demo | test | ui | bench [ONLY=name] | test-slow | test-distros | clean
+# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | clean
 #
 # PYTHON       the interpreter .venv is made from (else python3, or the newest beside it that docml supports)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
@@ -19,13 +19,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
-.PHONY: help demo test test-slow test-distros ui bench clean
+.PHONY: help demo test test-slow test-faults test-distros ui bench clean
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
 	@echo 'make ui     open the Dagster UI on the runs of this folder (PORT=3001 for another port)'
 	@echo 'make test   set everything up and run all tests'
 	@echo 'make test-slow   the tests that take minutes each'
+	@echo 'make test-faults   kill and damage whole runs, for hours (SCHEDULES=200:folder keeps what has passed)'
 	@echo 'make test-distros   set up and run the demo on bare machines of other distributions (root, debootstrap)'
 	@echo 'make bench [ONLY=name]   run the benchmarks, write bench/results.json'
 	@echo 'make clean  remove .venv, ./storage and ./.dagster_home'
@@ -42,6 +43,9 @@ test: $(VENV)/.dev $(VENV)/.system
 
 test-slow: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.dev
+	DOCML_SCHEDULES=$(or $(SCHEDULES),200) $(BIN)/python -m pytest -m 'faults or not faults' tests/faults
 
 test-distros: $(VENV)/.dev
 	@{ command -v debootstrap && command -v ip; } >/dev/null || { command -v apt-get >/dev/null && \

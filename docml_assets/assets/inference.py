@@ -77,7 +77,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             {"label": row.label, "F1": float(row.f1), "accuracy": float(row.accuracy), "support": row.support}
             for row in report.models[best].per_label
         ),
-        **gallery(work.store, outcome.folder, plots),
+        **(gallery(work.store, outcome.folder, plots) if outcome.how == "made" else {}),
         **scores,
         "test documents": report.num_test,
         "dagster/row_count": predictions.num_rows,

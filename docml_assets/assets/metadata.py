@@ -14,7 +14,8 @@ from resources.jobs.interface import JobResult
 from resources.store import Store
 
 Metadata = dict[str, Any]
-# Images travel inside the event log: larger ones are left to the storage path.
+# Images travel inside the event log, three times each: larger ones are left to the storage path, and so are those of what was finished
+# before, which the materialization that made it shows.
 MAX_IMAGE_BYTES = 200_000
 
 

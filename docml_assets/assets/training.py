@@ -36,7 +36,8 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     shown: Metadata = {"models": table({"model": name, **_row(card)} for name, card in cards.items())}
     for name, folder in outcome.folders.items():
         shown |= {f"{score} ({name})": float(value) for score, value in cards[name]["scores"].items()}
-        shown |= stored_image(work.store, f"{folder}/{CURVES}", f"learning curves ({name})")
+        if outcome.how == "made":
+            shown |= stored_image(work.store, f"{folder}/{CURVES}", f"learning curves ({name})")
         shown[f"model card ({name})"] = dg.MetadataValue.json(cards[name])
         if any(entry.path == TRIALS for entry in outcome.manifests[name].files):
             shown[f"trials ({name})"] = dg.MetadataValue.json(_json(work, f"{folder}/{TRIALS}"))

@@ -82,6 +82,8 @@ def explained_home(home: Path) -> Iterator[None]:
     import yaml
     from alembic.util import CommandError
 
+    from resources.jobs.local.container import lacks_space
+
     try:
         yield
     except (yaml.YAMLError, dg.DagsterInvalidConfigError) as error:
@@ -91,7 +93,7 @@ def explained_home(home: Path) -> Iterator[None]:
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, CommandError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        if "full" in cause:
+        if "full" in cause or lacks_space(home):
             raise HomeError(f"the Dagster home {home} has no space left ({cause}): free some and try again") from error
         raise HomeError(
             f"the Dagster home {home} cannot be used ({cause}); expected databases that Dagster can read and write. If another process "

@@ -19,7 +19,7 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.tables import DamagedTable
-from docml_contract.base import Document, UnreadableDocument, digest
+from docml_contract.base import Document, IncompleteArtifact, UnreadableDocument, digest
 from docml_contract.manifests import CODE_VERSIONS, Manifest, cache_key, snapshot_version, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from resources.errors import MissingKey, StoreError
@@ -98,6 +98,7 @@ class Claim(Document):
 
 DAMAGE = (
     UnreadableDocument,
+    IncompleteArtifact,
     MissingKey,
     SettingsError,
     DamagedTable,

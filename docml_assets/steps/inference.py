@@ -10,8 +10,8 @@ from docml_assets.report.schema import read_report
 from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
 from docml_assets.steps.deployment import make_deployments
-from docml_assets.steps.preparation import read_labels, read_prepared
-from docml_assets.steps.reuse import earlier_runs, find_finished, reused_outcome, take_earlier
+from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest, recorded_data
+from docml_assets.steps.reuse import earlier_runs, find_finished, read_required, reused_outcome, take_earlier
 from docml_assets.steps.training import models_version, read_models
 from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
@@ -28,6 +28,7 @@ from docml_contract.names import (
     INFERENCE,
     INFERENCE_REPORT,
     PREDICTIONS,
+    RECONCILED_DATA,
     RECONCILED_TABLE,
     REPORT_HTML,
     REPORT_JSON,
@@ -40,7 +41,7 @@ from docml_contract.names import (
 from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
 from resources.jobs.interface import JobResult
-from resources.store.manifests import read_manifest
+from resources.store.manifests import read_manifest, read_recorded
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles
@@ -64,7 +65,7 @@ def run_inference(work: Work) -> Outcome | None:
     folders, manifests = read_models(work)
     inputs = {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
     exported = {name: _exported(work, folders[name], manifests[name]) for name in work.settings.model_names}
-    spec = specs.inference_spec(work, prepared=data.folder, models=exported, inputs=inputs)
+    spec = specs.inference_spec(work, prepared=recorded_data(work), models=exported, inputs=inputs)
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
     report = _report(work, data, folders, manifests, result)
     make_deployments(work, report.report.policies)
@@ -120,14 +121,16 @@ def _report(
     """What can be said about the job's predictions, beside the store, where earlier runs can be compared."""
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
 
-    staged = result.output_prefix
+    def handed_over(name: str) -> bytes:
+        return read_recorded(work.store, result.output_prefix, result.output.file(name))
+
     return build_report(
         experiment=work.place.experiment,
         run=work.place.number,
-        predictions=read_parquet(work.store.get(f"{staged}/{PREDICTIONS}")),
+        predictions=read_parquet(handed_over(PREDICTIONS)),
         labels=read_labels(work),
-        documents=read_parquet(work.store.get(f"{staged}/{DOCUMENTS}")),
-        timings=json.loads(work.store.get(f"{staged}/{TIMINGS}")),
+        documents=read_parquet(handed_over(DOCUMENTS)),
+        timings=json.loads(handed_over(TIMINGS)),
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
         lineage=_lineage(work, data, manifests),
         previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
@@ -137,9 +140,7 @@ def _report(
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
         target=work.settings.auto_accept_precision,
-        validation=read_parquet(work.store.get(f"{staged}/{VALIDATION}"))
-        if work.settings.auto_accept_precision is not None
-        else None,
+        validation=read_parquet(handed_over(VALIDATION)) if work.settings.auto_accept_precision is not None else None,
     )
 
 
@@ -148,11 +149,12 @@ def _baseline(work: Work, prepared_folder: str) -> pa.Table | None:
     manifest = read_manifest(work.store, prepared_folder)
     if manifest is None or not work.settings.baseline or BASELINE_TABLE not in {file.path for file in manifest.files}:
         return None
-    return read_parquet(work.store.get(f"{prepared_folder}/{BASELINE_TABLE}"))
+    return read_parquet(read_recorded(work.store, prepared_folder, manifest.file(BASELINE_TABLE)))
 
 
 def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
-    table: pa.Table = read_parquet(work.store.get(f"{prepared_folder}/{SPLITS_TABLE}"))
+    entry = read_prepared_manifest(work).file(SPLITS_TABLE)
+    table: pa.Table = read_parquet(read_recorded(work.store, prepared_folder, entry))
     return dict(zip(table["artifact_guid"].to_pylist(), table["group"].to_pylist(), strict=True))
 
 
@@ -196,7 +198,8 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
 
 def read_excerpts(work: Work) -> Callable[[str], str]:
     """GUID -> the beginning of the first of MODEL_INPUT_FILES that holds text; empty where none does."""
-    table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
+    table = read_parquet(read_recorded(work.store, work.place.reconciliation, reconciled.file(RECONCILED_TABLE)))
     keys: dict[str, dict[str, str]] = {}
     for row in table.select(["artifact_guid", "file", "key"]).to_pylist():
         keys.setdefault(row["artifact_guid"], {})[row["file"]] = row["key"]

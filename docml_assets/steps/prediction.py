@@ -175,6 +175,7 @@ def _artifacts(work: Work, documents: DocumentSet, staged: str, errors: Mapping[
     rows: list[tuple[str, str | None]] = []
     for guid, files in found.items():
         rows += [(guid, file) for file in files] or [(guid, None)]
+    copied = {(guid, file): stored.etag for guid, own in documents.files.items() for file, stored in own.items()}
     return pa.table(
         {
             "artifact_guid": pa.array([guid for guid, _ in rows], pa.string()),
@@ -182,6 +183,7 @@ def _artifacts(work: Work, documents: DocumentSet, staged: str, errors: Mapping[
             "group": pa.nulls(len(rows), pa.string()),
             "file": pa.array([file for _, file in rows], pa.string()),
             "path": pa.array([f"{guid}/{file}" if file else None for guid, file in rows], pa.string()),
+            "etag": pa.array([copied.get((guid, file or "")) for guid, file in rows], pa.string()),
         }
     )
 

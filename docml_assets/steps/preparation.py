@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from docml_assets.experiment.source import functions_digest
 from docml_assets.steps import specs
+from docml_assets.steps.reconciliation import restore_artifacts
 from docml_assets.steps.reuse import (
     find_finished,
     nothing_to_reuse,
@@ -26,7 +27,7 @@ from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import IncompleteArtifact, UnreadableDocument, digest, short
 from docml_contract.file_names import matches
-from docml_contract.jobs import Channel
+from docml_contract.jobs import Channel, RecordedFiles
 from docml_contract.manifests import Manifest, PreparedData, cache_key
 from docml_contract.names import (
     ARTIFACTS_TABLE,
@@ -45,7 +46,7 @@ from docml_contract.names import (
 )
 from resources.jobs.interface import JobResult
 from resources.label_values import column_named
-from resources.store.manifests import check_finished, read_manifest
+from resources.store.manifests import check_finished, read_manifest, read_recorded
 
 # What of user_defined_funcs.py decides the encoded rows.
 ENCODING_NAMES = ("get_dataset_features", "encode_data", "encode_batch", "PADDING")
@@ -65,7 +66,7 @@ def run_preparation(work: Work) -> Outcome | None:
     if not work.performs(PREPARATION) and not _needed(work) and not _reconciled(work):
         return None
     reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
-    rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
+    rows = _reconciled_table(work, LABEL_ROWS)
     key = preparation_key(work, reconciled, rows)
     if not work.performs(PREPARATION):
         return _skip(work, key)
@@ -98,6 +99,11 @@ def read_prepared_manifest(work: Work) -> Manifest:
             f"folder, or materialize {ENCODED_SPLITS} of this run again, which makes them anew"
         )
     return manifest
+
+
+def recorded_data(work: Work) -> RecordedFiles:
+    """What the files of the run's prepared data hold, for the jobs that read them."""
+    return RecordedFiles(folder=read_prepared(work).folder, files=read_prepared_manifest(work).files)
 
 
 def preparation_key(work: Work, reconciled: Manifest, rows: pa.Table) -> str:
@@ -180,7 +186,7 @@ def _make(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome
 def _make_again(work: Work, done: Outcome, note: PreparedData) -> Outcome:
     """Prepared data that vanished after the run had recorded them: equal inputs give equal data, in the same place."""
     work.reporter.say(f"the prepared data in {work.store.uri(note.folder)} are gone: they are made again")
-    rows = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))
+    rows = _reconciled_table(work, LABEL_ROWS)
     results = tuple(_jobs(work, rows, read_previous_splits(work), done.inputs))
     version = results[-1].output.data_version
     if version != note.data_version:
@@ -248,7 +254,8 @@ def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
 
     An artifact that lacks all of these files, which are optional then, has a row without file, path and etag.
     """
-    table = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    table = _reconciled_table(work, RECONCILED_TABLE)
+    restore_artifacts(work, table)
     present = table["file"].unique().to_pylist()
     wanted = [file for file in present if any(matches(file, entry) for entry in work.settings.model_input_files)]
     everyone = table.select(["artifact_guid", "label"])
@@ -267,6 +274,12 @@ def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
             "etag": table["etag"].cast(pa.string()),
         }
     )
+
+
+def _reconciled_table(work: Work, name: str) -> pa.Table:
+    """A table of the reconciled data, which holds what was written."""
+    manifest = read_required(work, work.place.reconciliation, RECONCILED_DATA)
+    return read_parquet(read_recorded(work.store, work.place.reconciliation, manifest.file(name)))
 
 
 def _without_files(everyone: pa.Table, found: pa.Table) -> pa.Table:

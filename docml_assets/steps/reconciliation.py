@@ -15,7 +15,7 @@ from docml_assets.experiment.source import functions_digest
 from docml_assets.steps.reuse import find_finished, nothing_to_reuse, read_required, reused_outcome, take_earlier
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
-from docml_contract.base import Document
+from docml_contract.base import Document, IncompleteArtifact
 from docml_contract.file_names import matches
 from docml_contract.manifests import cache_key, label_counts_version
 from docml_contract.names import (
@@ -37,10 +37,11 @@ from resources.labels import LabelSource
 from resources.store import Store
 
 if TYPE_CHECKING:
-    from docml_assets.reconcile.reconciliation import ReconciledArtifacts
+    from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs
 
 FINDINGS = "findings.json"
 SAMPLE_ROWS = 50
+LISTING_SHARDS = 16  # key ranges that are listed at once
 
 
 class FindingsDocument(Document):
@@ -84,22 +85,11 @@ def reconciliation_key(work: Work) -> str:
 
 
 def _work(work: Work, key: str) -> Outcome:
-    from docml_assets.reconcile.reconciliation import ReconciliationInputs, reconcile  # polars loads where it is used
+    from docml_assets.reconcile.reconciliation import reconcile  # polars loads where it is used
 
     # The versions are read before the data: what changes meanwhile shows as stale, never as up to date.
     inputs = versions(work.settings, work.labels, work.production)
-    asked = ReconciliationInputs(
-        place=work.place,
-        settings=work.settings,
-        functions_source=work.functions_source,
-        store=work.store,
-        production=work.production,
-        labels=work.labels,
-        environment=work.environment,
-        log=work.reporter.say,
-        progress=work.reporter.progress,
-    )
-    result = reconcile(asked)
+    result = reconcile(_inputs(work))
     folder = work.place.reconciliation
     manifest = work.publish(
         RECONCILED_DATA,
@@ -114,6 +104,74 @@ def _work(work: Work, key: str) -> Outcome:
         inputs=inputs,
     )
     return Outcome.of(work, manifest, folder, how="made", why=f"{result.table.num_rows} files reconciled")
+
+
+def _inputs(work: Work) -> "ReconciliationInputs":
+    from docml_assets.reconcile.reconciliation import ReconciliationInputs
+
+    return ReconciliationInputs(
+        place=work.place,
+        settings=work.settings,
+        functions_source=work.functions_source,
+        store=work.store,
+        production=work.production,
+        labels=work.labels,
+        environment=work.environment,
+        log=work.reporter.say,
+        progress=work.reporter.progress,
+    )
+
+
+def restore_artifacts(work: Work, table: pa.Table) -> None:
+    """Copy and process again what has gone of the artifacts in `table` (reconciled_manifest) since they were reconciled.
+
+    IncompleteArtifact names files that are there and are not what was recorded: their sizes, and on S3 their etags, tell; a folder's
+    files are hashed by the job that reads them. And files that have gone and cannot be made again, since production has changed.
+    """
+    prefix = work.place.shared.reconciled_artifacts
+    gone = _gone(work, table)
+    if not gone:
+        return
+    from docml_assets.reconcile.reconciliation import reconcile
+
+    work.reporter.say(f"{len(gone)} files below {work.store.uri(prefix)} are gone: they are copied or made again")
+    reconcile(_inputs(work))
+    lost = _gone(work, table)
+    recorded = dict(zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True))
+    lost += [key for key in gone if key not in lost and work.store.local_path and _etag(work, key) != recorded[key]]
+    if lost:
+        raise IncompleteArtifact(
+            f"{work.describe()}: {len(lost)} reconciled files are gone, {work.store.uri(lost[0])} for example, and what production and "
+            "process_func give now differs from them: restore them, or take the next run number (--next)"
+        )
+
+
+def _etag(work: Work, key: str) -> str | None:
+    found = work.store.head(key)
+    return found.etag if found else None
+
+
+def _gone(work: Work, table: pa.Table) -> list[str]:
+    """The keys of `table` that the store does not have; IncompleteArtifact for those that changed."""
+    prefix = work.place.shared.reconciled_artifacts
+    listing = work.store.below(prefix).list_table("", LISTING_SHARDS, etags=False)
+    keys, sizes, etags = (listing[name].to_pylist() for name in ("key", "size", "etag"))
+    there = dict(zip(keys, zip(sizes, etags, strict=True), strict=True))
+    gone, changed = [], []
+    for row in table.select(["key", "size", "etag"]).to_pylist():
+        found = there.get(row["key"][len(prefix) + 1 :])
+        if found is None:
+            gone.append(row["key"])
+        elif found[0] != row["size"] or (found[1] or row["etag"]) != row["etag"]:
+            changed.append(row["key"])
+    if changed:
+        shown = ", ".join(work.store.uri(key) for key in changed[:5])
+        raise IncompleteArtifact(
+            f"{work.describe()}: {shown}{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}: the size or the etag differs from "
+            "what was recorded when it was copied or made: it is damaged. Remove it from the store and execute the run again, which copies "
+            "or makes it anew"
+        )
+    return gone
 
 
 def _findings(result: "ReconciledArtifacts") -> FindingsDocument:

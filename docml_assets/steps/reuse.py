@@ -11,7 +11,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import Manifest, PreparedData
 from docml_contract.names import MANIFEST, PREPARED, SPLITS_TABLE, RunPlace
-from resources.store.manifests import check_finished, read_manifest
+from resources.store.manifests import check_finished, read_manifest, read_recorded
 
 # Runs that agree in these keep each other's assignments to splits.
 SPLIT_KEYS = ("split", "split_seed", "split_by", "encoded_data_dir")
@@ -117,7 +117,7 @@ def read_previous_splits(work: Work) -> pa.Table | None:
         try:
             folder = _folder_with_our_split(work, place)
             if folder is not None and folder not in tables:
-                tables[folder] = read_parquet(work.store.get(f"{folder}/{SPLITS_TABLE}"))
+                tables[folder] = _read_splits(work, folder)
         except DAMAGE as error:
             work.reporter.say(f"the splits of run {place.number} cannot be read and are not kept: {error}")
     if not tables:
@@ -125,6 +125,17 @@ def read_previous_splits(work: Work) -> pa.Table | None:
     frame = pa.concat_tables(tables.values(), promote_options="default").to_pandas()
     frame = frame.drop_duplicates("artifact_guid", keep="first").sort_values("artifact_guid")
     return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
+def _read_splits(work: Work, folder: str) -> pa.Table:
+    """splits.parquet, which holds what the manifest says, where that can be read."""
+    try:
+        manifest = read_manifest(work.store, folder)
+    except UnreadableDocument:
+        manifest = None
+    if manifest is None:
+        return read_parquet(work.store.get(f"{folder}/{SPLITS_TABLE}"))
+    return read_parquet(read_recorded(work.store, folder, manifest.file(SPLITS_TABLE)))
 
 
 def _folder_with_our_split(work: Work, place: RunPlace) -> str | None:

@@ -14,6 +14,7 @@ from docml_contract.jobs import (
     JobSpec,
     PredictTask,
     PrepareTask,
+    RecordedFiles,
     TrainTask,
     Tuning,
 )
@@ -67,12 +68,12 @@ def training_spec(
     work: Work,
     model: str,
     *,
-    prepared: str,
+    prepared: RecordedFiles,
     files: Mapping[str, bytes],
     inputs: Mapping[str, str],
     provenance: Mapping[str, str],
 ) -> JobSpec:
-    """Train one model, or search for its hyperparameters, on the prepared data in the folder `prepared`."""
+    """Train one model, or search for its hyperparameters, on prepared data."""
     settings = work.settings
     return JobSpec(
         kind="tuning" if work.tunes else "training",
@@ -92,7 +93,7 @@ def training_spec(
             tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes),
         ),
         hyperparameters=settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model),
-        channels=tuple(Channel(name=split, prefix=f"{prepared}/{split}") for split in ("train", "valid")),
+        channels=tuple(_split_channel(prepared, split) for split in ("train", "valid")),
         files=hash_files(files),
         tuning=_search(work, model) if work.tunes else None,
         metric_definitions=settings.metric_definitions,
@@ -100,6 +101,10 @@ def training_spec(
         provenance=dict(provenance),
         compute=step_compute(work, "training"),
     )
+
+
+def _split_channel(prepared: RecordedFiles, split: str) -> Channel:
+    return Channel(name=split, prefix=f"{prepared.folder}/{split}", recorded=prepared.below(split))
 
 
 def _search(work: Work, model: str) -> Tuning:
@@ -116,9 +121,9 @@ def _search(work: Work, model: str) -> Tuning:
 
 
 def inference_spec(
-    work: Work, *, prepared: str, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]
+    work: Work, *, prepared: RecordedFiles, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]
 ) -> JobSpec:
-    """Predict the test split in the folder `prepared` with every model of the run; for a decision policy the validation split, too."""
+    """Predict the test split of prepared data with every model of the run; for a decision policy the validation split, too."""
     validation = work.settings.auto_accept_precision is not None
     return JobSpec(
         kind="processing",
@@ -127,10 +132,7 @@ def inference_spec(
         step=INFERENCE,
         task=InferTask(model_names=work.settings.model_names, models=dict(models), validation=validation),
         channels=(
-            *(
-                Channel(name=split, prefix=f"{prepared}/{split}")
-                for split in ("test", *(["valid"] if validation else []))
-            ),
+            *(_split_channel(prepared, split) for split in ("test", *(["valid"] if validation else []))),
             Channel(
                 name="models",
                 prefix=work.place.experiment,

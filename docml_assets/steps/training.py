@@ -11,7 +11,7 @@ from importlib import metadata
 from shutil import which
 
 from docml_assets.steps import specs
-from docml_assets.steps.preparation import read_prepared, read_prepared_manifest
+from docml_assets.steps.preparation import read_prepared, read_prepared_manifest, recorded_data
 from docml_assets.steps.reuse import nothing_to_reuse, reused_outcome, take_earlier
 from docml_assets.steps.work import ModelsFailed, NotReady, Outcome, Work
 from docml_contract.base import digest
@@ -128,10 +128,10 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
 
 
 def _train(work: Work, name: str, folder: str, cancel: threading.Event) -> JobResult:
-    data = read_prepared(work)
+    data, recorded = read_prepared(work), recorded_data(work)
     inputs = {ENCODED_SPLITS: data.data_version}
     files = {USER_FUNCTIONS: work.functions_source.encode()}
-    spec = specs.training_spec(work, name, prepared=data.folder, files=files, inputs=inputs, provenance=_provenance())
+    spec = specs.training_spec(work, name, prepared=recorded, files=files, inputs=inputs, provenance=_provenance())
     result = work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(name), cancel=cancel)
     work.publish(
         BEST_MODEL,

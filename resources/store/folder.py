@@ -234,7 +234,10 @@ class FolderBackend:
         except OSError as error:
             raise self._error(key, error) from error
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(
+                OSError
+            ):  # a file system that was made read-only meanwhile: the error that matters is on its way
+                path.unlink(missing_ok=True)
 
     def _place(self, draft: Path, key: str, move: Callable[[Path, Path], None]) -> None:
         target = self.path_of(key)

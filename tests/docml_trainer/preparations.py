@@ -1,5 +1,6 @@
 """Preparation jobs for tests: documents on disk, tables, spec, ready to run."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -65,10 +66,10 @@ def artifacts_table(docs: Sequence[Doc]) -> bytes:
             "group": doc.group,
             "file": file,
             "path": f"{doc.guid}/v1/{file}",
-            "etag": "e",
+            "etag": hashlib.sha256(content).hexdigest(),
         }
         for doc in docs
-        for file in doc.contents()
+        for file, content in doc.contents().items()
     ]
     columns = ("artifact_guid", "label", "group", "file", "path", "etag")
     table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in columns})

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from docml_contract.base import UnreadableDocument
-from docml_contract.jobs import Compute, JobSpec, Tracking, TrainTask
+from docml_contract.base import IncompleteArtifact, UnreadableDocument
+from docml_contract.jobs import Channel, Compute, InferTask, JobSpec, RecordedFiles, Tracking, TrainTask
+from docml_contract.manifests import describe_folder
+from docml_contract.names import SPEC
 from docml_trainer.container import Folders, ResourceConfig, explained_out_of_memory, is_out_of_memory
 from docml_trainer.errors import FolderError, TrainingError
 
@@ -131,3 +133,37 @@ def training_spec(functions_sha256: str) -> JobSpec:
         files={"user_defined_funcs.py": functions_sha256},
         compute=Compute(instance_type="local"),
     )
+
+
+def test_damaged_input_is_named_with_the_remedy(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, "infer")
+    for name, content in (("train/a/data.arrow", b"rows"), ("train/state.json", b"{}")):
+        path = folders.channel(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    recorded = RecordedFiles(folder="EXP-1/data/prepared/k", files=describe_folder(folders.channel("train")))
+    spec = JobSpec(
+        kind="processing",
+        experiment="EXP-1",
+        run=1,
+        step="inference",
+        task=InferTask(model_names=(), models={}),
+        channels=(),
+        compute=Compute(instance_type="local"),
+    )
+    prefix = f"{recorded.folder}/train"
+    channel = Channel(name="train", prefix=prefix, recorded=recorded)
+    folders.channel("spec").mkdir()
+    for checked in (channel, channel.model_copy(update={"recorded": None})):
+        (folders.channel("spec") / SPEC).write_bytes(spec.model_copy(update={"channels": (checked,)}).to_bytes())
+        folders.verify_inputs()
+    (folders.channel("spec") / SPEC).write_bytes(spec.model_copy(update={"channels": (channel,)}).to_bytes())
+    damaged = folders.channel("train") / "a/data.arrow"
+    damaged.write_bytes(bytes([damaged.read_bytes()[0] ^ 1]) + b"ows")
+    with pytest.raises(
+        IncompleteArtifact, match=rf"^{prefix}: a/data.arrow: content differs.*remove the folder {recorded.folder} "
+    ):
+        folders.verify_inputs()
+    damaged.unlink()
+    with pytest.raises(IncompleteArtifact, match=r"a/data\.arrow: missing"):
+        folders.verify_inputs()

@@ -12,10 +12,24 @@ from pydantic import Field, model_validator
 
 from docml_contract.base import Document, digest
 from docml_contract.hyperparameters import SearchRange
+from docml_contract.manifests import FileEntry
 from docml_contract.names import SPEC_HASH_VARIABLE
 
 Kind = Literal["processing", "training", "tuning"]
 Step = Literal["preparation", "preparation-merge", "training", "tuning", "inference", "prediction"]
+
+
+class RecordedFiles(Document):
+    """What files held when they were made, as the manifest of their finished folder says."""
+
+    folder: str = Field(description="the finished folder's key prefix")
+    files: tuple[FileEntry, ...] = Field(description="paths relative to the channel")
+
+    def below(self, path: str) -> "RecordedFiles":
+        """Of these the files below a folder of the finished one, with paths from there on."""
+        inner = (entry for entry in self.files if entry.path.startswith(f"{path}/"))
+        files = tuple(entry.model_copy(update={"path": entry.path.removeprefix(f"{path}/")}) for entry in inner)
+        return RecordedFiles(folder=self.folder, files=files)
 
 
 class Channel(Document):
@@ -25,6 +39,9 @@ class Channel(Document):
     prefix: str = Field(description="key prefix below the store's root, without a trailing slash")
     files: tuple[str, ...] | None = Field(
         None, description="paths relative to the prefix (SageMaker's ManifestFile); none: everything below it"
+    )
+    recorded: RecordedFiles | None = Field(
+        None, description="what the files must hold; no part of the spec hash, in which `inputs` names what they mean"
     )
 
 
@@ -122,6 +139,8 @@ class PredictTask(Document):
     processes: int | None = Field(None, description="encoding processes; none: one a core")
 
 
+# Of a spec: machines, provenance, and the hashes by which a job finds damage in its input.
+NOT_HASHED: dict[str, Any] = {"compute": True, "provenance": True, "channels": {"__all__": {"recorded"}}}
 Task = Annotated[PrepareTask | TrainTask | InferTask | PredictTask, Field(discriminator="command")]
 
 
@@ -182,9 +201,7 @@ class JobSpec(Document):
         Left out are machines, provenance, where curves are reported, numbers of processes, and whether a baseline stands beside the
         encoded data: no row and no weight depends on them.
         """
-        content = self.model_dump(
-            mode="json", exclude={"compute": True, "provenance": True, "task": {"tracking", "processes", "baseline"}}
-        )
+        content = self.model_dump(mode="json", exclude={**NOT_HASHED, "task": {"tracking", "processes", "baseline"}})
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any

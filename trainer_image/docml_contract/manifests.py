@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from docml_contract.base import Document, IncompleteArtifact, digest
 from docml_contract.names import OUTPUT
 
 SCHEMA_VERSION = 1
+HASHING_THREADS = 4  # hashing leaves Python to others, and is bound by the disk with more
 
 
 class FileEntry(Document):
@@ -57,6 +59,13 @@ class JobOutput(Document):
     files: tuple[FileEntry, ...]
     facts: dict[str, Any] = Field(default_factory=dict, description="small results worth showing as metadata")
 
+    def file(self, path: str) -> FileEntry:
+        """The entry of `path`, or IncompleteArtifact."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise IncompleteArtifact(f"{OUTPUT} of the {self.command} job does not name {path!r}")
+
 
 class PreparedData(Document):
     """preparation/prepared.json: which prepared data a run uses."""
@@ -88,19 +97,27 @@ def describe_folder(folder: Path, exclude: Iterable[str] = (OUTPUT,)) -> tuple[F
     return tuple(entries)
 
 
-def verify_folder(folder: Path, files: Iterable[FileEntry]) -> None:
-    """Check sizes and hashes; IncompleteArtifact names every file that is missing or differs."""
-    problems = []
-    for entry in files:
+def find_damage(folder: Path, files: Iterable[FileEntry]) -> list[str]:
+    """A sentence on every file that is missing, or has another size or content than its entry says."""
+
+    def problem(entry: FileEntry) -> str | None:
         path = folder / entry.path
         if not path.is_file():
-            problems.append(f"{entry.path}: missing")
-        elif path.stat().st_size != entry.size:
-            problems.append(f"{entry.path}: {path.stat().st_size} bytes, expected {entry.size}")
-        elif sha256_file(path) != entry.sha256:
-            problems.append(f"{entry.path}: content differs from its sha256 {entry.sha256[:12]}…")
-    if problems:
-        raise IncompleteArtifact(f"{folder}: {'; '.join(problems)}")
+            return f"{entry.path}: missing"
+        if path.stat().st_size != entry.size:
+            return f"{entry.path}: {path.stat().st_size} bytes, expected {entry.size}"
+        if sha256_file(path) != entry.sha256:
+            return f"{entry.path}: content differs from its sha256 {entry.sha256[:12]}…"
+        return None
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return [found for found in pool.map(problem, files) if found]
+
+
+def verify_folder(folder: Path, files: Iterable[FileEntry], name: str | None = None, remedy: str = "") -> None:
+    """Check sizes and hashes; IncompleteArtifact names every file that is missing or differs. `name`: of the folder, for people."""
+    if damage := find_damage(folder, files):
+        raise IncompleteArtifact(f"{name or folder}: {'; '.join(damage)}{remedy and f'. {remedy}'}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

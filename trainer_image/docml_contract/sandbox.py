@@ -12,6 +12,7 @@ import secrets
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -34,6 +35,10 @@ TIMEOUT_SECONDS = 600.0
 STARTUP_SECONDS = 300.0
 # Written by the platform after process_func's files, with their number in the name: `.processed-3`.
 MARKER = ".processed-"
+# A file may be longer than what it holds on disk by so much: it is copied to its full length.
+HOLLOW_BYTES = 1 << 30
+# What S3 copies as one object.
+FILE_BYTES = 5 << 30
 _SCRIPT = Path(__file__).with_name("sandbox_script.py")
 # A reply holds an error and its traceback, cut by the script; more is not one.
 MAX_REPLY_BYTES = 1 << 20
@@ -283,3 +288,16 @@ def find_misdeeds(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
             yield f"process_func left a file with the name {path.name!r}: {reason}"
         elif path.name.startswith(MARKER):
             yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"
+        elif is_hollow(path):
+            yield (
+                f"process_func left {path.name!r}, which is {path.stat().st_size} bytes long and holds next to nothing: a sparse file would "
+                "be copied to its full length; write what is needed, and not beyond"
+            )
+        elif path.stat().st_size > FILE_BYTES:
+            yield f"process_func left {path.name!r} of {path.stat().st_size} bytes; a file may have {FILE_BYTES} at most"
+
+
+def is_hollow(path: Path) -> bool:
+    """Whether a file is far longer than what it holds on disk."""
+    status = path.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_size - 512 * status.st_blocks > HOLLOW_BYTES

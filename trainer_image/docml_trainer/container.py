@@ -23,7 +23,7 @@ import torch
 from docml_contract import hyperparameters as encoding
 from docml_contract import names
 from docml_contract.jobs import JobSpec, TrainTask
-from docml_contract.manifests import sha256_file
+from docml_contract.manifests import sha256_file, verify_folder
 from docml_trainer.errors import FolderError, TrainingError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
@@ -107,6 +107,23 @@ class Folders:
             if not file.is_file() or sha256_file(file) != sha256:
                 raise FolderError(_swapped(file))
         return spec
+
+    def prefix_of(self, channel: str) -> str:
+        """Where a channel's files lie in the store."""
+        return next((found.prefix for found in self.spec().channels if found.name == channel), channel)
+
+    def verify_inputs(self) -> None:
+        """Check the channels whose files' hashes the spec carries. IncompleteArtifact names what is damaged, and the remedy.
+
+        Every byte is read once more than a job without damage needs; what was just downloaded comes from memory.
+        """
+        for channel in self.spec().channels:
+            if (recorded := channel.recorded) is not None:
+                remedy = (
+                    f"Something damaged them after they were made: remove the folder {recorded.folder} from the store and execute the "
+                    "run again, which makes it anew"
+                )
+                verify_folder(self.channel(channel.name), recorded.files, channel.prefix, remedy)
 
     def train_task(self) -> TrainTask:
         """The spec's task. FolderError if it is not a training."""

@@ -51,6 +51,7 @@ def main(folders: Folders) -> None:
     if hosts.index > 0:
         print(f"{min(hosts.hosts)} predicts alone; nothing is left for {hosts.current_host}.", flush=True)
         return
+    folders.verify_inputs()
     test = load_split(folders.channel("test"), "test")
     valid = load_split(folders.channel("valid"), "validation") if task.validation else None
     files = [ModelFiles.verify(name, folders.channel("models"), task.models[name]) for name in task.model_names]

@@ -66,6 +66,7 @@ def _encode(
     plan = EncodingPlan(
         functions=deployment.functions,
         artifacts=folders.channel("documents"),
+        prefix=folders.prefix_of("documents"),
         task=deployment.encoding_task(processes),
         label_names=deployment.context.labels,
         batch=BATCH,

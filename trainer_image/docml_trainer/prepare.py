@@ -96,6 +96,7 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     plan = EncodingPlan(
         functions=folders.user_functions,
         artifacts=folders.channel("artifacts"),
+        prefix=folders.prefix_of("artifacts"),
         task=task,
         label_names=documents.label_names,
         batch=BATCH,

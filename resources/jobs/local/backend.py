@@ -21,7 +21,7 @@ from docml_contract.sandbox import make_unreadable
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
-from resources.jobs.local.container import BASE_VARIABLE
+from resources.jobs.local.container import BASE_VARIABLE, unusable_folder
 from resources.jobs.local.state import Assignment, LocalState, is_locked, log_key, state_key, stop_key
 from resources.processes import booted_at, kill_marked, process_here
 from resources.store import Store
@@ -85,7 +85,6 @@ class LocalBackend:
         self._forget_old()
         token = secrets.token_hex(8)
         folder = self.scratch / f"{job.name}-{token[:6]}"
-        folder.mkdir(parents=True, mode=0o700)
         assignment = Assignment(
             name=job.name,
             attempt=job.attempt,
@@ -95,8 +94,14 @@ class LocalBackend:
             nonce=job.nonce,
             command=self.command,
         )
-        (folder / "job.json").write_bytes(assignment.to_bytes())
-        state = LocalState.first(assignment, folder, process_here(self._launch(folder, job)))
+        try:
+            folder.mkdir(parents=True, mode=0o700)
+            (folder / "job.json").write_bytes(assignment.to_bytes())
+            process = process_here(self._launch(folder, job))
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise JobRefused(f"job {job.name}: {unusable_folder(self.scratch, error)}") from error
+        state = LocalState.first(assignment, folder, process)
         # Claimed here for the supervisor, which may be slow to start: nobody waits for that.
         self.store.put_if_absent(state_key(job), state.to_bytes())
         claimed = self._state(job)

@@ -4,9 +4,10 @@ The folders are those of docs/architecture.md. A job has one container per host;
 process of a container is `container_init.py`, which bounds its log and takes everything with it when it, or its supervisor, ends.
 """
 
+import errno
 import json
+import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
-from docml_contract.sandbox import make_unreadable, seclude
+from docml_contract.sandbox import is_hollow, make_unreadable, seclude
 from resources.aws import resolve
 from resources.jobs.backend import Job
 from resources.processes import cpu_ticks, kill_marked
@@ -46,9 +47,8 @@ LEFTOVER_SECONDS = 60.0
 # What user code may print: bytes per container, bytes per line.
 LOG_BYTES = 16 << 20
 LINE_BYTES = 16 << 10
-# A file may be longer than what it holds on disk by so much: it is copied out to its full length.
-HOLLOW_BYTES = 1 << 30
 HOME = "home"  # below the base: what a container has for a home
+LEAST_BYTES = 64 << 10  # less space than this is none
 INIT = Path(__file__).with_name("container_init.py")
 END_SECONDS = 15.0  # within which the first process has ended all others
 
@@ -226,6 +226,8 @@ class Container:
         """Why it failed: the reason that it left, else how its process ended."""
         if self.has_reason:
             return self._failure.read_text(encoding="utf-8", errors="replace").strip()
+        if lacks_space(self.base):
+            return unusable_folder(self.base, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         code = self.exit_code
         if code is not None and code < 0:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -265,10 +267,15 @@ def without_user(url: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def is_hollow(path: Path) -> bool:
-    """Whether a file is far longer than what it holds on disk."""
-    status = path.stat()
-    return stat.S_ISREG(status.st_mode) and status.st_size - 512 * status.st_blocks > HOLLOW_BYTES
+def lacks_space(folder: Path) -> bool:
+    """Whether nothing more can be written there: no space, or no inode."""
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize < LEAST_BYTES or (system.f_files > 0 and system.f_favail == 0)
+
+
+def unusable_folder(folder: Path, error: OSError) -> str:
+    """Why jobs cannot work in a folder, and what to do."""
+    return f"jobs cannot work in {folder} ({error.strerror or error}): free space, mend its permissions, or let DAGSTER_HOME name another folder"
 
 
 def host_names(spec: JobSpec) -> tuple[str, ...]:

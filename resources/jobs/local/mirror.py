@@ -4,8 +4,8 @@ import contextlib
 import threading
 from pathlib import Path
 
+from docml_contract.sandbox import is_hollow
 from resources.errors import ResourceError
-from resources.jobs.local.container import is_hollow
 from resources.store import Store
 
 SECONDS = 1.5

@@ -4,6 +4,7 @@ It claims the job in the store (one of several starters wins), lays out the cont
 output and log, enforces MaxRuntime, looks for a Stop, ends what stands still, and writes the job's state (`state.py`).
 """
 
+import errno
 import os
 import signal
 import sys
@@ -13,13 +14,15 @@ from pathlib import Path
 
 from docml_contract.sandbox import make_unreadable
 from resources.errors import MissingKey, ResourceError
-from resources.jobs.local.container import Container, host_names, log_name, signs_of_life
+from resources.jobs.local.container import Container, host_names, log_name, signs_of_life, unusable_folder
 from resources.jobs.local.mirror import Mirror
 from resources.jobs.local.state import Assignment, JobEnd, LocalJob, Stillness, failed, stopped
 from resources.processes import this_process
 from resources.store import Store
 
 TICK_SECONDS = 0.1
+# The folder in which the job works cannot be used, now or in a minute.
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class Supervisor:
@@ -44,6 +47,9 @@ class Supervisor:
             except ResourceError as error:
                 self.local.end("Failed", "lost", str(error))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in UNUSABLE:
+                self.local.end("Failed", "work", unusable_folder(self.local.base, error))
+                return
             text = traceback.format_exc()[-1500:]
             self.local.end("Failed", "lost", f"the supervisor failed: {error!r}\n{text}")
 

@@ -179,6 +179,7 @@ def test_a_second_try_may_succeed(scene: Scene) -> None:
         ("(directory / 'raw_text.json').unlink()", "changed or removed 'raw_text.json'"),
         ("(directory / 'sub').mkdir()", "'sub', which is no plain file"),
         ("(directory / 'link').symlink_to('/etc/hostname')", "'link', which is no plain file"),
+        ("(directory / 'long').open('w').truncate(2**40)", "'long', which is 1099511627776 bytes long and holds"),
         ("(directory / 'a\\nb').write_text('x')", "control or invisible"),
         ("(directory / '.processed-0').write_text('x')", "the platform's"),
         ("pass; (directory / 'other.txt').write_text('x')", "process_func did not write it"),

@@ -9,7 +9,14 @@ from docml_assets.steps.work import NothingToReuse, NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.jobs import PrepareTask
-from docml_contract.names import ARTIFACTS_TABLE, MANIFEST, PREVIOUS_SPLITS, SPLITS_TABLE
+from docml_contract.names import (
+    ARTIFACTS_TABLE,
+    LABEL_ROWS,
+    MANIFEST,
+    PREVIOUS_SPLITS,
+    RECONCILED_TABLE,
+    SPLITS_TABLE,
+)
 from tests.docml_assets.world import SOURCE, FakeJobs, World
 
 
@@ -208,3 +215,65 @@ def test_a_damaged_manifest_is_no_absence_and_the_remedy_works(world: World) -> 
     again = run_preparation(work)
     assert again is not None
     assert (again.how, again.data_version) == ("made", made.data_version)
+
+
+def damaged_document(world: World) -> str:
+    """The key of a reconciled document."""
+    return next(stored.key for stored in world.store.list("EXP-1/data/reconciled_artifacts"))
+
+
+def test_reconciled_documents_that_vanished_are_copied_again(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    key = damaged_document(world)
+    content = world.store.get(key)
+    world.store.delete([key])
+    assert run_preparation(work) is not None
+    assert world.store.get(key) == content
+    assert any("1 files below" in text and "are gone" in text for text in work.reporter.said)  # type: ignore[attr-defined]
+
+
+def test_reconciled_documents_that_cannot_be_copied_again_are_named(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    key = damaged_document(world)
+    guid = key.split("/")[-3]
+    world.store.delete([key])
+    (world.root / "production" / guid / "raw_text.json").write_text('{"text": "another one"}')
+    with pytest.raises(IncompleteArtifact, match=rf"1 reconciled files are gone, .*{key} .* take the next run number"):
+        run_preparation(work)
+    again = world.work(world.claim(2))
+    prepare(again)
+
+
+def test_a_document_of_another_size_is_damage_and_the_remedy_works(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    key = damaged_document(world)
+    content = world.store.get(key)
+    world.store.put(key, content[:-1])
+    with pytest.raises(
+        IncompleteArtifact, match=rf"{key}: .* it is damaged. Remove it from the store and execute the run again"
+    ):
+        run_preparation(work)
+    world.store.delete([key])
+    assert run_preparation(work) is not None
+    assert world.store.get(key) == content
+
+
+def test_a_table_with_a_flipped_bit_is_not_read(world: World) -> None:
+    world.write_experiment()
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    for name in (LABEL_ROWS, RECONCILED_TABLE):
+        key = f"{work.place.reconciliation}/{name}"
+        content = world.store.get(key)
+        world.store.put(key, content[:9] + bytes([content[9] ^ 1]) + content[10:])
+        with pytest.raises(
+            IncompleteArtifact, match=rf"{name}: content differs .* remove the folder and execute the run"
+        ):
+            run_preparation(work)
+        world.store.put(key, content)

@@ -15,7 +15,9 @@ from docml_assets.steps.reconciliation import (
 from docml_assets.steps.work import NothingToReuse
 from docml_contract.base import IncompleteArtifact
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_TABLE
+from resources.errors import LabelError
 from tests.docml_assets.world import World
+from tests.servers.s3 import free_ports
 
 
 def test_a_finished_step_is_verified_without_looking_at_production(world: World) -> None:
@@ -107,3 +109,19 @@ def test_labels_and_files_have_versions_of_their_own(world: World) -> None:
     after = versions(settings, deployment.labels, deployment.production)
     assert after[PRODUCTION_LABELS] != before[PRODUCTION_LABELS]
     assert after[PRODUCTION_FILES] == before[PRODUCTION_FILES]
+
+
+def test_a_label_database_that_went_away_is_one_message_and_the_next_run_goes_on(world: World) -> None:
+    world.write_experiment()
+    claim = world.claim(1)
+    url = world.environment["DOCML_LABELS_URL"]
+    (gone,) = free_ports(1)
+    world.environment["DOCML_LABELS_URL"] = f"postgresql://reader:secret@127.0.0.1:{gone}/labels"
+    before = {stored.key for stored in world.store.list()}
+    with pytest.raises(LabelError) as refused:
+        reconciliation(world.work(claim))
+    assert "secret" not in str(refused.value)
+    assert "connection" in str(refused.value).lower()
+    assert {stored.key for stored in world.store.list()} == before
+    world.environment["DOCML_LABELS_URL"] = url
+    assert reconciliation(world.work(claim)) is not None

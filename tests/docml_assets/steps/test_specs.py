@@ -1,8 +1,17 @@
 """Settings -> job specs."""
 
 from docml_assets.steps import specs
-from docml_contract.jobs import Channel, ExportedModel, PrepareTask, TrainTask
+from docml_contract.jobs import Channel, ExportedModel, PrepareTask, RecordedFiles, TrainTask
+from docml_contract.manifests import FileEntry
 from tests.docml_assets.world import World
+
+DATA = RecordedFiles(
+    folder="data",
+    files=tuple(
+        FileEntry(path=path, size=1, sha256="a" * 64)
+        for path in ("label2id.json", "train/a.arrow", "trains/x", "valid/b/c.arrow")
+    ),
+)
 
 
 def test_machines_come_from_the_settings_that_do_not_freeze(world: World) -> None:
@@ -22,10 +31,16 @@ def test_machines_do_not_change_the_work(world: World) -> None:
         work = world.work(claim, **operation)
         files = {"user_defined_funcs.py": b"code"}
         return specs.training_spec(
-            work, "small", prepared="data", files=files, inputs={}, provenance={"git": "1"}
+            work, "small", prepared=DATA, files=files, inputs={}, provenance={"git": "1"}
         ).spec_hash
 
     assert spec_hash(training_instance_type="ml.p3.2xlarge", max_cost_usd=3.0) == spec_hash()
+    damaged = RecordedFiles(folder="data", files=(FileEntry(path="train/a.arrow", size=1, sha256="b" * 64),))
+    work = world.work(claim)
+    spec = specs.training_spec(
+        work, "small", prepared=damaged, files={"user_defined_funcs.py": b"code"}, inputs={}, provenance={}
+    )
+    assert spec.spec_hash == spec_hash()
     assert spec_hash(wandb_mode="offline", wandb_project="other") == spec_hash()
     assert spec_hash(training_instance_count=2) != spec_hash()
 
@@ -46,18 +61,20 @@ def test_tasks_carry_what_the_settings_say(world: World) -> None:
     task = specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).task
     assert isinstance(task, PrepareTask)
     assert (task.own_hyperparameters, task.split_by, task.max_artifacts) == ({"width": 3}, "customer", 9)
-    spec = specs.training_spec(work, "two", prepared="data", files={}, inputs={}, provenance={})
+    spec = specs.training_spec(work, "two", prepared=DATA, files={}, inputs={}, provenance={})
     assert isinstance(spec.task, TrainTask)
     assert spec.task.model_names == ("one", "two")
     assert spec.hyperparameters["epochs"] == 2
     assert [channel.prefix for channel in spec.channels] == ["data/train", "data/valid"]
+    recorded = [channel.recorded for channel in spec.channels]
+    assert [[entry.path for entry in found.files] for found in recorded if found] == [["a.arrow"], ["b/c.arrow"]]
 
 
 def test_inference_reads_the_models_of_whichever_run_made_them(world: World) -> None:
     world.write_experiment()
     work = world.work(world.claim(3))
     model = ExportedModel(path="run_1/training/small", torchscript_sha256="a" * 64, export_sha256="b" * 64)
-    spec = specs.inference_spec(work, prepared="data", models={"small": model}, inputs={})
+    spec = specs.inference_spec(work, prepared=DATA, models={"small": model}, inputs={})
     channels = {channel.name: channel for channel in spec.channels}
     assert channels["test"].prefix == "data/test"
     assert channels["models"].files == ("run_1/training/small/model.pt", "run_1/training/small/export.json")
@@ -69,7 +86,7 @@ def test_a_model_of_a_comparison_has_its_own_values(world: World) -> None:
     settings.write_text(settings.read_text() + "\n[hyperparameters.two]\nepochs = 5\nwidth = 7\n")
     work = world.work(world.claim(1))
     found = {
-        model: specs.training_spec(work, model, prepared="data", files={}, inputs={}, provenance={}).hyperparameters
+        model: specs.training_spec(work, model, prepared=DATA, files={}, inputs={}, provenance={}).hyperparameters
         for model in ("one", "two")
     }
     assert {model: (values["epochs"], values["width"]) for model, values in found.items()} == {

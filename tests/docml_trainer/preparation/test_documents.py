@@ -10,7 +10,7 @@ import pytest
 from docml_contract.jobs import PrepareTask
 from docml_trainer.errors import DataError
 from docml_trainer.preparation.documents import Documents, labels_too_small, read_batch, read_documents
-from tests.docml_trainer.preparations import Doc, artifacts_table
+from tests.docml_trainer.preparations import Doc, artifacts_table, write_artifacts
 
 BARE = {"artifact_guid": "y", "label": "a", "group": None, "file": None, "path": None, "etag": None}
 
@@ -88,7 +88,7 @@ def test_encode_data_gets_paths_lists_and_none_and_only_what_has_to_be_there_is_
         model_names=("m",), own_hyperparameters={}, model_input_files=entries, optional_files=("words.json",)
     )
     found = read_documents(path, task)
-    read_back = read_batch(found.to_table(range(2)).to_pydict(), task, Path("/channel"))
+    read_back = read_batch(found.to_table(range(2)).to_pydict(), task, Path("/channel"), "prefix")
     by_guid = {document.guid: document for document in read_back}
     assert by_guid["x"].files == {
         "page_*.png": [Path("/channel/x/v1/page_1.png")],
@@ -135,3 +135,20 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         read_documents(
             tmp_path / "odd.parquet", PrepareTask(model_names=("m",), own_hyperparameters={}, model_input_files=())
         )
+
+
+def test_a_flipped_bit_in_a_document_is_damage_that_is_named(tmp_path: Path) -> None:
+    docs = some("a", 2)
+    write_artifacts(tmp_path, docs)
+    documents = read(tmp_path, docs)
+    task = PrepareTask(model_names=("m",), own_hyperparameters={}, model_input_files=("raw_text.json",))
+    batch = documents.to_table(range(2)).to_pydict()
+    assert len(read_batch(batch, task, tmp_path, "EXP/data")) == 2
+    path = documents.paths[1][0][0]
+    content = bytearray((tmp_path / path).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / path).write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"^EXP/data/{path}: .* it is damaged. Remove it from the store and execute the run"
+    ):
+        read_batch(batch, task, tmp_path, "EXP/data")

@@ -51,7 +51,8 @@ class ModelFiles:
             if found != sha256:
                 raise ModelFileError(
                     f"{expected.path}/{file} of model {name!r}: its content has sha256 {found}, expected {sha256} as its manifest "
-                    "says; the file was changed after training and is not loaded (train the model again in a new run)"
+                    "says; the file was changed after training and is not loaded: remove the folder "
+                    f"{expected.path} of the experiment from the store and execute the run again, which makes it anew"
                 )
         export = json.loads((folder / names.EXPORT).read_text(encoding="utf-8"))
         return cls(name, folder, export, expected.torchscript_sha256, expected.export_sha256)
@@ -172,7 +173,8 @@ class DeploymentFolder:
                 "asked for, and nothing of it is loaded (restore it, or deploy the model again)"
             )
         manifest = Manifest.from_bytes(path.read_bytes(), str(path))
-        verify_folder(folder, manifest.files)
+        remedy = f"It is damaged: remove {manifest.experiment}/run_{manifest.run}/deployment from the store and ask again, which makes it anew"
+        verify_folder(folder, manifest.files, remedy=remedy)
         context = ModelContext.from_bytes((folder / names.MODEL_CONTEXT).read_bytes(), names.MODEL_CONTEXT)
         expected = ExportedModel(
             path=folder.name,

@@ -5,6 +5,7 @@ The order is that of the GUIDs' hashes: it depends on no other document, and cut
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from docml_contract.file_names import is_pattern, matches, matching
 from docml_contract.jobs import PrepareTask
+from docml_contract.manifests import sha256_file
 from docml_trainer.errors import DataError
 from docml_trainer.functions import InputFile
 
@@ -25,6 +27,8 @@ OVER_CAP = "over_max_artifacts"
 MAX_FAILURES_KEPT = 100
 
 _COLUMNS = ("artifact_guid", "label", "group", "file", "path")
+ETAG = "etag"  # of a folder store the content's sha256; of other stores nothing that can be compared
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Counts = dict[str, int]
 
@@ -39,6 +43,7 @@ class Documents:
     labels: list[str]
     groups: list[str | None]
     paths: list[list[list[str]]]
+    digests: list[list[list[bytes | None]]]  # sha256 of each of `paths`, where it is known
     label_names: tuple[str, ...]  # in the order of their ids
     dropped: dict[str, Counts]  # reason -> label -> documents
 
@@ -64,6 +69,7 @@ class Documents:
                 "artifact_guid": pa.array(self.guids[part], pa.string()),
                 "label": pa.array(self.labels[part], pa.string()),
                 "paths": pa.array(self.paths[part], pa.list_(pa.list_(pa.string()))),
+                "digests": pa.array(self.digests[part], pa.list_(pa.list_(pa.binary()))),
             }
         )
 
@@ -88,6 +94,7 @@ def read_documents(artifacts: Path, task: PrepareTask) -> Documents:
         labels=[rows[guid].label for guid in ordered],
         groups=[rows[guid].group for guid in ordered],
         paths=[[rows[guid].paths_of(entry) for entry in task.model_input_files] for guid in ordered],
+        digests=[[rows[guid].digests_of(entry) for entry in task.model_input_files] for guid in ordered],
         label_names=tuple(sorted({rows[guid].label for guid in ordered})),
         dropped=dropped,
     )
@@ -98,12 +105,21 @@ class _Row:
     label: str
     group: str | None
     paths: dict[str, str]
+    digests: dict[str, bytes]
 
     def paths_of(self, entry: str) -> list[str]:
-        """The paths of the files that an entry of MODEL_INPUT_FILES means; in natural order where it is a pattern."""
+        """The paths of the files that an entry of MODEL_INPUT_FILES means."""
+        return [self.paths[file] for file in self._files_of(entry)]
+
+    def digests_of(self, entry: str) -> list[bytes | None]:
+        """The sha256 of these files, where it is known."""
+        return [self.digests.get(file) for file in self._files_of(entry)]
+
+    def _files_of(self, entry: str) -> Sequence[str]:
+        """In natural order where the entry is a pattern."""
         if is_pattern(entry):
-            return [self.paths[file] for file in matching(self.paths, entry)]
-        return [self.paths[entry]] if entry in self.paths else []
+            return matching(self.paths, entry)
+        return [entry] if entry in self.paths else []
 
 
 def _read_rows(artifacts: Path, entries: Sequence[str]) -> dict[str, _Row]:
@@ -114,11 +130,12 @@ def _read_rows(artifacts: Path, entries: Sequence[str]) -> dict[str, _Row]:
     if missing:
         raise DataError(f"{artifacts.name}: found columns {schema.names}, expected also {missing}")
     rows: dict[str, _Row] = {}
-    for batch in pq.ParquetFile(artifacts).iter_batches(columns=list(_COLUMNS)):
-        for guid, label, group, file, path in zip(*(batch[column].to_pylist() for column in _COLUMNS), strict=True):
+    columns = [*_COLUMNS, *([ETAG] if ETAG in schema.names else [])]
+    for batch in pq.ParquetFile(artifacts).iter_batches(columns=columns):
+        for guid, label, group, file, path, *etag in zip(*(batch[name].to_pylist() for name in columns), strict=True):
             row = rows.get(guid)
             if row is None:
-                row = rows[guid] = _Row(label, None if group is None else str(group), {})
+                row = rows[guid] = _Row(label, None if group is None else str(group), {}, {})
             elif row.label != label:
                 raise DataError(
                     f"{artifacts.name}: artifact {guid} has labels {row.label!r} and {label!r}; expected one "
@@ -127,6 +144,8 @@ def _read_rows(artifacts: Path, entries: Sequence[str]) -> dict[str, _Row]:
             # A document that lacks all of its files, which are optional then, has a row without a file.
             if file is not None and any(matches(file, entry) for entry in entries):
                 row.paths[file] = path
+                if etag and etag[0] and _SHA256.fullmatch(etag[0]):
+                    row.digests[file] = bytes.fromhex(etag[0])
     return rows
 
 
@@ -248,17 +267,40 @@ class Tally:
         return cls(dict(content["returned_none"]), dict(content["failed"]), failures)
 
 
-def read_batch(batch: Mapping[str, Sequence[Any]], task: PrepareTask, folder: Path) -> list[InputDocument]:
-    """Documents out of a batch of `Documents.to_table`; `folder` is the channel in which their files lie."""
-    documents = []
-    for position, guid, label, paths in zip(
-        *(batch[key] for key in ("position", "artifact_guid", "label", "paths")), strict=True
-    ):
+def read_batch(batch: Mapping[str, Sequence[Any]], task: PrepareTask, folder: Path, prefix: str) -> list[InputDocument]:
+    """Documents out of a batch of `Documents.to_table`; `folder` is the channel in which their files lie, `prefix` its place in the store.
+
+    DataError names the files that do not hold what was recorded when they were copied or made. They are read for that just before
+    the encoder reads them, from memory then.
+    """
+    documents, damaged = [], []
+    columns = ("position", "artifact_guid", "label", "paths", "digests")
+    for position, guid, label, paths, digests in zip(*(batch[key] for key in columns), strict=True):
+        damaged += [
+            path
+            for own, known in zip(paths, digests, strict=True)
+            for path, digest in zip(own, known, strict=True)
+            if digest is not None and not _holds(folder / path, digest)
+        ]
         found = dict(zip(task.model_input_files, paths, strict=True))
         missing = tuple(entry for entry, own in found.items() if not own and entry not in task.optional_files)
         files = {entry: _input_file(entry, [folder / path for path in own]) for entry, own in found.items()}
         documents.append(InputDocument(position, guid, label, files, missing))
+    if damaged:
+        shown = ", ".join(f"{prefix}/{path}" for path in damaged[:5])
+        raise DataError(
+            f"{shown}{f' and {len(damaged) - 5} more' if len(damaged) > 5 else ''}: the content differs from what was recorded when it was "
+            "copied or made: it is damaged. Remove it from the store and execute the run again, which copies or makes it anew"
+        )
     return documents
+
+
+def _holds(path: Path, digest: bytes) -> bool:
+    """Whether a file holds what it should. One that is not there is the encoder's to say."""
+    try:
+        return sha256_file(path) == digest.hex()
+    except FileNotFoundError:
+        return True
 
 
 def _input_file(entry: str, paths: list[Path]) -> InputFile:

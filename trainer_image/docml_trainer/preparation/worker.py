@@ -56,6 +56,7 @@ class EncodingPlan:
 
     functions: Path
     artifacts: Path
+    prefix: str  # of the artifacts in the store
     task: PrepareTask
     label_names: tuple[str, ...]
     batch: int
@@ -77,7 +78,7 @@ class EncodingPlan:
 
     def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
         """Documents out of a batch of `Documents.to_table`."""
-        return read_batch(batch, self.task, self.artifacts)
+        return read_batch(batch, self.task, self.artifacts, self.prefix)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ START_SECONDS = 900  # hosts do not all start at once
 
 def main(folders: Folders, train: Callable[[], None]) -> None:
     """`python -m docml_trainer train`: call `train` in this process, or start the processes that do."""
+    if not is_worker():
+        folders.verify_inputs()
     processes = processes_per_host(folders.train_task())
     if not is_worker() and processes * len(folders.resource_config().hosts) > 1:
         launch(folders, processes)

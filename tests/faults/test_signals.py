@@ -1,0 +1,74 @@
+"""A signal to a process in the middle of a step: the same command again gives the run that nobody disturbed, and nothing is left over."""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.matrix import played_by
+from tests.faults.tiny import EXPERIMENT, Command, Tiny, Warm, wait_for
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+# By step: what of the finished run is taken away, what is slow then, and what the command says in the middle of it.
+EVERYTHING = ("run_1/training", "run_1/inference", "run_1/deployment", "run_1/checkpoints", "run_1/jobs")
+STEPS = {
+    "reconciliation": (("",), "process", 0.3, "artifacts processed: 0 of"),
+    "preparation": ((*EVERYTHING, "run_1/preparation", "data/prepared_data"), "encode", 0.3, "encoding: 0 of"),
+    "training": (EVERYTHING, "train", 0.3, "Training bow on"),
+    "inference": (("run_1/inference", "run_1/jobs"), None, 0, "starting the job .*inference"),
+}
+# By process: its roles on the machine.
+ROLES = {"supervisor": ("supervisor",), "container": ("container", "preparation", "trainer", "inference")}
+
+
+@pytest.mark.parametrize(("process", "name", "step"), played_by("test_a_signal"))
+def test_a_signal(process: str, name: str, step: str, undisturbed: Tiny, warm: Warm, tmp_path: Path) -> None:
+    without, function, seconds, mark = STEPS[step]
+    tiny = undisturbed.copy(tmp_path / "tiny", without=without)
+    if function:
+        tiny.slow(function, seconds)
+    try:
+        command = warm.start(tiny, "run", EXPERIMENT, "-v")
+        command.until(mark)
+        send(tiny, command, process, name)
+        if process == "orchestrator" and name != "SIGSTOP":
+            assert command.wait(60) not in (None, 0), command.text
+        for attempt in range(3):
+            if command.wait(300) == 0:
+                break
+            assert "Traceback" not in command.text, command.text
+            command = warm.start(tiny, "run", EXPERIMENT, "-v", log=f"again-{attempt}")
+        assert command.code == 0, command.text
+        assert not tiny.wait_until_quiet(), tiny.leftovers()
+        assert tiny.versions() == undisturbed.versions()
+        assert tiny.report() == undisturbed.report()
+        assert not tiny.dagster_runs().keys() - {"SUCCESS", "FAILURE", "CANCELED"}
+    finally:
+        tiny.end_everything()
+
+
+def send(tiny: Tiny, command: Command, process: str, name: str) -> None:
+    """The signal to the process; one that was stopped goes on after two seconds."""
+
+    def found() -> list[int]:
+        if process == "orchestrator":
+            return [command.pid]
+        return [each.pid for each in tiny.processes() if each.role in ROLES[process]]
+
+    assert wait_for(found, 60), command.text
+    number = signal.Signals[name.split()[0]]
+    for pid in found():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    if name == "SIGINT twice":
+        time.sleep(1)
+        command.send(signal.SIGINT) if process == "orchestrator" else None
+    if name == "SIGSTOP":
+        time.sleep(2)
+        for pid in found():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
