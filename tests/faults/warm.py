@@ -31,7 +31,6 @@ LOADED = (
     "docml_assets.runs.preflight",
     "docml_assets.reconcile.reconciliation",
     "docml_assets.report.build",
-    "docml_assets.sensors.orphaned_jobs",
     "resources.jobs.local.backend",
     "dagster._core.execution.api",
     "dagster._core.storage.sqlite_storage",

@@ -12,7 +12,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,43 @@ def weed_program() -> str:
     return found
 
 
+class RestartableS3:
+    """A server that can be killed, and started again with what it held."""
+
+    def __init__(self, folder: Path, command: list[str], s3: S3Server) -> None:
+        self.folder, self.command, self.s3 = folder, command, s3
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers. Raises RuntimeError, with its log, where it cannot start."""
+        if self._process is None:
+            with (self.folder / "log").open("ab") as log:
+                self._process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
+        _wait_until_writable(self.s3, self._process, self.folder / "log")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 while it does not run."""
+        return self._process.pid if self._process else 0
+
+
 @contextmanager
 def seaweedfs() -> Iterator[S3Server]:
     """Start a server and wait until it answers. Raises RuntimeError, with its log, where it cannot start."""
+    with restartable_seaweedfs() as running:
+        yield replace(running.s3, pid=running.pid)
+
+
+@contextmanager
+def restartable_seaweedfs() -> Iterator[RestartableS3]:
+    """As `seaweedfs`, to be killed and started again."""
     folder = Path(tempfile.mkdtemp(prefix="docml-s3-"))
     (folder / "config.json").write_text(
         json.dumps(
@@ -102,8 +136,6 @@ def seaweedfs() -> Iterator[S3Server]:
         *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder}/config.json"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     endpoint = f"http://127.0.0.1:{s3}"
     environment = {
         "AWS_ENDPOINT_URL_S3": endpoint,
@@ -112,14 +144,12 @@ def seaweedfs() -> Iterator[S3Server]:
         "AWS_REGION": "us-east-1",
         "DOCML_S3_PATH_STYLE": "true",
     }
+    running = RestartableS3(folder, command, S3Server(endpoint, environment, 0))
     try:
-        server = S3Server(endpoint, environment, process.pid)
-        _wait_until_writable(server, process, folder / "log")
-        yield server
+        running.start()
+        yield running
     finally:
-        process.kill()
-        process.wait()
-        log.close()
+        running.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
