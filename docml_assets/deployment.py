@@ -10,7 +10,8 @@ from typing import Literal
 import dagster as dg
 
 from docml_assets.errors import DocmlError
-from docml_assets.steps.work import TrackingAccount
+from docml_assets.runs.claims import Claim
+from docml_assets.steps.work import Reporter, TrackingAccount, Work
 from docml_contract.names import check_experiment_name
 from resources.endpoints.endpoints import Endpoints
 from resources.jobs.engine.engine import Engine
@@ -126,3 +127,22 @@ RESOURCES = {
     "endpoints": _resource("endpoints", "DOCML_ENV: what answers, as processes (local) or on SageMaker (aws)."),
     "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
 }
+
+
+def work_on(deployment: Deployment, claim: Claim, holder: str, reporter: Reporter) -> Work:
+    """A claimed run outside of a Dagster run: whoever uses its models works with this."""
+    return Work(
+        place=claim.place,
+        settings=claim.settings,
+        functions_source=claim.functions_source,
+        store=deployment.store,
+        production=deployment.production,
+        labels=deployment.labels,
+        jobs=deployment.jobs,
+        tracking=deployment.tracking,
+        environment=deployment.environment,
+        kind=deployment.kind,
+        image=deployment.image,
+        holder=holder,
+        reporter=reporter,
+    )

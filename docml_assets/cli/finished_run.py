@@ -55,25 +55,11 @@ def user_name() -> str:
 
 def open_run(deployment: "Deployment", experiment: str, number: int, display: "Display", about: str) -> "Work":
     """The run as its claim froze it; `about` names what is done with it on the display. UnclaimedRun if nobody claimed it."""
+    from docml_assets.deployment import work_on
     from docml_assets.steps.snapshot import existing_claim
-    from docml_assets.steps.work import Work
 
     claim = existing_claim(deployment.store, RunPlace(experiment, number))
-    return Work(
-        place=claim.place,
-        settings=claim.settings,
-        functions_source=claim.functions_source,
-        store=deployment.store,
-        production=deployment.production,
-        labels=deployment.labels,
-        jobs=deployment.jobs,
-        tracking=deployment.tracking,
-        environment=deployment.environment,
-        kind=deployment.kind,
-        image=deployment.image,
-        holder=f"cli-{uuid.uuid4()}",
-        reporter=DisplayReporter(display, about),
-    )
+    return work_on(deployment, claim, f"cli-{uuid.uuid4()}", DisplayReporter(display, about))
 
 
 class DisplayReporter:

@@ -99,7 +99,8 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     for label, rows in frame.dropna(subset=["prediction"]).groupby("prediction"):
         table.add_row(Text(str(label)), f"{len(rows):,}", f"{rows['probability'].mean():.3f}")
     terminal = console()
-    how = "classified" if result.jobs else "classified before; no job was launched"
+    before = f", {result.known:,} of them before," if result.known else ""
+    how = f"classified{before}" if result.jobs else "classified before; no job was launched"
     terminal.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
     terminal.print(table)
     accepted = pc.sum(result.table["accepted"]).as_py()

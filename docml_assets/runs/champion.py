@@ -62,19 +62,19 @@ def read_history(store: Store, experiment: str) -> list[Promotion]:
 
 def read_champion(store: Store, experiment: str) -> Promotion:
     """The promotion that counts now. ChampionError if there is none."""
-    standing = _standing(read_history(store, experiment))
-    if not standing:
+    remaining = standing(read_history(store, experiment))
+    if not remaining:
         raise ChampionError(f"{experiment} has no champion: promote a model with docml promote {experiment} RUN")
-    return standing[-1]
+    return remaining[-1]
 
 
 def compare_with_champion(store: Store, experiment: str, run: int, model: str) -> tuple[Promotion | None, Verdict]:
     """The present champion, and what the report's statistics say about the challenger. ReportError if it has no report."""
     challenger = _of_model(read_run(store, RunPlace(experiment, run)), model)
-    standing = _standing(read_history(store, experiment))
-    if not standing:
+    remaining = standing(read_history(store, experiment))
+    if not remaining:
         return None, Verdict(False, 0, None, "there was no champion")
-    current = standing[-1]
+    current = remaining[-1]
     if (current.run, current.model) == (run, model):
         raise ChampionError(f"run {run}, {model} is the champion of {experiment} already, since {current.promoted_at}")
     incumbent = _of_model(read_run(store, RunPlace(experiment, current.run)), current.model)
@@ -129,22 +129,22 @@ def promote(
 
 def rollback(store: Store, experiment: str, *, by: str) -> Promotion:
     """Take the last promotion back: the entry that names the champion before it. ChampionError if there is none before."""
-    standing = _standing(read_history(store, experiment))
-    if len(standing) < 2:
+    remaining = standing(read_history(store, experiment))
+    if len(remaining) < 2:
         raise ChampionError(f"{experiment} has no earlier champion to go back to; expected at least two promotions")
-    before = standing[-2]
+    before = remaining[-2]
     return _append(store, experiment, run=before.run, model=before.model, by=by, rollback=True)
 
 
-def _standing(entries: Sequence[Promotion]) -> list[Promotion]:
+def standing(entries: Sequence[Promotion]) -> list[Promotion]:
     """The promotions that no rollback took back."""
-    standing: list[Promotion] = []
+    found: list[Promotion] = []
     for entry in entries:
         if entry.rollback:
-            standing.pop()
+            found.pop()
         else:
-            standing.append(entry)
-    return standing
+            found.append(entry)
+    return found
 
 
 def _append(store: Store, experiment: str, **fields: object) -> Promotion:

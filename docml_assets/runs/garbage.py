@@ -1,7 +1,7 @@
 """What of an experiment's storage nobody needs any more: plain functions over a store.
 
 Kept: whatever a finished folder's manifest, a run's reconciled table or prepared.json names, and whatever a run that has
-begun and not finished a step may still come to use. Claims, manifests, models, reports and job records always stay.
+begun and not finished a step may still come to use. Claims, manifests, models, reports, tables of predictions and job records always stay.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,16 @@ from docml_assets.runs.claims import claimed_runs, read_or_note
 from docml_assets.tables import read_parquet
 from docml_contract.base import UnreadableDocument
 from docml_contract.manifests import PreparedData
-from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, ExperimentPlace, RunPlace
+from docml_contract.names import (
+    FINISHED_PARTS,
+    MANIFEST,
+    PREDICTIONS,
+    PREPARED,
+    RECONCILED_TABLE,
+    STAGED_DOCUMENTS,
+    ExperimentPlace,
+    RunPlace,
+)
 from resources.store import Store
 from resources.store.manifests import read_manifest
 
@@ -71,7 +80,7 @@ def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Ret
         if reason is None:
             garbage += unneeded(store, shared, needed)
     for place in runs:
-        for find in (_checkpoints, _staged_output):
+        for find in (_checkpoints, _staged_output, _prediction_leftovers):
             damage = []
             garbage += read_or_note(partial(find, store, place), damage) or []
             kept += [
@@ -139,6 +148,41 @@ def _checkpoints(store: Store, place: RunPlace) -> list[Garbage]:
         if any(read_manifest(store, place.trained(model, tuned=tuned)) is not None for tuned in (False, True))
     ]
     return [_measure(store, place.experiment, f"{root}/{model}", "checkpoints of a trained model") for model in trained]
+
+
+def _prediction_leftovers(store: Store, place: RunPlace) -> list[Garbage]:
+    """What a finished prediction needed, and what one left that was begun for documents which a finished one of its run has by now."""
+    found = []
+    finished = [folder for folder in _predictions(store, place) if read_manifest(store, folder) is not None]
+    classified: set[str] | None = None
+    for folder in _predictions(store, place):
+        if folder in finished:
+            found += [
+                _measure(store, place.experiment, f"{folder}/{name}", "leftovers of a finished prediction")
+                for name in (STAGED_DOCUMENTS, FINISHED_PARTS)
+            ]
+            continue
+        if classified is None:
+            classified = {guid for other in finished for guid in _guids(store, other)}
+        begun = {
+            stored.key.removeprefix(f"{folder}/{STAGED_DOCUMENTS}/").split("/")[0]
+            for stored in store.list(f"{folder}/{STAGED_DOCUMENTS}")
+        }
+        if begun and begun <= classified:
+            found.append(
+                _measure(store, place.experiment, folder, "prediction that was begun, and made by another since")
+            )
+    return [garbage for garbage in found if garbage.files]
+
+
+def _predictions(store: Store, place: RunPlace) -> list[str]:
+    return [f"{place.predictions}/{name}" for name in store.list_folders(place.predictions)]
+
+
+def _guids(store: Store, folder: str) -> list[str]:
+    """The documents of a finished prediction."""
+    guids: list[str] = read_parquet(store.get(f"{folder}/{PREDICTIONS}"))["artifact_guid"].to_pylist()
+    return guids
 
 
 def _staged_output(store: Store, place: RunPlace) -> list[Garbage]:

@@ -1,7 +1,7 @@
 """Documents without labels: in a folder or bucket, or production artifacts that a SELECT names."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,10 @@ SHARDS = 16  # key ranges of production that are listed at once
 
 class NoDocuments(StepError):
     """There is nothing to classify where documents were looked for."""
+
+
+class NoRows(NoDocuments):
+    """The query names no document."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class DocumentSet:
     def versions(self) -> dict[str, str]:
         """By GUID, a hash of the versions of a document's files and of what process_func is told."""
         return {guid: self._version(guid) for guid in sorted(self.files)}
+
+    def without(self, guids: Iterable[str]) -> "DocumentSet":
+        """The others."""
+        known = set(guids)
+        return replace(
+            self,
+            files={guid: files for guid, files in self.files.items() if guid not in known},
+            errors={guid: reason for guid, reason in self.errors.items() if guid not in known},
+        )
 
     def _version(self, guid: str) -> str:
         files = sorted((name, stored.etag) for name, stored in self.files[guid].items())
@@ -74,7 +87,7 @@ def documents_of(work: Work, query: str) -> DocumentSet:
         raise NoDocuments(f"the query yields {', '.join(table.column_names)}; expected a column {GUID}")
     rows = {str(row[GUID]): {key: value for key, value in row.items() if key != GUID} for row in table.to_pylist()}
     if not rows:
-        raise NoDocuments(f"the query yields no rows; expected the {GUID} of documents in production")
+        raise NoRows(f"the query yields no rows; expected the {GUID} of documents in production")
     wanted = (stored for stored in work.production.list() if stored.key.count("/") == 1)
     found = _by_folder([stored for stored in wanted if stored.key.split("/")[0] in rows])
     return _checked(work, work.production, {guid: found.get(guid, {}) for guid in rows}, rows, 0)

@@ -1,9 +1,10 @@
 """Documents without labels, classified by a model of a finished run: one job, one table.
 
-    run_<N>/predictions/<id>/   predictions.parquet, MANIFEST.json; `documents/` while the job needs them
+    run_<N>/predictions/<id>/   predictions.parquet, documents.parquet (the versions of the documents), MANIFEST.json
+                                while the job needs them: documents/ (copies), parts/ (what is finished)
 
-<id> hashes the deployment folder (so the model and its functions) and the documents' versions: the same documents again launch no job, and
-a prediction that was cut off goes on where it stopped.
+<id> hashes the deployment folder (so the model and its functions) and the documents' versions: the same documents again launch no job,
+documents that an earlier table has in the same version are taken from it, and a prediction that was cut off goes on where it stopped.
 """
 
 from collections.abc import Mapping
@@ -13,16 +14,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.steps.deployment import manifest_sha256, read_context, read_deployment
-from docml_assets.steps.documents import DocumentSet
+from docml_assets.report.schema import read_report
+from docml_assets.steps.deployment import choose_model, manifest_sha256, read_context, read_deployment
+from docml_assets.steps.documents import DocumentSet, documents_of
 from docml_assets.steps.specs import prediction_spec
-from docml_assets.steps.work import Work
+from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet
-from docml_contract.base import digest, short
+from docml_contract.base import IncompleteArtifact, UnreadableDocument, digest, short
 from docml_contract.file_names import matches
 from docml_contract.jobs import Channel
 from docml_contract.manifests import Manifest, cache_key
-from docml_contract.names import ARTIFACTS_TABLE, DEPLOYMENT, PREDICTION, PREDICTIONS
+from docml_contract.names import (
+    ARTIFACTS_TABLE,
+    CLASSIFIED_DOCUMENTS,
+    DEPLOYMENT,
+    DOCUMENTS,
+    PREDICTION,
+    PREDICTION_PARTS,
+    PREDICTIONS,
+    STAGED_DOCUMENTS,
+)
 from docml_contract.sandbox import MARKER
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
@@ -39,16 +50,20 @@ SCHEMA = pa.schema(
     ]
 )
 
+VERSION = "version"
+EARLIER_TABLES = 20  # that are looked at for documents which were classified before
+
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """A finished prediction. jobs: what was launched for it, nothing where it was there already."""
+    """A finished prediction. jobs: what was launched for it. known: how many documents had been classified before."""
 
     folder: str
     manifest: Manifest
     table: pa.Table
     labels: tuple[str, ...]
     jobs: tuple[JobResult, ...] = ()
+    known: int = 0
 
     @property
     def errors(self) -> int:
@@ -56,8 +71,44 @@ class PredictionResult:
         return self.table.num_rows - int(self.table["error"].null_count)
 
 
+def run_prediction(work: Work, query: str | None, model: str | None) -> Outcome | None:
+    """Classify the documents of production that the query (none: PREDICT_QUERY) names. None, and said, where there is no query.
+
+    model: none: the run's only one, or the best one of its report.
+    """
+    asked = query or work.settings.predict_query
+    if asked is None:
+        work.reporter.say("nothing is classified: the run has no PREDICT_QUERY, and no query was given as run config")
+        return None
+    if model is None and work.settings.is_comparison:
+        model = read_report(work.store, work.place).best_model
+    documents = documents_of(work, asked)
+    for note in documents.notes:
+        work.reporter.say(note)
+    result = predict_documents(work, choose_model(work, model), documents)
+    why = (
+        f"{len(documents):,} documents, {result.known:,} of them classified before; {result.errors:,} without an answer"
+    )
+    return Outcome.of(
+        work, result.manifest, result.folder, how="made" if result.jobs else "finished", why=why, jobs=result.jobs
+    )
+
+
+def newest_prediction(work: Work) -> str | None:
+    """The folder of the newest finished table of any model of the run."""
+    manifests = {
+        name: read_manifest(work.store, work.place.prediction(name))
+        for name in work.store.list_folders(work.place.predictions)
+    }
+    found = {name: manifest.created_at for name, manifest in manifests.items() if manifest is not None}
+    return work.place.prediction(max(found, key=lambda name: found[name])) if found else None
+
+
 def predict_documents(work: Work, model: str, documents: DocumentSet) -> PredictionResult:
-    """Classify the documents with the run's model, or take the table that says so already."""
+    """Classify the documents with the run's model, or take the table that says so already.
+
+    Only documents that no earlier table of this model has in the same version go through a job.
+    """
     deployment = read_deployment(work, model)
     context = read_context(work, model)
     identity = prediction_id(deployment, documents)
@@ -66,16 +117,20 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
     if manifest is not None:
         check_finished(work.store, manifest, folder)
         table = read_parquet(work.store.get(f"{folder}/{PREDICTIONS}"))
-        return PredictionResult(folder, manifest, table, context.labels)
-    errors = dict(documents.errors)
-    staged = f"{folder}/documents"
-    errors |= _copy(work, documents, staged)
+        return PredictionResult(folder, manifest, table, context.labels, known=table.num_rows)
+    known = _known_rows(work, deployment, documents)
+    new = documents.without(known["artifact_guid"].to_pylist())
+    if known.num_rows:
+        work.reporter.say(f"{known.num_rows:,} of {len(documents):,} documents were classified before, in this version")
+    staged = f"{folder}/{STAGED_DOCUMENTS}"
+    errors = dict(new.errors)
+    errors |= _copy(work, new, staged)
     if context.has_process_func:
-        errors |= _process(work, documents, staged, errors)
+        errors |= _process(work, new, staged, errors)
     jobs: tuple[JobResult, ...] = ()
-    tables = [_error_rows(errors)]
-    if len(errors) < len(documents):
-        artifacts = _artifacts(work, documents, staged, errors)
+    tables = [known, _error_rows(errors)]
+    if len(errors) < len(new):
+        artifacts = _artifacts(work, new, staged, errors)
         files = {ARTIFACTS_TABLE: parquet_bytes(artifacts)}
         spec = prediction_spec(
             work,
@@ -89,22 +144,91 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
             inputs={DEPLOYMENT: deployment.data_version},
         )
         jobs = (work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None)),)
-        tables.append(
-            read_parquet(work.store.get(f"{jobs[0].output_prefix}/{PREDICTIONS}")).select(SCHEMA.names).cast(SCHEMA)
-        )
+        tables.append(_predicted(work, jobs[0], set(new.files) - set(errors)))
     table = pa.concat_tables(tables).sort_by("artifact_guid")
+    versions = documents.versions
     manifest = work.publish(
-        PREDICTION,
+        CLASSIFIED_DOCUMENTS,
         folder,
-        {PREDICTIONS: parquet_bytes(table)},
-        cache_key=cache_key(PREDICTION, id=identity),
+        {
+            PREDICTIONS: parquet_bytes(table),
+            DOCUMENTS: parquet_bytes(
+                pa.table(
+                    {
+                        "artifact_guid": pa.array(versions.keys(), pa.string()),
+                        VERSION: pa.array(versions.values(), pa.string()),
+                    }
+                )
+            ),
+        },
+        cache_key=cache_key(CLASSIFIED_DOCUMENTS, id=identity),
         data_version=digest(
             [PREDICTION, [table[name].to_pylist() for name in ("artifact_guid", "prediction", "error")]]
         ),
         inputs={DEPLOYMENT: deployment.data_version},
     )
-    work.store.delete([stored.key for stored in work.store.list(staged)])
-    return PredictionResult(folder, manifest, table, context.labels, jobs)
+    for leftover in (staged, work.place.finished_parts(identity)):
+        work.store.delete([stored.key for stored in work.store.list(leftover)])
+    return PredictionResult(folder, manifest, table, context.labels, jobs, known=known.num_rows)
+
+
+def find_predictions(work: Work, deployment: Manifest) -> list[tuple[str, Manifest]]:
+    """(folder, manifest) of the finished predictions of a deployment folder, newest first."""
+    root = work.place.predictions
+    found = []
+    for name in work.store.list_folders(root):
+        try:
+            manifest = read_manifest(work.store, f"{root}/{name}")
+        except UnreadableDocument as error:
+            work.reporter.say(f"earlier predictions cannot be used: {error}")
+            continue
+        if manifest is not None and manifest.inputs.get(DEPLOYMENT) == deployment.data_version:
+            found.append((f"{root}/{name}", manifest))
+    return sorted(found, key=lambda entry: entry[1].created_at, reverse=True)
+
+
+def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> pa.Table:
+    """The rows of documents that were classified before in the same version, out of the newest tables of the same model."""
+    wanted = documents.versions
+    tables = [SCHEMA.empty_table()]
+    for folder, manifest in find_predictions(work, deployment)[:EARLIER_TABLES]:
+        if not wanted:
+            break
+        if DOCUMENTS not in {entry.path for entry in manifest.files}:
+            continue  # of before there were any
+        try:
+            check_finished(work.store, manifest, folder)
+        except IncompleteArtifact as error:
+            work.reporter.say(f"earlier predictions cannot be used: {error}")
+            continue
+        versions = read_parquet(work.store.get(f"{folder}/{DOCUMENTS}"))
+        same = [
+            guid
+            for guid, version in zip(versions["artifact_guid"].to_pylist(), versions[VERSION].to_pylist(), strict=True)
+            if wanted.get(guid) == version
+        ]
+        if same:
+            table = read_parquet(work.store.get(f"{folder}/{PREDICTIONS}")).select(SCHEMA.names).cast(SCHEMA)
+            tables.append(table.filter(pc.is_in(table["artifact_guid"], value_set=pa.array(same, pa.string()))))
+            for guid in same:
+                del wanted[guid]
+    return pa.concat_tables(tables)
+
+
+def _predicted(work: Work, job: JobResult, expected: set[str]) -> pa.Table:
+    """What the hosts of a job handed over, a table each. IncompleteArtifact unless each document is there once."""
+    prefix = f"{job.output_prefix}/{PREDICTION_PARTS}"
+    tables = [
+        read_parquet(work.store.get(stored.key)).select(SCHEMA.names).cast(SCHEMA) for stored in work.store.list(prefix)
+    ]
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    found = table["artifact_guid"].to_pylist()
+    if len(found) != len(expected) or set(found) != expected:
+        raise IncompleteArtifact(
+            f"job {job.name} handed over {len(found):,} rows for {len(set(found) & expected):,} of {len(expected):,} documents "
+            f"({work.store.uri(prefix)}); expected one row a document: delete that folder, then predict again"
+        )
+    return table
 
 
 def prediction_id(deployment: Manifest, documents: DocumentSet) -> str:

@@ -165,7 +165,7 @@ def prediction_spec(
         channels=(Channel(name="deployment", prefix=deployment), documents),
         files=hash_files(files),
         inputs=dict(inputs),
-        compute=step_compute(work, "inference", hosts=1),
+        compute=step_compute(work, "inference"),
     )
 
 

@@ -75,8 +75,15 @@ class Job:
         return f"{self.folder}/output"
 
     @property
+    def keeps_checkpoints(self) -> bool:
+        """Trainings keep their state, predictions the parts that are finished."""
+        return self.spec.kind != "processing" or self.spec.piece is not None
+
+    @property
     def checkpoints(self) -> str:
-        """Shared by all attempts at the same work; training and tuning only."""
+        """Shared by all attempts at the same work; for jobs that keep checkpoints."""
+        if self.spec.piece is not None:
+            return self.place.finished_parts(self.spec.piece)
         assert self.spec.model is not None
         return self.place.checkpoints(self.spec.model, self.spec.spec_hash)
 

@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 def test_the_assets_of_a_run_those_that_are_used_and_the_external_ones() -> None:
     graph = defs.resolve_asset_graph()
     keys = {key.to_user_string() for key in graph.materializable_asset_keys}
-    assert keys == {*(asset for asset, _ in ASSETS), "deployed_endpoint"}
+    assert keys == {*(asset for asset, _ in ASSETS), "deployed_endpoint", "classified_documents"}
+    nodes = {node.name for node in defs.resolve_job_def("run_experiment").nodes}
+    assert not {name for name in nodes if name.startswith("classified_documents")}
     assert {key.to_user_string() for key in graph.external_asset_keys} == {
         *("production_labels", "production_files", "production")
     }
@@ -33,6 +35,7 @@ def test_sensors_that_cost_money_are_off_until_switched_on() -> None:
         "experiment_sensor": dg.DefaultSensorStatus.STOPPED,
         "new_data_sensor": dg.DefaultSensorStatus.STOPPED,
         "orphaned_endpoints_sensor": dg.DefaultSensorStatus.RUNNING,
+        "new_documents_sensor": dg.DefaultSensorStatus.STOPPED,
         "orphaned_jobs_sensor": dg.DefaultSensorStatus.RUNNING,
         "run_failure_sensor": dg.DefaultSensorStatus.RUNNING,
     }

@@ -24,7 +24,7 @@ from docml_assets.steps.snapshot import frozen_settings
 from docml_assets.steps.work import Work
 from docml_contract import names
 from docml_contract.base import digest
-from docml_contract.jobs import InferTask, JobSpec, PrepareTask, TrainTask
+from docml_contract.jobs import InferTask, JobSpec, PredictTask, PrepareTask, TrainTask
 from docml_contract.manifests import FileEntry, JobOutput, model_version
 from resources.jobs.interface import JobResult, Listener, Orphan
 from resources.store import Store
@@ -208,7 +208,9 @@ class FakeJobs:
         if self.before is not None:
             self.before(spec, listener, cancel)
         place = names.RunPlace(spec.experiment, spec.run)
-        name = names.job_name(spec.kind, self.store.url, spec.experiment, spec.run, spec.step, spec.model, 1)
+        name = names.job_name(
+            spec.kind, self.store.url, spec.experiment, spec.run, spec.step, spec.piece or spec.model, 1
+        )
         prefix = f"{place.job_folder(name)}/output"
         output, version = self._output(spec, files)
         entries = []
@@ -242,6 +244,8 @@ class FakeJobs:
             return _prepared(task, files)
         if isinstance(task, TrainTask):
             return _trained(spec)
+        if isinstance(task, PredictTask):
+            return _predicted(files, getattr(self, "lost", None))
         assert isinstance(task, InferTask)
         return self._inferred(spec, task)
 
@@ -273,6 +277,14 @@ def _answers(rows: list[dict[str, Any]], models: Sequence[str]) -> list[dict[str
         | {f"{model}_probabilities": said for model in models}
         for row, said in zip(rows, probabilities, strict=True)
     ]
+
+
+def _predicted(files: Mapping[str, bytes], lost: str | None) -> tuple[dict[str, bytes], str]:
+    """Every document is a letter."""
+    guids = sorted({row["artifact_guid"] for row in _read(files[names.ARTIFACTS_TABLE])} - {lost})
+    row = {"prediction": "letter", "probability": 0.9, "probabilities": [0.1, 0.9], "tokens": 7}
+    rows = [{"artifact_guid": guid, "accepted": None, "error": None} | row for guid in guids]
+    return {f"{names.PREDICTION_PARTS}/0.parquet": _parquet(rows)}, digest(guids)
 
 
 def _prepared(task: PrepareTask, files: Mapping[str, bytes]) -> tuple[dict[str, bytes], str]:

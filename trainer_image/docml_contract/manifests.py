@@ -167,7 +167,7 @@ CODE_VERSIONS: dict[str, str] = {
     names.INFERENCE_REPORT: "1",
     names.DEPLOYMENT: "1",
     names.DEPLOYED_ENDPOINT: "1",
-    names.PREDICTION: "1",
+    names.CLASSIFIED_DOCUMENTS: "1",
 }
 
 

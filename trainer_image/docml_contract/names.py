@@ -20,6 +20,8 @@ LABEL_COUNTS: Final = "label_counts"
 ENCODED_SPLITS: Final = "encoded_splits"
 BEST_MODEL: Final = "best_torchscript_model"
 INFERENCE_REPORT: Final = "inference_report"
+# What is made with a finished model, when somebody asks
+CLASSIFIED_DOCUMENTS: Final = "classified_documents"
 # What they are made of: external, observed
 PRODUCTION_LABELS: Final = "production_labels"
 PRODUCTION_FILES: Final = "production_files"
@@ -83,6 +85,11 @@ TOKENS_SUFFIX = "_tokens"
 # … and the report
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+# A prediction job hands over one table a host
+PREDICTION_PARTS = "predictions"
+# … and reads the documents from here, and keeps here what is finished while it runs
+STAGED_DOCUMENTS = "documents"
+FINISHED_PARTS = "parts"
 # A deployment folder, besides model.pt, export.json and user_defined_funcs.py
 MODEL_CONTEXT = "context.json"
 REQUIREMENTS = "requirements.txt"
@@ -205,9 +212,17 @@ class RunPlace:
         """Where everything lies that an answer of the model needs."""
         return f"{self.root}/deployment/{check_model_name(model)}"
 
+    @property
+    def predictions(self) -> str:
+        return f"{self.root}/predictions"
+
     def prediction(self, identity: str) -> str:
         """Where the predictions of one set of documents lie."""
-        return f"{self.root}/predictions/{identity}"
+        return f"{self.predictions}/{identity}"
+
+    def finished_parts(self, identity: str) -> str:
+        """Where a prediction's job keeps what is finished, until the predictions are published."""
+        return f"{self.prediction(identity)}/{FINISHED_PARTS}"
 
     @property
     def jobs(self) -> str:

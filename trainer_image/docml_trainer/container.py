@@ -79,8 +79,11 @@ class Folders:
 
     @property
     def checkpoints(self) -> Path:
-        """Synced with the store while a training job runs; holds what an earlier attempt left."""
-        folder = self.base / "checkpoints"
+        """Synced with the store while a training or a prediction runs; holds what an earlier attempt left.
+
+        SageMaker gives a processing job what was left in a channel of its own, `checkpoints`.
+        """
+        folder = self.base / ("checkpoints" if self.is_training else "processing/checkpoints")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -1,20 +1,29 @@
 """Predict documents without labels: `python -m docml_trainer predict`.
 
-    processing/input/spec          spec.json, artifacts.parquet (as a preparation's, with empty labels)
-    processing/input/deployment    the model's deployment folder
-    processing/input/documents     <guid>/<file>
-    processing/output/result       predictions.parquet, OUTPUT.json
+    processing/input/spec           spec.json, artifacts.parquet (as a preparation's, with empty labels)
+    processing/input/deployment     the model's deployment folder
+    processing/input/documents      <guid>/<file>
+    processing/input/checkpoints    parts that an earlier attempt finished (locally they lie in processing/checkpoints at once)
+    processing/checkpoints          part-<host>-<position>.parquet: finished parts, synced with the store while the job runs
+    processing/output/result        predictions/<host>.parquet, OUTPUT.json
 
 Documents go the way of a test split: encode_data as it was frozen, the collator, the TorchScript file. One that cannot be encoded
-becomes a row with an error.
+becomes a row with an error. They go in parts, so that memory does not grow with them and a job that is killed keeps what it has done; while
+one part is predicted, the next one is encoded. Several hosts share the documents.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from docml_contract import names
 from docml_contract.base import digest
@@ -29,39 +38,134 @@ from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.worker import EncodingPlan
 
 if TYPE_CHECKING:
-    from docml_trainer.inference.prediction import ModelResult
+    from docml_trainer.inference.prediction import LoadedModel, ModelResult
 
 COMMAND = "predict"
 LEFT_OUT = "encode_data returned None: the document is left out"
+PART_DOCUMENTS = 8192
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """Some of the documents, encoded: the data set of those that the model takes, and why it does not take others, by GUID."""
+
+    documents: Documents
+    rows: Path
+    errors: Mapping[str, str]
 
 
 def main(folders: Folders) -> None:
-    """Verify, encode, predict, write."""
+    """Verify, then encode and predict part by part, and write one table."""
     task = folders.spec().task
     if not isinstance(task, PredictTask):
         raise FolderError(f"the spec's task is {task.command!r}; expected {COMMAND!r}")
     hosts = folders.resource_config()
-    if hosts.index > 0:
-        print(f"{min(hosts.hosts)} predicts alone; nothing is left for {hosts.current_host}.", flush=True)
-        return
     deployment = DeploymentFolder.open(folders.channel("deployment"), task.manifest_sha256)
     documents = read_documents(folders.channel("spec") / names.ARTIFACTS_TABLE, deployment.encoding_task(None))
+    mine = documents.part(hosts.index, len(hosts.hosts))
+    parts = FinishedParts(folders, hosts.index, {documents.guids[position] for position in mine})
+    left = [position for position in mine if documents.guids[position] not in parts.guids]
+    if len(left) < len(mine):
+        print(f"{len(mine) - len(left):,} of {len(mine):,} documents were predicted by an earlier attempt", flush=True)
     scratch = folders.base / "processing" / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    model: LoadedModel | None = None
     try:
-        errors = _encode(folders, task, deployment, documents, scratch)
-        rows, misfits = _fitting(deployment, scratch / "rows")
-        guids, result = _predict(deployment, rows)
+        for first, part in _encoded(folders, task, deployment, documents, left, scratch):
+            model, table = _answer(deployment, model, part)
+            parts.add(first, table)
+            shutil.rmtree(part.rows.parent)
+            print(
+                format_event(PROGRESS, what="predicted", done=len(parts.guids), total=len(mine), unit="documents"),
+                flush=True,
+            )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    _write(folders.output, deployment, documents, errors | misfits, guids, result)
+    facts = parts.write(folders.output / names.PREDICTION_PARTS)
+    if hosts.index == 0:
+        write_output(folders.output, COMMAND, digest(["prediction", documents.digest]), facts)
+
+
+class FinishedParts:
+    """The parts of one host that are done; a file each, kept in the store while the job runs."""
+
+    def __init__(self, folders: Folders, host: int, wanted: set[str]) -> None:
+        self._folder = folders.checkpoints
+        self._host = host
+        self._files: dict[str, Path] = {}
+        self.guids: set[str] = set()
+        for path in sorted([*folders.channel("checkpoints").glob("*.parquet"), *self._folder.glob("*.parquet")]):
+            with contextlib.suppress(pa.ArrowException, OSError):  # a half file is no part
+                guids = set(pq.read_table(path, columns=["artifact_guid"])["artifact_guid"].to_pylist())
+                if guids <= wanted and not guids & self.guids:
+                    self._files[path.name] = path
+                    self.guids |= guids
+
+    def add(self, first: int, table: pa.Table) -> None:
+        """Keep a part, which begins with the document at the position `first`."""
+        path = self._folder / f"part-{self._host}-{first:09d}.parquet"
+        draft = path.with_name(f".{path.name}")
+        pq.write_table(table, draft, compression="zstd")
+        draft.replace(path)
+        self._files[path.name] = path
+        self.guids |= set(table["artifact_guid"].to_pylist())
+
+    def write(self, folder: Path) -> dict[str, int]:
+        """All parts as one table, part by part; how many documents and errors there are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"documents": 0, "errors": 0}
+        with pq.ParquetWriter(folder / f"{self._host}.parquet", SCHEMA, compression="zstd") as writer:
+            for path in self._files.values():
+                table = pq.read_table(path).cast(SCHEMA)
+                writer.write_table(table)
+                facts["documents"] += table.num_rows
+                facts["errors"] += table.num_rows - table["error"].null_count
+        return facts
+
+
+SCHEMA = pa.schema(
+    [
+        ("artifact_guid", pa.string()),
+        ("prediction", pa.string()),
+        ("probability", pa.float32()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("accepted", pa.bool_()),
+        ("error", pa.string()),
+        ("tokens", pa.int32()),
+    ]
+)
+
+
+def _encoded(
+    folders: Folders,
+    task: PredictTask,
+    deployment: DeploymentFolder,
+    documents: Documents,
+    left: Sequence[int],
+    scratch: Path,
+) -> Iterator[tuple[int, EncodedPart]]:
+    """(first position, part) of all that is left; while the caller works on a part the next one is encoded."""
+    chunks = [left[start : start + PART_DOCUMENTS] for start in range(0, len(left), PART_DOCUMENTS)]
+
+    def encode_part(number: int) -> EncodedPart:
+        folder = scratch / str(number)
+        folder.mkdir()
+        return _encode(folders, task, deployment, documents.take(chunks[number]), folder)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
+        coming: Future[EncodedPart] | None = thread.submit(encode_part, 0) if chunks else None
+        for number, chunk in enumerate(chunks):
+            assert coming is not None
+            part = coming.result()
+            coming = thread.submit(encode_part, number + 1) if number + 1 < len(chunks) else None
+            yield chunk[0], part
 
 
 def _encode(
-    folders: Folders, task: PredictTask, deployment: DeploymentFolder, documents: Documents, scratch: Path
-) -> dict[str, str]:
-    """Write the encoded documents into `scratch/rows`; why others cannot be encoded, by GUID."""
+    folders: Folders, task: PredictTask, deployment: DeploymentFolder, documents: Documents, folder: Path
+) -> EncodedPart:
+    """Write the encoded documents into `folder`."""
     processes = task.processes or len(os.sched_getaffinity(0))
     plan = EncodingPlan(
         functions=deployment.functions,
@@ -81,7 +185,7 @@ def _encode(
         documents,
         range(len(documents)),
         plan,
-        scratch,
+        folder,
         processes=processes,
         stuck_seconds=stuck_seconds(),
         progress=progress,
@@ -92,9 +196,14 @@ def _encode(
 
     datasets.disable_progress_bars()
     declared = datasets.Features.from_dict(reports[0]["features"])
-    write_unlabelled(sorted(scratch.glob("rows-*.arrow")), documents, declared, scratch / "rows")
+    encoded = sorted(folder.glob("rows-*.arrow"))
+    write_unlabelled(encoded, documents, declared, folder / "rows")
+    for path in encoded:
+        path.unlink()
     failures = [failure for report in reports for failure in report["tally"]["failures"]]
-    return {failure["artifact_guid"]: f"{failure['file']}: {failure['error']}" for failure in failures}
+    rows, misfits = _fitting(deployment, folder / "rows")
+    errors = {failure["artifact_guid"]: f"{failure['file']}: {failure['error']}" for failure in failures}
+    return EncodedPart(documents, rows, errors | misfits)
 
 
 def _fitting(deployment: DeploymentFolder, rows: Path) -> tuple[Path, dict[str, str]]:
@@ -123,52 +232,42 @@ def _fitting(deployment: DeploymentFolder, rows: Path) -> tuple[Path, dict[str, 
     return kept, {data[index][ARTIFACT_GUID]: reason for index, reason in misfits.items()}
 
 
-def _predict(deployment: DeploymentFolder, rows: Path) -> "tuple[list[str], ModelResult | None]":
-    """The GUIDs of the encoded documents, and the model's answers in their order; None where there are no documents."""
+def _answer(
+    deployment: DeploymentFolder, model: "LoadedModel | None", part: EncodedPart
+) -> "tuple[LoadedModel | None, pa.Table]":
+    """The model, loaded at the first documents that it gets, and the part's rows, sorted by GUID."""
     import datasets
 
     from docml_trainer.data.shapes import ARTIFACT_GUID
     from docml_trainer.inference.pool import open_pool
     from docml_trainer.inference.prediction import LoadedModel
 
-    data = datasets.load_from_disk(str(rows))
+    data = datasets.load_from_disk(str(part.rows))
     if not len(data):
-        return [], None
-    loaded = LoadedModel(deployment.model, data, deployment.prefix)
+        return model, _table(deployment, part, [], None)
+    loaded = LoadedModel(deployment.model, data, deployment.prefix) if model is None else model.over(data)
     processes = loaded.processes(None)
     with ExitStack() as stack:
-        workers = stack.enter_context(open_pool(processes, rows)) if processes > 1 else None
-        return list(data[ARTIFACT_GUID]), loaded.predict(workers)
+        workers = stack.enter_context(open_pool(processes, part.rows)) if processes > 1 else None
+        result = loaded.predict(workers)
+    return (None if processes > 1 else loaded), _table(deployment, part, list(data[ARTIFACT_GUID]), result)
 
 
-def _write(
-    output: Path,
-    deployment: DeploymentFolder,
-    documents: Documents,
-    errors: Mapping[str, str],
-    guids: list[str],
-    result: "ModelResult | None",
-) -> None:
-    """predictions.parquet, one row a document, sorted by GUID; OUTPUT.json."""
+def _table(
+    deployment: DeploymentFolder, part: EncodedPart, guids: Sequence[str], result: "ModelResult | None"
+) -> pa.Table:
+    """One row a document, sorted by GUID. guids: of the documents that have an answer, in the order of `result`."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     labels = pa.array(deployment.context.labels, pa.string())
-    order = sorted(documents.guids)
+    order = sorted(part.documents.guids)
     row_of = {guid: row for row, guid in enumerate(guids)}
     rows = np.array([row_of.get(guid, -1) for guid in order], dtype=np.int64)
     failed = rows < 0
-    columns: dict[str, pa.Array] = {"artifact_guid": pa.array(order, pa.string())}
-    if result is None:
-        kinds = {
-            "prediction": pa.string(),
-            "probability": pa.float32(),
-            "probabilities": pa.list_(pa.float32()),
-            "tokens": pa.int32(),
-        }
-        columns |= {name: pa.nulls(len(order), kind) for name, kind in kinds.items()}
-    else:
+    reasons = [part.errors.get(guid, LEFT_OUT) if bad else None for guid, bad in zip(order, failed, strict=True)]
+    columns = {name: pa.nulls(len(order), SCHEMA.field(name).type) for name in SCHEMA.names}
+    columns |= {"artifact_guid": pa.array(order, pa.string()), "error": pa.array(reasons, pa.string())}
+    if result is not None:
         probabilities = result.probabilities.astype(np.float32)[rows]
         predicted = result.predictions[rows]
         ends = np.concatenate([[0], np.cumsum(np.where(failed, 0, len(labels)))]).astype(np.int32)
@@ -178,20 +277,9 @@ def _write(
             "probabilities": pa.ListArray.from_arrays(
                 pa.array(ends), probabilities[~failed].reshape(-1), mask=pa.array(failed)
             ),
-            "tokens": pa.nulls(len(order), pa.int32())
-            if result.tokens is None
-            else pa.array(result.tokens[rows].astype(np.int32), mask=failed),
         }
-    accepted = (
-        None if result is None else deployment.accepts(result.probabilities.astype(np.float32).astype(np.float64))
-    )
-    columns["accepted"] = (
-        pa.nulls(len(order), pa.bool_()) if accepted is None else pa.array(accepted[rows], pa.bool_(), mask=failed)
-    )
-    reasons = [errors.get(guid, LEFT_OUT) if bad else None for guid, bad in zip(order, failed, strict=True)]
-    columns["error"] = pa.array(reasons, pa.string())
-    table = pa.table(columns)
-    pq.write_table(table, output / names.PREDICTIONS, compression="zstd")
-    answers = [table[name].to_pylist() for name in ("artifact_guid", "prediction", "error")]
-    facts = {"documents": len(order), "errors": int(failed.sum())}
-    write_output(output, COMMAND, digest(["prediction", answers]), facts)
+        if result.tokens is not None:
+            columns["tokens"] = pa.array(result.tokens[rows].astype(np.int32), mask=failed)
+        if (accepted := deployment.accepts(probabilities.astype(np.float64))) is not None:
+            columns["accepted"] = pa.array(accepted, pa.bool_(), mask=failed)
+    return pa.table(columns, schema=SCHEMA)

@@ -79,8 +79,8 @@ class Container:
 
     @property
     def checkpoints(self) -> Path:
-        """Where a training keeps its checkpoints."""
-        return self.base / "checkpoints"
+        """Where a training keeps its checkpoints, and a prediction the parts that are finished."""
+        return self.base / ("checkpoints" if self.is_training else "processing/checkpoints")
 
     # -- before
 

@@ -64,23 +64,28 @@ class Supervisor:
         self.local.enter("Downloading")
         for container in containers:
             container.lay_out(self.store, self.job.spec.hyperparameters)
-        mirror = None
-        if containers[0].is_training:
-            mirror = Mirror(self.store, containers[0].checkpoints, self.job.checkpoints)
-            restored = mirror.restore()
-            self.local.enter(f"Training, with {restored} files of earlier checkpoints" if restored else "Training")
+        mirrors = self._mirrors(containers)
+        restored = sum(mirror.restore() for mirror in mirrors)
+        phase = "Training" if containers[0].is_training else "Processing"
+        self.local.enter(f"{phase}, with {restored} files of earlier checkpoints" if restored else phase)
+        for mirror in mirrors:
             mirror.start()
-        else:
-            self.local.enter("Processing")
         try:
             self.run_containers(containers)
         finally:
-            if mirror is not None:
+            for mirror in mirrors:
                 mirror.stop()
         self._judge(containers)
         self.local.enter("Uploading")
         for container in containers if not containers[0].is_training else containers[:1]:
             self.local.upload(container.output)
+
+    def _mirrors(self, containers: list[Container]) -> list[Mirror]:
+        """Of the checkpoints: the first host of a training keeps them for all, each host of a prediction its own."""
+        if not self.job.keeps_checkpoints:
+            return []
+        keeping = containers[:1] if containers[0].is_training else containers
+        return [Mirror(self.store, container.checkpoints, self.job.checkpoints) for container in keeping]
 
     def container(self, folder: str, index: int) -> Container:
         """A host of the job, with its own base folder."""

@@ -19,6 +19,7 @@ TRAINING_ROOT = "/opt/ml/input/data"
 PROCESSING_INPUT = "/opt/ml/processing/input"
 PROCESSING_OUTPUT = "/opt/ml/processing/output/result"
 CHECKPOINTS = "/opt/ml/checkpoints"
+PROCESSING_CHECKPOINTS = "/opt/ml/processing/checkpoints"
 SPEC_TAG = "docml:spec"
 TRACKER_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL")
 ENCODING_VARIABLES = ("DOCML_ENCODE_TIMEOUT_SECONDS",)
@@ -51,8 +52,12 @@ def build_request(job: Job, account: Account) -> Request:
 
 
 def manifests(job: Job, account: Account) -> dict[str, bytes]:
-    """The ManifestFile objects of channels that list their files: store key -> content."""
-    return {
+    """The ManifestFile objects of channels that list their files: store key -> content.
+
+    And one object for a prediction's finished parts, of which there are none yet: SageMaker refuses an input without objects.
+    """
+    begun = {f"{job.checkpoints}/begun.json": b"{}"} if job.spec.kind == "processing" and job.keeps_checkpoints else {}
+    return begun | {
         _manifest_key(job, channel): json.dumps(
             [{"prefix": f"{account.uri(channel.prefix)}/"}, *channel.files]
         ).encode()
@@ -87,7 +92,7 @@ def processing_request(job: Job, account: Account) -> Request:
             for name, source in _sources(job, account)
         ],
         "ProcessingOutputConfig": {
-            "Outputs": [{"OutputName": "result", "S3Output": result}],
+            "Outputs": [{"OutputName": "result", "S3Output": result}, *_kept_parts(job, account)],
             **({"KmsKeyId": account.kms_key} if account.kms_key else {}),
         },
         "ProcessingResources": {"ClusterConfig": cluster},
@@ -96,6 +101,14 @@ def processing_request(job: Job, account: Account) -> Request:
         "NetworkConfig": network,
         "Tags": _tags(job),
     }
+
+
+def _kept_parts(job: Job, account: Account) -> list[Request]:
+    """The output that a prediction's finished parts go to while it runs, and from which the next attempt gets them."""
+    if not job.keeps_checkpoints:
+        return []
+    kept = {"S3Uri": account.uri(job.checkpoints), "LocalPath": PROCESSING_CHECKPOINTS, "S3UploadMode": "Continuous"}
+    return [{"OutputName": "checkpoints", "S3Output": kept}]
 
 
 def training_request(job: Job, account: Account) -> Request:
@@ -194,6 +207,8 @@ def _sources(job: Job, account: Account) -> list[tuple[str, Request]]:
         else:
             source = {"S3DataType": "ManifestFile", "S3Uri": account.uri(_manifest_key(job, channel))}
         sources.append((channel.name, source))
+    if job.spec.kind == "processing" and job.keeps_checkpoints:
+        sources.append(("checkpoints", {"S3DataType": "S3Prefix", "S3Uri": f"{account.uri(job.checkpoints)}/"}))
     # Every host sees all files: sharding by key would tear the files of one document apart.
     return [(name, {**source, "S3DataDistributionType": "FullyReplicated"}) for name, source in sources]
 

@@ -83,7 +83,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Here:
     text = here.settings.read_text()
     for key, value in {
         "MODEL_NAMES": "bag, fixed",
-        "FILES_FROM_PROD": "raw_text.json\nFILES_ON_RESEARCH = raw_text.json, words.json\nMAX_FAILED_SHARE = 0.5\nAUTO_ACCEPT_PRECISION = 0.5",
+        "FILES_FROM_PROD": "raw_text.json\nFILES_ON_RESEARCH = raw_text.json, words.json\nMAX_FAILED_SHARE = 0.5\nAUTO_ACCEPT_PRECISION = 0.2",
         "MODEL_INPUT_FILES": "words.json",
         "max_words": "200",
     }.items():

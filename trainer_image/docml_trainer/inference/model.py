@@ -1,5 +1,6 @@
 """An exported model as production loads it: TorchScript and export.json, both verified before anything is deserialized."""
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -127,9 +128,18 @@ class Predictor:
     """A loaded model over the rows of a data set."""
 
     def __init__(self, files: ModelFiles, data: datasets.Dataset, prefix: str, device: str) -> None:
-        self.files = files
-        self.data = data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(prefix))])
+        self.files, self.prefix = files, prefix
+        self.data = self._columns(data)
         self.model = TorchScriptModel(files, data.features, prefix, device)
+
+    def over(self, data: datasets.Dataset) -> "Predictor":
+        """The same loaded model over another data set with the same features."""
+        other = copy.copy(self)
+        other.data = self._columns(data)
+        return other
+
+    def _columns(self, data: datasets.Dataset) -> datasets.Dataset:
+        return data.select_columns([ARTIFACT_GUID, *(name for name in data.features if name.startswith(self.prefix))])
 
     @property
     def device(self) -> torch.device:

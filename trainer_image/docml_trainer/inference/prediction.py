@@ -1,5 +1,6 @@
 """One model and the whole test split: which documents share a batch, on what it runs, how long a document takes, every answer."""
 
+import copy
 import os
 import time
 from typing import Any
@@ -49,6 +50,13 @@ class LoadedModel:
         self.lengths = document_lengths(test, prefix)
         self.predictor = on_best_device(model, test, prefix, sample_rows(self.lengths, LATENCY_DOCUMENTS))
         self.latencies = self._measure()
+
+    def over(self, data: datasets.Dataset) -> "LoadedModel":
+        """The same model on other documents with the same features."""
+        other = copy.copy(self)
+        other.test, other.lengths = data, document_lengths(data, self.prefix)
+        other.predictor = self.predictor.over(data)
+        return other
 
     @property
     def device(self) -> str:

@@ -60,6 +60,14 @@ class Documents:
         """Positions of the `index`-th of `parts` contiguous, equally large parts."""
         return range(len(self) * index // parts, len(self) * (index + 1) // parts)
 
+    def take(self, positions: Sequence[int]) -> "Documents":
+        """Only the documents at these positions."""
+        guids, labels, groups, paths = (
+            [column[position] for position in positions]
+            for column in (self.guids, self.labels, self.groups, self.paths)
+        )
+        return Documents(guids, labels, groups, paths, self.label_names, self.dropped)
+
     def to_table(self, positions: range) -> pa.Table:
         """Input of the encoders: position, artifact_guid, label, paths."""
         part = slice(positions.start, positions.stop)

@@ -1,0 +1,67 @@
+"""new_documents_sensor: what is new is classified with the champion, once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from docml_assets.runs.champion import promote
+from docml_assets.sensors.new_documents import NAME
+from docml_assets.steps.prediction import run_prediction
+from tests.docml_assets.assets.materializing import definitions, materializations
+from tests.docml_assets.sensors.ticking import Daemon
+from tests.docml_assets.steps.test_inference import whole
+from tests.docml_assets.world import FakeJobs, World
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as found:
+        yield found
+
+
+def test_new_documents_are_classified_once_with_the_champion(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(predict_query="SELECT artifact_guid FROM labels")
+    daemon = Daemon(NAME, instance, world.environment)
+    assert daemon.ticks(2) == []
+    work = world.work(world.claim(1), FakeJobs(world.store))
+    whole(work)
+    assert daemon.ticks(2) == []  # no champion yet
+    promote(world.store, "EXP-1", 1, "small", by="ann", force=None)
+    assert daemon.tick() == []  # documents may still arrive
+    assert daemon.tick() == ["EXP-1|1"]
+    assert daemon.ticks(2) == []
+    run_prediction(work, None, None)
+    assert daemon.tick() == []
+    assert daemon.skipped == "1 experiments; no new documents"
+    world.add_document("doc-99", "letter")
+    assert daemon.tick() == []
+    world.add_document("doc-98", "letter")
+    assert daemon.tick() == []
+    assert daemon.tick() == ["EXP-1|1"]
+
+
+def test_the_asset_does_what_it_is_asked(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(predict_query="SELECT artifact_guid FROM labels WHERE artifact_guid < 'doc-03'")
+    whole(world.work(world.claim(1), FakeJobs(world.store)))
+    from docml_assets.partitions import register
+
+    job = definitions(world).resolve_job_def("classify_documents")
+    result = job.execute_in_process(instance=instance, partition_key=register(instance, "EXP-1", 1))
+    made = materializations(result)["classified_documents"]
+    assert made.metadata["documents"].value == 3
+    assert made.metadata["errors"].value == 0
+    assert {check.check_name: check.passed for check in result.get_asset_check_evaluations()} == {"few_errors": True}
+
+
+def test_what_is_wrong_is_said_once(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(predict_query="SELECT artifact_guid FROM nowhere")
+    whole(world.work(world.claim(1), FakeJobs(world.store)))
+    promote(world.store, "EXP-1", 1, "small", by="ann", force=None)
+    daemon = Daemon(NAME, instance, world.environment)
+    assert daemon.tick() == []
+    assert daemon.skipped is not None
+    assert "nowhere" in daemon.skipped
+    assert daemon.tick() == []
+    assert daemon.skipped == "1 experiments; no new documents"
