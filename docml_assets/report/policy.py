@@ -113,7 +113,7 @@ def best_threshold(confidence: Floats, right: npt.NDArray[np.bool_], target: flo
     It lies between the confidences of two documents, so that rounding accepts nobody else.
     """
     order = np.argsort(-confidence, kind="stable")
-    ranked, errors = confidence[order], np.cumsum(~right[order])
+    ranked, errors = confidence[order], np.cumsum((~right[order]).astype(np.int64))
     ends = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))  # documents of equal confidence go together
     if len(ends) > CANDIDATES:
         ends = ends[np.linspace(0, len(ends) - 1, CANDIDATES).round().astype(np.int64)]

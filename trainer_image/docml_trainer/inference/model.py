@@ -201,8 +201,8 @@ class DeploymentFolder:
         has_policy = any(entry.path == names.POLICY for entry in manifest.files)
         return cls(folder, context, model, Policy.from_bytes(policy.read_bytes(), names.POLICY) if has_policy else None)
 
-    def accepts(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_] | None:
-        """Which answers may be accepted without a person: bool[...] for float64[..., labels]; None without a decision policy."""
+    def accepts(self, probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_] | None:
+        """Which answers may be accepted without a person: bool[...] for float32 or float64[..., labels]; None without a decision policy."""
         return None if self.policy is None else np.asarray(self.policy.accepts(probabilities))
 
     @property

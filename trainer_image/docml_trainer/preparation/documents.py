@@ -62,11 +62,14 @@ class Documents:
 
     def take(self, positions: Sequence[int]) -> "Documents":
         """Only the documents at these positions."""
-        guids, labels, groups, paths = (
-            [column[position] for position in positions]
-            for column in (self.guids, self.labels, self.groups, self.paths)
+        return Documents(
+            guids=[self.guids[position] for position in positions],
+            labels=[self.labels[position] for position in positions],
+            groups=[self.groups[position] for position in positions],
+            paths=[self.paths[position] for position in positions],
+            label_names=self.label_names,
+            dropped=self.dropped,
         )
-        return Documents(guids, labels, groups, paths, self.label_names, self.dropped)
 
     def to_table(self, positions: range) -> pa.Table:
         """Input of the encoders: position, artifact_guid, label, paths."""
