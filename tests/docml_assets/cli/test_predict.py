@@ -100,7 +100,7 @@ def test_the_reports_answers_on_its_own_documents_and_errors_as_rows(used: Here,
     best = max(written["other"]["probabilities"].items(), key=lambda item: item[1])
     assert best == (written["other"]["prediction"], written["other"]["probability"])
     (left,) = (used.root / f"storage/{EXPERIMENT}/run_1/predictions").iterdir()
-    assert {path.name for path in left.iterdir()} == {"predictions.parquet", "MANIFEST.json"}
+    assert {path.name for path in left.iterdir()} == {"predictions.parquet", "documents.parquet", "MANIFEST.json"}
 
 
 def test_a_model_of_one_shape_on_documents_that_a_query_names(used: Here, tmp_path: Path) -> None:
