@@ -105,3 +105,31 @@ def test_of_two_at_once_one_is_told(store: Store, monkeypatch: pytest.MonkeyPatc
         promote(store, EXPERIMENT, 1, "good", by="bob", force=None)
     monkeypatch.undo()
     assert read_history(store, EXPERIMENT) == [first]
+
+
+class Killed(BaseException):
+    """kill -9."""
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_promotion_that_was_killed_is_there_once_or_not_at_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    finish(store, 1, {"good": 0.9})
+
+    def put_and_die(self: Store, key: str, data: bytes) -> bool:
+        if done:
+            put(self, key, data)
+        raise Killed
+
+    put = Store.put_if_absent
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_if_absent", put_and_die)
+        with pytest.raises(Killed):
+            promote(store, EXPERIMENT, 1, "good", by="ann", force=None)
+    if done:
+        with pytest.raises(ChampionError, match="is the champion of EXP-a already"):
+            promote(store, EXPERIMENT, 1, "good", by="ann", force=None)
+    else:
+        promote(store, EXPERIMENT, 1, "good", by="ann", force=None)
+    assert [(entry.sequence, entry.run) for entry in read_history(store, EXPERIMENT)] == [(1, 1)]

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from docml_assets.partitions import PROCESS_TAG, experiment_runs, register
 from docml_assets.sensors.run_failures import (
     WebhookFailed,
     is_gone,
+    orphaned_endpoints_sensor,
     orphaned_jobs_sensor,
     post,
     run_failure_sensor,
@@ -28,7 +31,10 @@ from docml_assets.sensors.run_failures import (
 )
 from docml_contract.names import RunPlace
 from resources.jobs.interface import Orphan
-from resources.processes import start_of, this_process
+from resources.jobs.local.container import BASE_VARIABLE
+from resources.processes import kill_marked, start_of, this_process
+from tests.contracts.endpoints_contract import deploy
+from tests.resources.endpoints.test_local import LocalBench
 
 
 class Webhook:
@@ -302,3 +308,20 @@ def test_unfinished_runs_of_processes_that_are_gone_can_be_ended() -> None:
         assert ended is not None
         assert ended.status == dg.DagsterRunStatus.FAILURE
         assert runs_without_process(instance) == []
+
+
+def test_endpoints_that_expired_are_taken_down_and_others_are_kept_up(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    bench = LocalBench(tmp_path)
+    try:
+        deploy(bench, bench.spec(1), expires_after=timedelta(microseconds=1))
+        deploy(bench, bench.spec(2))
+        with dg.build_sensor_context(instance=instance, resources={"endpoints": bench.endpoints()}) as context:
+            skipped = orphaned_endpoints_sensor(context)
+        assert isinstance(skipped, dg.SkipReason)
+        assert skipped.skip_message == "1 endpoints taken down, 1 known"
+        assert [found.name for found in bench.endpoints().list_endpoints()] == [bench.spec(2).name]
+        assert bench.servers() == 1
+    finally:
+        kill_marked(f"{BASE_VARIABLE}={bench.folder}")
