@@ -46,6 +46,7 @@ NOT_ASKED = "nothing is deployed unless somebody asks: deploy: true in the run c
     "Does nothing unless asked (deploy: true).",
 )
 def deployed_endpoint(context: dg.AssetExecutionContext) -> Results:
+    """Deploy the run's model where the launch asks for it."""
     config: Mapping[str, Any] = context.op_execution_context.op_config
     if not config["deploy"]:
         context.log.info(NOT_ASKED)

@@ -155,6 +155,7 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
     minimum_interval_seconds=300,
 )
 def orphaned_endpoints_sensor(context: dg.SensorEvaluationContext, endpoints: dg.ResourceParam[Any]) -> dg.SkipReason:
+    """The thin Dagster side of the endpoints' own sweep."""
     removed = endpoints.sweep()
     for each in removed:
         context.log.warning(f"endpoint {each.name} is taken down, since {each.reason}")

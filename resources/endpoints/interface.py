@@ -142,6 +142,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
+        """As its specification has it."""
         return self.record.spec.name
 
     @property
@@ -162,7 +163,8 @@ class EndpointBackend(Protocol):
     """SageMaker, or this machine. It neither waits nor tries again: any method may raise BusyEndpoint or EndpointUnreachable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`local` or `sagemaker`, for people and records."""
 
     @property
     def poll_seconds(self) -> float:

@@ -96,17 +96,20 @@ class LocalEndpoints:
 
     @cached_property
     def where(self) -> str:
+        """This host and the folder of its endpoints."""
         return f"{socket.gethostname()} {self.folder}"
 
     def check(self, spec: EndpointSpec) -> None:
         """Nothing is refused here: the server says what it lacks."""
 
     def requests(self, spec: EndpointSpec) -> Mapping[str, object]:
+        """The server's command line and the folder that it serves."""
         return {"server": {"command": list(self.command), "folder": self.store.uri(spec.folder), "host": HOST}}
 
     # -- the server
 
     def start(self, spec: EndpointSpec) -> None:
+        """Start the server, or leave the one that runs with the same specification."""
         with self._turn(spec.name) as folder:
             present = self._read(folder)
             if present is not None and present.spec == spec and is_locked(folder):
@@ -115,6 +118,7 @@ class LocalEndpoints:
             self._launch(folder, spec, present.port if present else None)
 
     def observe(self, name: str) -> EndpointState | None:
+        """Its state; None if there is no endpoint of this name."""
         if not (self.folder / name).is_dir():
             return None
         with self._turn(name) as folder:
@@ -187,6 +191,7 @@ class LocalEndpoints:
     # -- answers
 
     def invoke(self, spec: EndpointSpec, body: bytes) -> bytes:
+        """Ask the server. EndpointFailed if there is none."""
         present = self._read(self.folder / spec.name)
         if present is None:
             raise EndpointFailed(f"{spec.describe()} is not on this machine; deploy it again")
@@ -207,6 +212,7 @@ class LocalEndpoints:
     # -- the end
 
     def remove(self, name: str) -> None:
+        """End the server and remove its folder; an absent one is no error."""
         if not (self.folder / name).is_dir():
             return
         with self._turn(name) as folder:
@@ -215,13 +221,16 @@ class LocalEndpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
     def names(self) -> list[str]:
+        """Of all endpoints on this machine, sorted."""
         return sorted(path.parent.name for path in self.folder.glob("*/server.json"))
 
     def owns(self, name: str) -> bool:
+        """Whether the endpoint serves this store."""
         present = self._read(self.folder / name)
         return present is not None and present.store_url == self.store.url
 
     def usd_an_hour(self, spec: EndpointSpec) -> float | None:
+        """Nothing: it runs on this machine."""
         return 0.0
 
     # -- helpers

@@ -69,14 +69,17 @@ class SageMakerEndpoints:
 
     @cached_property
     def account(self) -> Account:
+        """What requests need to know of the deployment."""
         return read_account(self.store, self.environment)
 
     @cached_property
     def session(self) -> Any:
+        """The boto3 session, made on first use."""
         return aws.session(self.environment)
 
     @cached_property
     def where(self) -> str:
+        """The AWS account and its region."""
         found = self._call("account", "sts", "get_caller_identity")
         return f"account {found['Account']}, region {self.session.region_name}"
 
@@ -101,6 +104,7 @@ class SageMakerEndpoints:
     # -- EndpointBackend
 
     def check(self, spec: EndpointSpec) -> None:
+        """EndpointRefused for what SageMaker would refuse later."""
         if not spec.image:
             raise EndpointRefused(
                 f"{spec.describe()} has no image: set DOCKER_IMAGE in settings.ini, or DOCML_IMAGE (docml image push prints the URI)"
@@ -116,6 +120,7 @@ class SageMakerEndpoints:
             self._check_owner(spec.name, found["EndpointArn"])
 
     def requests(self, spec: EndpointSpec) -> Mapping[str, dict[str, Any]]:
+        """All requests by operation, in their order; none holds a secret."""
         return {
             "CreateModel": requests.model_request(spec, self.account, self._server_environment),
             "CreateEndpointConfig": requests.configuration_request(spec, self.account),
@@ -130,6 +135,7 @@ class SageMakerEndpoints:
         return found | {"DOCML_STORE": self.store.url}
 
     def start(self, spec: EndpointSpec) -> None:
+        """Create the endpoint or change it; whoever comes second does nothing."""
         what = spec.describe()
         present = self._describe(spec.name)
         if present is not None:
@@ -164,6 +170,7 @@ class SageMakerEndpoints:
             raise BusyEndpoint(f"{what}: somebody else makes it, too") from error
 
     def observe(self, name: str) -> EndpointState | None:
+        """What Describe answers; None if there is no endpoint of this name."""
         found = self._describe(name)
         if found is None:
             return None
@@ -176,6 +183,7 @@ class SageMakerEndpoints:
         )
 
     def finish(self, spec: EndpointSpec) -> None:
+        """Scaling where it is asynchronous; then remove the parts that it had before."""
         if spec.mode == "async":
             self._scale(spec)
         found = self._describe(spec.name)
@@ -194,6 +202,7 @@ class SageMakerEndpoints:
         self._call(what, "cloudwatch", "put_metric_alarm", **requests.backlog_alarm_request(spec, policy))
 
     def invoke(self, spec: EndpointSpec, body: bytes) -> bytes:
+        """Ask the endpoint, through the store where it is asynchronous."""
         what = spec.describe()
         runtime = "sagemaker-runtime"
         if spec.mode == "realtime":
@@ -228,6 +237,7 @@ class SageMakerEndpoints:
         )
 
     def remove(self, name: str) -> None:
+        """Delete it with all its parts; what is absent is no error."""
         found = self._describe(name)
         if found is not None:
             self._check_owner(name, found["EndpointArn"])
@@ -243,11 +253,13 @@ class SageMakerEndpoints:
             self._delete_part(part)
 
     def names(self) -> list[str]:
+        """Of all endpoints and of parts that are left over, sorted."""
         found = {entry["EndpointName"] for entry in self._list("Endpoint", "")}
         parts = {part for noun in ("EndpointConfig", "Model") for part in self._part_names(noun, "")}
         return sorted(found | {match[1] for part in parts if (match := PART.fullmatch(part))})
 
     def owns(self, name: str) -> bool:
+        """Whether its tags name this store."""
         found = self._describe(name)
         if found is not None:
             return self._tags(found["EndpointArn"]).get(STORE_TAG) == self.account.store_url[:256]
@@ -259,6 +271,7 @@ class SageMakerEndpoints:
         return False
 
     def usd_an_hour(self, spec: EndpointSpec) -> float | None:
+        """While it stands; None if the price is unknown. An asynchronous one that is idle costs nothing."""
         price = read_prices(self.environment).get(spec.instance_type or "")
         return 0.0 if price is not None and spec.mode == "async" else price
 

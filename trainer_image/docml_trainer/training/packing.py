@@ -212,6 +212,7 @@ class HalfLayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The norm of a half-precision input in its own type; of others as torch has it."""
         if input.dtype not in HALF_PRECISION:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
