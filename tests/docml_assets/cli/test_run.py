@@ -121,9 +121,9 @@ def test_after_a_kill_the_same_command_attaches_to_the_job(finished: Here) -> No
 
 
 def test_runs_shows_what_they_came_to(finished: Here) -> None:
-    table = finished.docml("runs")
+    table = finished.ask("runs")
     assert re.search(r"EXP-7-words +1 +done +done +done +done +averaged-words 0\.\d+", table)
-    assert "No runs of EXP-8" in finished.docml("runs", "EXP-8")
+    assert "No runs of EXP-8" in finished.ask("runs", "EXP-8")
 
 
 def test_a_run_whose_folder_changed_says_so_in_its_first_line(finished: Here) -> None:
@@ -150,7 +150,7 @@ def test_one_step_of_a_fresh_run_is_performed_with_what_it_needs(finished: Here)
     ],
 )
 def test_wrong_input_is_one_clear_message(finished: Here, arguments: list[str], code: int, message: str) -> None:
-    said = finished.docml(*arguments, code=code)
+    said = finished.ask(*arguments, code=code)
     assert message in said
     assert "Traceback" not in said
 
