@@ -76,4 +76,4 @@ def resolve(value: str, environment: Mapping[str, str]) -> str:
         return str(json.loads(text)[key])
     except (ValueError, KeyError, TypeError):
         # from None: the decoder's message may quote the secret
-        raise SettingError(f"{value}: the secret is no JSON object with the key {key!r}") from None
+        raise SettingError(f"{value}: the secret is not a JSON object with the key {key!r}") from None

@@ -28,7 +28,7 @@ class ExperimentFolder:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read both files. BadName if the folder's name is no experiment name; ExperimentError if a file cannot be read."""
+        """Read both files. BadName if the folder's name is not an experiment name; ExperimentError if a file cannot be read."""
         name = check_experiment_name(path.name)
         if not path.is_dir():
             raise ExperimentError(f"{path}: no such folder; create it with: docml new {name}")

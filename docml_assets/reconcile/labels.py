@@ -55,7 +55,7 @@ def _names(names: list[str]) -> list[str]:
 
 
 def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
-    """`rows` with NULL for hashes that tell nothing: artifacts that have none are no duplicates of each other."""
+    """`rows` with NULL for hashes that tell nothing: artifacts that have none are not duplicates of each other."""
     text = pl.col("file_hash").str.strip_chars()
     reasons = {
         "file_hash is NULL": pl.col("file_hash").is_null(),

@@ -177,7 +177,7 @@ def _shown(predictions: Predictions, row: int, models: Sequence[str], excerpt: C
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """The numbers of a history by metric: (epoch, value); what is no finite number is left out."""
+    """The numbers of a history by metric: (epoch, value); what is not a finite number is left out."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         epoch = row.get("epoch")

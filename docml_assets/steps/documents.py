@@ -130,7 +130,7 @@ def _checked(
         else:
             files[guid] = kept
         passed += len(own) - len(kept)
-    notes = (f"{passed} files are no input of the model ({', '.join(entries)}) and are passed over",) if passed else ()
+    notes = (f"{passed} files are not input of the model ({', '.join(entries)}) and are passed over",) if passed else ()
     return DocumentSet(source, files, errors, rows, notes)
 
 

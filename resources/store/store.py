@@ -182,7 +182,7 @@ def canonical_url(url: str) -> str:
             raise SettingError(f"{url!r}: expected s3://bucket or s3://bucket/prefix")
         return f"s3://{bucket}/{check_key(prefix)}" if prefix else f"s3://{bucket}"
     if "://" in url and not url.startswith("file://"):
-        raise SettingError(f"{url.split('://')[0]!r} is no kind of store: expected a folder, file:// or s3://")
+        raise SettingError(f"{url.split('://')[0]!r} is not a kind of store: expected a folder, file:// or s3://")
     path = unquote(urlsplit(url).path) if url.startswith("file://") else url
     if not path:
         raise SettingError("a store's URL is empty: expected a folder, file:// or s3://")

@@ -25,7 +25,7 @@ class Interrupt(BaseException):
     """Stands for Dagster's interrupt, which is a BaseException too."""
 
 
-class Hearing:
+class RecordingListener:
     """A Listener that keeps what it is told; `on_line` may raise, or set a cancel event."""
 
     def __init__(self, on_line: Callable[[str], None] = lambda text: None) -> None:
@@ -143,12 +143,17 @@ class JobsContract:
     """The suite."""
 
     def run(
-        self, bench: JobsBench, spec: JobSpec, hearing: Hearing | None = None, holder: str = "run-a", **more: Any
+        self,
+        bench: JobsBench,
+        spec: JobSpec,
+        hearing: RecordingListener | None = None,
+        holder: str = "run-a",
+        **more: Any,
     ) -> Any:
-        return bench.engine().run(spec, FILES, holder=holder, listener=hearing or Hearing(), **more)
+        return bench.engine().run(spec, FILES, holder=holder, listener=hearing or RecordingListener(), **more)
 
     def test_a_preparation_reads_its_channels_and_hands_over_its_output(self, bench: JobsBench) -> None:
-        hearing = Hearing()
+        hearing = RecordingListener()
         result = self.run(bench, preparation({"print": "hello"}), hearing)
         assert (result.attempt, result.launched) == (1, True)
         assert result.output.command == "prepare"
@@ -164,14 +169,14 @@ class JobsContract:
         assert any("starting" in said for said in hearing.said)
 
     def test_two_hosts_each_see_themselves(self, bench: JobsBench) -> None:
-        hearing = Hearing()
+        hearing = RecordingListener()
         result = self.run(bench, preparation(compute=compute(instance_count=2)), hearing)
         assert bench.store.exists(f"{result.output_prefix}/result-0.json")
         assert bench.store.exists(f"{result.output_prefix}/result-1.json")
         assert len(hearing.hosts) == 2
 
     def test_a_training_gets_its_hyperparameters_and_reports_epochs(self, bench: JobsBench) -> None:
-        hearing = Hearing()
+        hearing = RecordingListener()
         result = self.run(bench, training({"learning_rate": 0.25, "note": "plain text", "steps": 2}), hearing)
         found = json.loads(bench.store.get(f"{result.output_prefix}/result-0.json"))
         assert found["options"] == {"learning_rate": 0.25, "note": "plain text", "steps": 2}
@@ -197,13 +202,13 @@ class JobsContract:
 
     def test_a_second_waiter_attaches_and_hears_the_log_from_the_start(self, bench: JobsBench) -> None:
         started = threading.Event()
-        first = Hearing(on_line=lambda text: started.set())
+        first = RecordingListener(on_line=lambda text: started.set())
         results: list[Any] = []
         spec = training({"steps": 25})
         thread = threading.Thread(target=lambda: results.append(self.run(bench, spec, first)))
         thread.start()
         assert started.wait(60)
-        second = Hearing()
+        second = RecordingListener()
         results.append(self.run(bench, spec, second, holder="run-b"))
         thread.join()
         assert [result.name for result in results] == bench.started() * 2
@@ -233,11 +238,11 @@ class JobsContract:
 
         spec = training({"steps": 60})
         with pytest.raises(Interrupt):
-            self.run(bench, spec, Hearing(interrupt))
+            self.run(bench, spec, RecordingListener(interrupt))
         (record,) = records(bench.store).values()
         assert record.status == "Stopped"
         assert not list(bench.store.list("_active_jobs"))
-        hearing = Hearing()
+        hearing = RecordingListener()
         result = self.run(bench, training({"steps": 60}), hearing, holder="run-b")
         assert result.attempt == 2
         assert result.output.facts["starts"] == 2
@@ -246,7 +251,7 @@ class JobsContract:
 
     def test_a_cancel_event_stops_the_job_from_another_thread(self, bench: JobsBench) -> None:
         cancel = threading.Event()
-        hearing = Hearing(lambda text: cancel.set())
+        hearing = RecordingListener(lambda text: cancel.set())
         with pytest.raises(JobStopped):
             self.run(bench, training({"steps": 1000}), hearing, cancel=cancel)
         (record,) = records(bench.store).values()
@@ -254,7 +259,7 @@ class JobsContract:
 
     def test_a_job_that_ignores_sigterm_is_killed(self, bench: JobsBench) -> None:
         cancel = threading.Event()
-        hearing = Hearing(lambda text: cancel.set())
+        hearing = RecordingListener(lambda text: cancel.set())
         with pytest.raises(JobStopped):
             self.run(bench, training({"steps": 1000, "deaf": True}), hearing, cancel=cancel)
         (record,) = records(bench.store).values()
@@ -262,7 +267,7 @@ class JobsContract:
 
     def test_files_that_are_not_those_of_the_spec_are_refused(self, bench: JobsBench) -> None:
         with pytest.raises(JobRefused, match="files"):
-            bench.engine().run(training(), {}, holder="run-a", listener=Hearing())
+            bench.engine().run(training(), {}, holder="run-a", listener=RecordingListener())
         assert bench.started() == []
 
     def test_output_that_vanished_is_made_again(self, bench: JobsBench) -> None:
@@ -284,7 +289,7 @@ class JobsContract:
             max_jobs=4,
             max_parallel_jobs=2,
         )
-        hearing = Hearing()
+        hearing = RecordingListener()
         result = self.run(bench, tuning(search, {"steps": 2, "learning_rate": 0.5, "note": "x"}), hearing)
         table = Trials.from_bytes(bench.store.get(f"{result.output_prefix}/{TRIALS}"), TRIALS)
         assert [trial.status for trial in table.trials] == ["Completed"] * 4
@@ -315,6 +320,8 @@ class JobsContract:
         cancel = threading.Event()
         search = Tuning(ranges={"learning_rate": RATES}, strategy="Random", max_jobs=3, max_parallel_jobs=2)
         with pytest.raises(JobStopped):
-            self.run(bench, tuning(search, {"steps": 1000}), Hearing(lambda text: cancel.set()), cancel=cancel)
+            self.run(
+                bench, tuning(search, {"steps": 1000}), RecordingListener(lambda text: cancel.set()), cancel=cancel
+            )
         (record,) = records(bench.store).values()
         assert record.status == "Stopped"

@@ -125,7 +125,7 @@ LOAD = "    return Bag(context.num_labels,"
         pytest.param((FORWARD, FORWARD.replace('"logits"', '"scores"')), {}, r"forward\(\) of the loaded model returned keys scores; expected an output with .logits", id="no-logits"),
         pytest.param((FORWARD, "        raise KeyError('vocabulary')"), {}, r"forward\(\) of the loaded model failed: KeyError: 'vocabulary' \(user_defined_funcs.py, line 16", id="forward-raises"),
         pytest.param((LOAD, "    return None and Bag(context.num_labels,"), {}, r"load_model returned NoneType None; expected a torch.nn.Module", id="no-model"),
-        pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "mask"]'), {}, r"ordered_input_keys returned mask, which are no features", id="wrong-keys"),
+        pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "mask"]'), {}, r"ordered_input_keys returned mask, which are not features", id="wrong-keys"),
         pytest.param(("", ""), {"learning_rate": -1}, r"hyperparameter learning_rate = -1: Input should be greater than 0", id="out-of-range"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from resources.errors import StoreError
 from resources.jobs.interface import JobRefused
 from resources.store import Store
-from tests.contracts.jobs_contract import FILES, Hearing, training
+from tests.contracts.jobs_contract import FILES, RecordingListener, training
 from tests.faults.tiny import EXPERIMENT, Tiny, Warm
 from tests.resources.jobs.local.test_backend import LocalBench
 
@@ -108,7 +108,7 @@ def test_a_full_folder_of_jobs_is_a_refusal_with_the_remedy(tmp_path: Path) -> N
     with small_disk(bench.scratch, 1) as folder:
         filler = fill(folder)
         with pytest.raises(JobRefused, match=r"jobs cannot work in .* \(No space left on device\): free space"):
-            bench.engine().run(training({"steps": 1}), FILES, holder="run-a", listener=Hearing())
+            bench.engine().run(training({"steps": 1}), FILES, holder="run-a", listener=RecordingListener())
         assert not list(bench.store.list("_active_jobs"))
         assert not [stored.key for stored in bench.store.list() if stored.key.endswith(".lease.json")]
         assert [path.name for path in folder.iterdir()] == [filler.name]

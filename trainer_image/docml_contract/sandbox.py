@@ -283,7 +283,7 @@ def find_misdeeds(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
         if path.name in before:
             continue
         if path.is_symlink() or not path.is_file():
-            yield f"process_func left {path.name!r}, which is no plain file; an artifact is a flat folder of files"
+            yield f"process_func left {path.name!r}, which is not a plain file; an artifact is a flat folder of files"
         elif (reason := refusal(path.name)) is not None:
             yield f"process_func left a file with the name {path.name!r}: {reason}"
         elif path.name.startswith(MARKER):

@@ -80,7 +80,7 @@ def predict_split(
 
 
 def read_task(folders: Folders) -> InferTask:
-    """The spec's task. FolderError if it is no inference, or lacks one of its models."""
+    """The spec's task. FolderError if it is not an inference, or lacks one of its models."""
     task = folders.spec().task
     if not isinstance(task, InferTask):
         raise FolderError(f"the spec asks for {task.command!r}; expected an inference task")

@@ -219,7 +219,7 @@ class Training:
         return norm
 
     def check(self, step: OptimizerStep, loss: float, norm: float) -> None:
-        """Raise TrainingError where a step's loss or gradient is no number: nothing that follows would mean anything."""
+        """Raise TrainingError where a step's loss or gradient is not a number: nothing that follows would mean anything."""
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the training loss became {loss} in {step.place} (lower learning_rate, raise warmup_ratio, or look for "

@@ -25,7 +25,7 @@ def new_experiment(folder: Path, model: str | None) -> list[Path]:
     """Write an experiment's folder and return its files.
 
     model: a Hugging Face name or a folder with a pretrained model; none: a small model from scratch. BadName if the folder's name
-    is no experiment name; ExperimentError if it exists.
+    is not an experiment name; ExperimentError if it exists.
     """
     check_experiment_name(folder.name)
     if folder.exists():

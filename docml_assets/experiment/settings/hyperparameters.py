@@ -268,7 +268,7 @@ def _values_fit(ini: Ini, entry: Entry, found: SearchRange) -> bool:
     elif found.integer:
         values = (int(found.low), int(found.high))
     else:
-        # What lies between the ends is no whole number: offer the training loop such a value too.
+        # What lies between the ends is not a whole number: offer the training loop such a value too.
         values = (found.low, found.high, found.low + (found.high - found.low) / 3.1)
     for value in values:
         complaint = complaint_about(entry.key, value)

@@ -154,7 +154,7 @@ def _read_entry(ini: Ini, current: dict[str, Entry] | None, stripped: str, line:
     ini.keys += 1
     if ini.keys > MAX_KEYS:
         if ini.keys == MAX_KEYS + 1:
-            ini.complain(line, f"more than {MAX_KEYS} keys", f"at most {MAX_KEYS}", "remove what is no setting")
+            ini.complain(line, f"more than {MAX_KEYS} keys", f"at most {MAX_KEYS}", "remove what is not a setting")
         return None
     current[key] = Entry(key, value.strip(), line)
     return key

@@ -99,7 +99,7 @@ def split_items(text: str) -> list[tuple[str, bool]]:
 
 
 def _check_item(item: str) -> None:
-    """Raise ValueError if it is no item that can stand without quotes."""
+    """Raise ValueError if it is not an item that can stand without quotes."""
     if item[0] in "\"'" or '"' in item or item.count("'") > 1:
         raise ValueError(f"quotes that are not around an item: {item}")
     if item[0] in _TYPOGRAPHIC or item[-1] in _TYPOGRAPHIC:

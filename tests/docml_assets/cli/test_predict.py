@@ -130,7 +130,7 @@ def test_a_flat_folder_holds_a_document_a_file(used: Here, tmp_path: Path) -> No
     (tmp_path / "README.txt").write_text("no document")
     out = tmp_path / "out" / "t.csv"
     said = used.docml("predict", EXPERIMENT, "1", "--model", "bag", "--files", str(tmp_path), "--out", str(out))
-    assert "1 files are no input of the model" in said
+    assert "1 files are not input of the model" in said
     lines = out.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["artifact_guid", "first.json", "second.json"]
 

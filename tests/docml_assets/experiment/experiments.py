@@ -31,6 +31,16 @@ def load_model(model_name, context):
 def ordered_input_keys(model_name, context):
     return ["words"]
 """
+# Machines of every step, one of a type that no price list has.
+MACHINES = """
+PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
+PREPARATION_INSTANCE_COUNT = 3
+PREPARATION_MAX_RUNTIME_SECONDS = 1800
+TRAINING_INSTANCE_TYPE = ml.g5.xlarge
+TRAINING_MAX_RUNTIME_SECONDS = 3600
+TRAINING_KEEP_ALIVE_SECONDS = 1800
+INFERENCE_INSTANCE_TYPE = ml.unheard.of
+"""
 
 
 def settings_text(settings: str = "", hyperparameters: str = "", tunable: str = "") -> str:

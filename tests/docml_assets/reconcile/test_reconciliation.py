@@ -177,8 +177,8 @@ def test_a_second_try_may_succeed(scene: Scene) -> None:
     [
         ("(directory / 'raw_text.json').write_text('mine')", "changed or removed 'raw_text.json'"),
         ("(directory / 'raw_text.json').unlink()", "changed or removed 'raw_text.json'"),
-        ("(directory / 'sub').mkdir()", "'sub', which is no plain file"),
-        ("(directory / 'link').symlink_to('/etc/hostname')", "'link', which is no plain file"),
+        ("(directory / 'sub').mkdir()", "'sub', which is not a plain file"),
+        ("(directory / 'link').symlink_to('/etc/hostname')", "'link', which is not a plain file"),
         ("(directory / 'long').open('w').truncate(2**40)", "'long', which is 1099511627776 bytes long and holds"),
         ("(directory / 'a\\nb').write_text('x')", "control or invisible"),
         ("(directory / '.processed-0').write_text('x')", "the platform's"),

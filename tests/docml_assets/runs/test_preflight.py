@@ -7,7 +7,7 @@ from docml_assets.runs.preflight import deployment_problems, finished_in, step_p
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import StoreError
 from resources.store import Store
-from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
+from tests.docml_assets.experiment.experiments import FUNCTIONS, MACHINES, settings_text, write_experiment
 
 AWS = {
     "DOCML_ENV": "aws",
@@ -131,15 +131,6 @@ def test_an_experiments_own_image_is_enough() -> None:
 
 
 MACHINE_PRICES = {"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}
-MACHINES = """
-PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
-PREPARATION_INSTANCE_COUNT = 3
-PREPARATION_MAX_RUNTIME_SECONDS = 1800
-TRAINING_INSTANCE_TYPE = ml.g5.xlarge
-TRAINING_MAX_RUNTIME_SECONDS = 3600
-TRAINING_KEEP_ALIVE_SECONDS = 1800
-INFERENCE_INSTANCE_TYPE = ml.unheard.of
-"""
 
 
 def test_worst_cases_are_known_where_prices_are() -> None:

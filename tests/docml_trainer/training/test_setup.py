@@ -154,7 +154,7 @@ def test_batch_normalization_sees_no_batch_of_one(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "words"]'), "ordered_input_keys returned words, which are no features of the encoded data; expected some of input_ids, attention_mask", id="unknown"),
+        pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "words"]'), "ordered_input_keys returned words, which are not features of the encoded data; expected some of input_ids, attention_mask", id="unknown"),
         pytest.param(('["input_ids", "attention_mask"]', '["input_ids"]'), "ordered_input_keys returned input_ids, without attention_mask; expected all that forward() of the loaded model insists on", id="incomplete"),
         pytest.param(("input_ids, attention_mask):", "input_ids, attention_mask, labels):"), "ordered_input_keys returned input_ids, attention_mask, without labels; expected all", id="labels"),
     ],

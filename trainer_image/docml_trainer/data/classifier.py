@@ -169,7 +169,7 @@ def check_keys(keys: Sequence[str], features: Sequence[str], classifier: Classif
     unknown = [key for key in keys if key not in features]
     if unknown:
         raise UserCodeError(
-            f"{line_of(functions, 'def ordered_input_keys')}: ordered_input_keys returned {', '.join(unknown)}, which are no features "
+            f"{line_of(functions, 'def ordered_input_keys')}: ordered_input_keys returned {', '.join(unknown)}, which are not features "
             f"of the encoded data; expected some of {', '.join(features)}, in the order of forward()'s parameters"
         )
     missing = [name for name in classifier.required if name not in keys]

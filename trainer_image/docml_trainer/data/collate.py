@@ -30,7 +30,7 @@ class Collator:
     only; the batch is filled up by repeating its last row, and longer documents are a DataError.
 
     Integers become int64, floats float32; booleans stay, and so do pixels (`is_image`): uint8. A row's `row_id`, if there is one, comes back in `row_ids`
-    (int64[batch]) and is no feature. `artifact_guid` is left out.
+    (int64[batch]) and is not a feature. `artifact_guid` is left out.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def compare(eager: PositionalModel, traced: torch.nn.Module, cases: Sequence[Cas
             return Parity(errors, f"case '{case.name}': logits {list(found.shape)}, expected {list(expected.shape)}")
         scale = max(1.0, float(expected.abs().max()))
         errors[case.name] = float((found - expected).abs().max()) / scale
-        if not errors[case.name] <= tolerance:  # also when it is no number
+        if not errors[case.name] <= tolerance:  # also when it is not a number
             return Parity(errors, f"case '{case.name}': a logit differs by {errors[case.name]:.2g}")
     return Parity(errors, None)
 

@@ -119,7 +119,7 @@ class _Workers:
         return states
 
     def start(self) -> None:
-        """The first process. It may fork, so it is no daemon in the sense of multiprocessing; it ends with this one all the same."""
+        """The first process. It may fork, so it is not a daemon in the sense of multiprocessing; it ends with this one all the same."""
         self._start(run_first_worker, self.encoding, self.files)
 
     def complete(self) -> None:

@@ -44,7 +44,7 @@ def find_packing(
     name = type(classifier.module).__name__
     packing = Packing.find(classifier.module, longest)
     if packing is None:
-        problem = f"{name} is no model that is known to take it"
+        problem = f"{name} is not a model that is known to take it"
     elif on_gpu and not half:
         problem = "attention over lengths needs bf16 or fp16 on a GPU"
     else:

@@ -5,7 +5,7 @@ import pytest
 from docml_assets.errors import SettingsError
 from docml_assets.experiment.settings.settings import LATER, OPERATIONAL, Settings, parse_settings
 from docml_contract.hyperparameters import Choice, Interval
-from tests.docml_assets.experiment.experiments import SETTINGS, settings_text
+from tests.docml_assets.experiment.experiments import MACHINES, SETTINGS, settings_text
 
 
 def problems(text: str) -> list[str]:
@@ -122,17 +122,6 @@ def test_operational_settings_come_from_elsewhere() -> None:
 def test_operational_settings_are_checked(other: dict[str, object], complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         parse_settings(SETTINGS, "settings.ini").with_operational(other)
-
-
-MACHINES = """
-PREPARATION_INSTANCE_TYPE = ml.m5.xlarge
-PREPARATION_INSTANCE_COUNT = 3
-PREPARATION_MAX_RUNTIME_SECONDS = 1800
-TRAINING_INSTANCE_TYPE = ml.g5.xlarge
-TRAINING_MAX_RUNTIME_SECONDS = 3600
-TRAINING_KEEP_ALIVE_SECONDS = 1800
-INFERENCE_INSTANCE_TYPE = ml.unheard.of
-"""
 
 
 def test_compute_follows_the_steps_keys() -> None:

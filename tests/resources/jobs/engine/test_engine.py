@@ -6,7 +6,7 @@ from docml_contract.jobs import JobSpec
 from resources.jobs.backend import Job
 from resources.jobs.engine.records import LAPSE_SECONDS, ORPHAN_SECONDS
 from resources.jobs.interface import Orphan
-from tests.contracts.jobs_contract import FILES, PLACE, Hearing, compute, training
+from tests.contracts.jobs_contract import FILES, PLACE, RecordingListener, compute, training
 from tests.resources.jobs.simulation import URL, Actor, Interrupt, World
 
 SPEC: JobSpec = training()
@@ -15,7 +15,7 @@ NAME = Job.plan(SPEC, 1, URL).name
 
 def orchestrator(world: World, holder: str, **options: Any) -> Actor:
     def body(actor: Actor) -> Any:
-        return actor.engine().run(SPEC, FILES, holder=holder, listener=Hearing())
+        return actor.engine().run(SPEC, FILES, holder=holder, listener=RecordingListener())
 
     return world.actor(holder, body, **options)
 
@@ -124,7 +124,9 @@ def test_an_interrupted_run_leaves_the_job_to_another_that_waits_for_it() -> Non
 def test_a_job_of_other_work_for_which_nobody_waits_makes_room() -> None:
     world = killed_world()
     other = training(compute=compute(instance_count=2))  # the settings of instances do not freeze
-    again = world.actor("run-b", lambda actor: actor.engine().run(other, FILES, holder="run-b", listener=Hearing()))
+    again = world.actor(
+        "run-b", lambda actor: actor.engine().run(other, FILES, holder="run-b", listener=RecordingListener())
+    )
     world.run()
     assert again.error is None
     assert again.result.attempt == 2
@@ -137,7 +139,9 @@ def test_a_job_of_other_work_for_which_somebody_waits_is_left_alone() -> None:
     first = orchestrator(world, "run-a")
     other = training(compute=compute(instance_count=2))
     second = world.actor(
-        "run-b", lambda actor: actor.engine().run(other, FILES, holder="run-b", listener=Hearing()), delay=60.0
+        "run-b",
+        lambda actor: actor.engine().run(other, FILES, holder="run-b", listener=RecordingListener()),
+        delay=60.0,
     )
     world.run()
     assert first.error is None

@@ -9,7 +9,7 @@ import pytest
 from docml_contract.hyperparameters import Interval
 from docml_contract.jobs import JobSpec, Tuning
 from resources.jobs.interface import JobError, JobFailed
-from tests.contracts.jobs_contract import FILES, Hearing, compute, preparation, training, tuning
+from tests.contracts.jobs_contract import FILES, RecordingListener, compute, preparation, training, tuning
 from tests.resources.jobs.simulation import Actor, Interrupt, Killed, Rules, World
 
 SEARCH = Tuning(
@@ -26,7 +26,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def orchestrator(spec: JobSpec, holder: str) -> Callable[[Actor], Any]:
-    return lambda actor: actor.engine().run(spec, FILES, holder=holder, listener=Hearing())
+    return lambda actor: actor.engine().run(spec, FILES, holder=holder, listener=RecordingListener())
 
 
 def sweep(canceled: set[str], ticks: int) -> Callable[[Actor], Any]:
@@ -209,7 +209,7 @@ def test_costs_are_refused_before_anything_is_written() -> None:
     def body(actor: Actor) -> Any:
         engine = actor.engine()
         engine.context.prices = {"ml.m5.xlarge": 3.6}
-        return engine.run(spec, FILES, holder="run-a", listener=Hearing())
+        return engine.run(spec, FILES, holder="run-a", listener=RecordingListener())
 
     actor = world.actor("first", body)
     world.run()

@@ -20,7 +20,17 @@ from resources.jobs.local.state import LocalState, is_locked, state_key, stop_ke
 from resources.jobs.trials import Trials
 from resources.processes import Process, booted_at, start_of
 from resources.store import Store
-from tests.contracts.jobs_contract import FILES, RATES, Hearing, Tuning, fill, preparation, records, training, tuning
+from tests.contracts.jobs_contract import (
+    FILES,
+    RATES,
+    RecordingListener,
+    Tuning,
+    fill,
+    preparation,
+    records,
+    training,
+    tuning,
+)
 from tests.resources.jobs.cloud import Cloud, cloud
 from tests.resources.jobs.local.test_backend import LocalBench
 from tests.servers.s3 import S3Server
@@ -77,7 +87,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
 
 def killing(
     bench: LocalBench, spec: JobSpec, victim: Callable[[LocalState], int], after: str = "epoch 3 ends"
-) -> Hearing:
+) -> RecordingListener:
     """Run `spec`; SIGKILL a process of its first attempt when the log says `after`."""
     killed = threading.Event()
 
@@ -86,7 +96,7 @@ def killing(
             killed.set()
             os.kill(victim(state_of(bench, spec)), signal.SIGKILL)
 
-    hearing = Hearing(kill)
+    hearing = RecordingListener(kill)
     result = bench.engine().run(spec, FILES, holder="run-a", listener=hearing)
     assert killed.is_set()
     assert (result.attempt, result.launched) == (2, True)
@@ -98,7 +108,7 @@ def test_a_killed_orchestrator_leaves_its_job_running_and_the_next_attaches(benc
     spec = training({"steps": 60})
     orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
     assert state_of(bench, spec).process.is_alive
-    hearing = Hearing()
+    hearing = RecordingListener()
     result = bench.engine().run(spec, FILES, holder="run-b", listener=hearing)
     assert (result.attempt, result.launched) == (1, False)
     assert hearing.lines[0] == "train starts at step 0 on host 0"
@@ -109,7 +119,7 @@ def test_a_killed_orchestrator_leaves_its_job_running_and_the_next_attaches(benc
 def test_a_killed_orchestrator_in_the_cloud_too(running_cloud: Cloud, tmp_path: Path, until: str) -> None:
     spec = training({"steps": 40})
     orchestrate("sagemaker", running_cloud.store, running_cloud.environment, spec, tmp_path, until)
-    result = running_cloud.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    result = running_cloud.engine().run(spec, FILES, holder="run-b", listener=RecordingListener())
     assert result.attempt == 1
     assert len(running_cloud.started()) == 1
 
@@ -133,7 +143,9 @@ def test_a_killed_trainer_is_noticed_and_the_next_attempt_resumes(bench: LocalBe
 
 def test_a_trainer_that_is_always_killed_is_given_up(bench: LocalBench) -> None:
     with pytest.raises(JobFailed, match="killed by SIGKILL"):
-        bench.engine().run(training({"die": "always", "steps": 1000}), FILES, holder="run-a", listener=Hearing())
+        bench.engine().run(
+            training({"die": "always", "steps": 1000}), FILES, holder="run-a", listener=RecordingListener()
+        )
     assert len(bench.started()) == 3
 
 
@@ -168,14 +180,14 @@ def test_a_job_whose_orchestrator_and_supervisor_are_gone_ends_by_itself(bench: 
     os.kill(state.process.pid, signal.SIGKILL)
     for process in processes:
         wait_for(lambda process=process: start_of(process) is None)  # type: ignore[misc]
-    result = bench.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    result = bench.engine().run(spec, FILES, holder="run-b", listener=RecordingListener())
     assert (result.attempt, result.launched) == (2, True)
     assert result.output.facts["starts"] == 2
 
 
 def test_what_a_job_leaves_behind_ends_with_it(bench: LocalBench) -> None:
     spec = training({"daemon": True})
-    bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    bench.engine().run(spec, FILES, holder="run-a", listener=RecordingListener())
     assert start_of(daemon_of(bench, spec)) is None
 
 
@@ -192,7 +204,7 @@ def test_a_supervisor_that_is_slow_to_start_is_waited_for(bench: LocalBench) -> 
     assert observed is not None
     assert observed.status == "InProgress"
     os.kill(supervisor.pid, signal.SIGCONT)
-    result = engine.run(spec, FILES, holder="run-a", listener=Hearing())
+    result = engine.run(spec, FILES, holder="run-a", listener=RecordingListener())
     assert (result.attempt, result.launched) == (1, False)
     assert len(bench.started()) == 1
 
@@ -208,7 +220,7 @@ def test_a_supervisor_that_stands_still_is_told_then_ended(bench: LocalBench, mo
             monkeypatch.setattr(local_backend, "SILENCE_SECONDS", -1.0)
             monkeypatch.setattr(local_backend, "STALL_SECONDS", 0.5)
 
-    class Resuming(Hearing):
+    class Resuming(RecordingListener):
         def status(self, text: str) -> None:
             super().status(text)
             if "next attempt" in text:
@@ -228,10 +240,10 @@ def test_the_folder_of_a_job_that_has_run_for_long_stays(bench: LocalBench, tmp_
     gone.mkdir()
     for each in (folder, gone):
         os.utime(each, (1, 1))
-    bench.engine().run(preparation(), FILES, holder="run-b", listener=Hearing())
+    bench.engine().run(preparation(), FILES, holder="run-b", listener=RecordingListener())
     assert folder.is_dir()
     assert not gone.exists()
-    result = bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    result = bench.engine().run(spec, FILES, holder="run-a", listener=RecordingListener())
     assert (result.attempt, result.launched) == (1, False)
 
 
@@ -263,10 +275,10 @@ def test_a_job_of_another_pid_namespace_lives_while_its_folder_is_locked_or_it_g
 
 def test_a_store_has_one_job_for_one_work_at_whatever_path_it_is_mounted(bench: LocalBench, tmp_path: Path) -> None:
     spec = training()
-    first = bench.engine().run(spec, FILES, holder="run-a", listener=Hearing())
+    first = bench.engine().run(spec, FILES, holder="run-a", listener=RecordingListener())
     (tmp_path / "store").rename(tmp_path / "mounted elsewhere")
     bench.store = Store.open(str(tmp_path / "mounted elsewhere"), environment=bench.environment)
-    second = bench.engine().run(spec, FILES, holder="run-b", listener=Hearing())
+    second = bench.engine().run(spec, FILES, holder="run-b", listener=RecordingListener())
     assert (second.name, second.launched) == (first.name, False)
     assert len(bench.started()) == 1
 
@@ -303,7 +315,7 @@ def test_a_second_interrupt_leaves_nothing_open(bench: LocalBench, tmp_path: Pat
 def test_a_cancel_ends_all_processes_within_ten_seconds(bench: LocalBench) -> None:
     spec = training({"steps": 100_000, "deaf": True})
     cancel = threading.Event()
-    hearing = Hearing(lambda text: cancel.set())
+    hearing = RecordingListener(lambda text: cancel.set())
     begun: list[float] = []
 
     def watch() -> None:
@@ -325,7 +337,7 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(bench: LocalBench) -> No
     spec = tuning(search, {"steps": 8})
     killed = threading.Event()
 
-    class Killing(Hearing):
+    class Killing(RecordingListener):
         def status(self, text: str) -> None:
             super().status(text)
             if text.startswith("Trial 3 of 4: ") and not killed.is_set():
@@ -353,7 +365,7 @@ def test_the_environment_request_and_log_of_a_job_hold_no_secret(bench: LocalBen
         "MY_TOKEN": "CANARY-mine",
     }
     bench.environment |= canaries
-    hearing = Hearing()
+    hearing = RecordingListener()
     bench.engine().run(training(), FILES, holder="run-a", listener=hearing)
     everything = b"".join(bench.store.get(stored.key) for stored in bench.store.list())
     assert b"CANARY" not in everything
@@ -366,7 +378,7 @@ def test_the_environment_request_and_log_of_a_job_hold_no_secret(bench: LocalBen
         assert not path.is_file() or b"CANARY" not in path.read_bytes(), path
     running_cloud.environment |= {key: value for key, value in canaries.items() if not key.startswith("AWS")}
     running_cloud.environment["WANDB_API_KEY"] = "secretsmanager:docml/wandb#key"
-    hearing = Hearing()
+    hearing = RecordingListener()
     running_cloud.engine().run(training(), FILES, holder="run-a", listener=hearing)
     assert "CANARY" not in str(running_cloud.endpoint.calls)
     assert "CANARY" not in str(hearing.lines)

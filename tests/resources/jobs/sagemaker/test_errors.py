@@ -7,7 +7,7 @@ import pytest
 
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobError, JobFailed, JobRefused, JobUnreachable
-from tests.contracts.jobs_contract import FILES, Hearing, training
+from tests.contracts.jobs_contract import FILES, RecordingListener, training
 from tests.resources.jobs.simulation import Actor, World
 
 ANSWERS: dict[str, tuple[Callable[[World], None], type[JobError], str]] = {
@@ -42,7 +42,7 @@ ANSWERS: dict[str, tuple[Callable[[World], None], type[JobError], str]] = {
 
 def run(world: World, holder: str = "run-a") -> Actor:
     def body(actor: Actor) -> Any:
-        return actor.engine().run(training(), FILES, holder=holder, listener=Hearing())
+        return actor.engine().run(training(), FILES, holder=holder, listener=RecordingListener())
 
     actor = world.actor(holder, body)
     world.run()
