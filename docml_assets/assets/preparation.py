@@ -48,7 +48,9 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     found = split_metadata(work)
     by_split: dict[str, dict[str, int]] = found["labels"]
     labels = sorted({label for counts in by_split.values() for label in counts})
-    chart = image(stacked_bars(by_split, "documents by label and split"), "documents by label and split")
+    chart = None
+    if outcome.how == "made":
+        chart = image(stacked_bars(by_split, "documents by label and split"), "documents by label and split")
     rows = read_parquet(work.store.get(f"{data.folder}/{SPLITS_TABLE}"))
     return {
         "prepared data": location(work.store, data.folder),

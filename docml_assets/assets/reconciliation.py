@@ -77,7 +77,7 @@ def _reconciled_metadata(work: Work, outcome: Outcome) -> Metadata:
         "funnel": table({"stage": stage, "count": count} for stage, count in findings.funnel.items()),
         **{f"funnel: {stage}": count for stage, count in findings.funnel.items()},
         **{name: table(rows) for name, rows in findings.samples.items() if rows},
-        **_histogram(counts),
+        **_histogram(outcome, counts),
     }
 
 
@@ -86,7 +86,9 @@ def _counts(work: Work, folder: str) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(rows["label"]).to_pylist()}
 
 
-def _histogram(counts: dict[str, int]) -> Metadata:
+def _histogram(outcome: Outcome, counts: dict[str, int]) -> Metadata:
+    if outcome.how != "made":
+        return {}
     shown = image(label_histogram(counts, "documents by label"), "documents by label")
     return {"label histogram": shown} if shown is not None and counts else {}
 
@@ -109,7 +111,7 @@ def _counts_metadata(work: Work, outcome: Outcome) -> Metadata:
         "documents": sum(counts.values()),
         "labels": len(counts),
         "label table": table({"label": label, "documents": count} for label, count in counts.items()),
-        **_histogram(counts),
+        **_histogram(outcome, counts),
     }
 
 
