@@ -17,7 +17,6 @@ from resources.store.store import Store
 
 # Up to this size a file is also hashed when a finished folder is checked: it costs no more than asking for its size.
 SMALL_BYTES = 64 << 10
-REMEDY = "Something outside docml changed a finished folder: restore it, or remove the folder and execute the run again, which makes it anew"
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
@@ -39,11 +38,18 @@ def read_recorded(store: Store, folder: str, entry: FileEntry) -> bytes:
     try:
         data = store.get(key)
     except MissingKey:
-        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: missing. {REMEDY}") from None
+        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: missing. {_remedy(store, folder)}") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         problem = f"content differs from its sha256 {entry.sha256[:12]}…"
-        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: {problem}. {REMEDY}")
+        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: {problem}. {_remedy(store, folder)}")
     return data
+
+
+def _remedy(store: Store, folder: str) -> str:
+    return (
+        f"Something outside docml changed a finished folder: restore it, or remove the folder {store.uri(folder)} and execute the run again, "
+        "which makes it anew"
+    )
 
 
 def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool = False) -> None:
@@ -69,7 +75,9 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
         problems = [found for found in pool.map(problem, manifest.files) if found]
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise IncompleteArtifact(f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. {REMEDY}")
+        raise IncompleteArtifact(
+            f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. {_remedy(store, folder)}"
+        )
 
 
 def publish_bytes(
