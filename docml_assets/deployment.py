@@ -135,6 +135,7 @@ def work_on(deployment: Deployment, claim: Claim, holder: str, reporter: Reporte
         place=claim.place,
         settings=claim.settings,
         functions_source=claim.functions_source,
+        use_case=claim.use_case,
         store=deployment.store,
         production=deployment.production,
         labels=deployment.labels,

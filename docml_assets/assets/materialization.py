@@ -153,6 +153,7 @@ def work_for(context: Context, asset: str) -> Work:
         place=place,
         settings=frozen_settings(claim, operation_of(tags)),
         functions_source=claim.functions_source,
+        use_case=claim.use_case,
         store=resources.store,
         production=resources.production,
         labels=resources.labels,

@@ -139,4 +139,5 @@ def _metadata(claim: Claim) -> Metadata:
         ),
         "hyperparameters": dg.MetadataValue.json(settings.hyperparameters),
         "functions": dg.MetadataValue.md(f"```python\n{claim.functions_source}\n```"),
+        **({"use case": claim.use_case.describe()} if claim.use_case else {}),
     }

@@ -19,6 +19,7 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS
+from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
 from docml_assets.runs.preflight import validate as find_problems
 from docml_assets.sample import LABELS_URL
 from docml_assets.terminal import say
@@ -84,7 +85,8 @@ def _preview(folder: ExperimentFolder, environment: Mapping[str, str]) -> None:
     )
     try:
         rows = source.fetch(settings.labels_query, max_rows=settings.max_label_rows)
-    except ResourceError as error:
+        rows = _labelled(folder, rows, environment)
+    except (ResourceError, ReconciliationError) as error:
         say(f"labels: not looked at: {error}", fg="yellow")
         return
     counts = label_counts(rows)
@@ -95,6 +97,19 @@ def _preview(folder: ExperimentFolder, environment: Mapping[str, str]) -> None:
     if oddities:
         say(f"\n{folder.name}: worth a look", fg="yellow", bold=True)
         _show(oddities)
+
+
+def _labelled(folder: ExperimentFolder, rows: pa.Table, environment: Mapping[str, str]) -> pa.Table:
+    """The rows as the use case wants them; what it changes is said."""
+    if folder.use_case is None:
+        return rows
+    from docml_assets.reconcile.use_case import apply_use_case  # polars loads where it is used
+
+    findings = ReconciliationFindings()
+    rows = apply_use_case(folder.use_case, environment, rows, findings, PREVIEW_SECONDS)
+    counted = (f"{stage.removeprefix('use case: ')} {count}" for stage, count in findings.funnel.items())
+    say(f"use case: {folder.use_case.describe()}: {', '.join(counted)}")
+    return rows
 
 
 def label_counts(rows: pa.Table) -> Counter[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Self
 
 from docml_assets.errors import ExperimentError, Problem, shown
-from docml_assets.experiment.settings.settings import Settings, parse_settings
+from docml_assets.experiment.settings.ini import parse_ini
+from docml_assets.experiment.settings.settings import SECTIONS, Settings, parse_settings
+from docml_assets.experiment.use_case import UseCase, find_use_case
 from docml_contract.names import USER_FUNCTIONS, check_experiment_name
 
 SETTINGS = "settings.ini"
@@ -38,6 +40,13 @@ class ExperimentFolder:
     def settings(self) -> Settings:
         """The parsed settings; SettingsError with all mistakes."""
         return parse_settings(self.settings_text, self.path / SETTINGS)
+
+    @cached_property
+    def use_case(self) -> UseCase | None:
+        """What USE_CASE names, None for classification; SettingsError if it is not there or wrong."""
+        path = str(self.path / SETTINGS)
+        line = parse_ini(self.settings_text, path, SECTIONS).line("settings", "USE_CASE")
+        return find_use_case(self.settings.use_case, self.path, (path, line))
 
 
 def read_text(path: Path) -> str:

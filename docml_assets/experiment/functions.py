@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from docml_assets.errors import Problem
 from docml_assets.experiment.source import (
@@ -52,11 +52,7 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
     try:
         module = parse_module(source)
     except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        said = getattr(error, "msg", None) or str(error)
-        return [
-            Problem(path, line, f"what is not Python: {said}", "a module that Python can parse", "correct the line")
-        ]
+        return [_no_python(error, path)]
     bindings = module_bindings(module)
     problems = [*_encoding_problems(source, path)]
     for name in PARAMETERS:
@@ -66,10 +62,34 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
             continue
         definition = bindings[name][-1]
         if isinstance(definition, Function):
-            problems += [Problem(path, line, *rest) for line, *rest in _complaints(definition)]
+            problems += [Problem(path, line, *rest) for line, *rest in _complaints(definition, PARAMETERS[name])]
     problems += _padding_problems(bindings.get(PADDING, []), path)
     problems += _import_problems(module, path, worker_python, needed="process_func" in defined_functions(source))
     return problems
+
+
+def check_module(source: str, path: str, parameters: Mapping[str, tuple[str, ...]]) -> list[Problem]:
+    """All mistakes of a module that has one or several of these functions, `parameters` by name, that its text shows."""
+    try:
+        bindings = module_bindings(ast.parse(source))
+    except (SyntaxError, ValueError) as error:
+        return [_no_python(error, path)]
+    defined = {name: bindings[name][-1] for name in parameters if name in bindings}
+    if not defined:
+        signatures = " or ".join(f"def {name}({', '.join(taken)})" for name, taken in parameters.items())
+        return [Problem(path, 0, f"no {' and no '.join(parameters)}", signatures, "write one")]
+    return [
+        Problem(path, line, *rest)
+        for name, definition in defined.items()
+        if isinstance(definition, Function)
+        for line, *rest in _complaints(definition, parameters[name])
+    ]
+
+
+def _no_python(error: SyntaxError | ValueError, path: str) -> Problem:
+    line = getattr(error, "lineno", None) or 1
+    said = getattr(error, "msg", None) or str(error)
+    return Problem(path, line, f"what is not Python: {said}", "a module that Python can parse", "correct the line")
 
 
 def _encoding_problems(source: str, path: str) -> Iterator[Problem]:
@@ -97,13 +117,13 @@ def defined_functions(source: str) -> frozenset[str]:
     return frozenset(name for name, node in found.items() if not (isinstance(node, Function) and _is_empty(node)))
 
 
-def _complaints(function: Function) -> Iterator[tuple[int, str, str, str]]:
+def _complaints(function: Function, parameters: tuple[str, ...]) -> Iterator[tuple[int, str, str, str]]:
     """(line, found, expected, remedy) of one function."""
     name, line = function.name, function.lineno
-    signature = f"def {name}({', '.join(PARAMETERS[name])})"
+    signature = f"def {name}({', '.join(parameters)})"
     if isinstance(function, ast.AsyncFunctionDef):
         yield line, f"async def {name}", signature, "remove 'async': the platform calls it like any function"
-    if not _takes(function.args, PARAMETERS[name]):
+    if not _takes(function.args, parameters):
         yield line, f"def {name}({ast.unparse(function.args)})", signature, "name its parameters so, in this order"
     if _is_empty(function):
         remedy = "write it, or remove it if it is not needed" if name in OPTIONAL else "write it"

@@ -90,6 +90,7 @@ class Sources:
     store: Store
     base: str
     recipe: Recipe
+    use_case: Callable[[pa.Table, ReconciliationFindings], pa.Table] | None = None  # changes the label rows
 
     def ask(self) -> Listings:
         """Ask the database and the production store.
@@ -98,7 +99,8 @@ class Sources:
         artifacts to more than 1 GB. Listings are cut down to what is needed as soon as they are there.
         """
         of_labels = ReconciliationFindings()
-        rows = trusted_rows(self.labels.fetch(self.query, max_rows=self.max_rows), of_labels)
+        table = self.labels.fetch(self.query, max_rows=self.max_rows)
+        rows = trusted_rows(self.use_case(table, of_labels) if self.use_case else table, of_labels)
         return Listings(rows, of_labels, *self.list_production())
 
     def list_existing(self) -> pa.Table:

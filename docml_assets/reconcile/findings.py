@@ -23,8 +23,11 @@ _SCHEMAS = {
     "labels_without_files": ("artifact_guid", "label"),
     "files_without_labels": ("artifact_guid",),
     "near_misses": ("artifact_guid", "in_production", "reason"),
+    "relabelled": ("label", "becomes", "artifacts"),
+    "not_mapped": ("label", "rows"),
     "failures": ("artifact_guid", "file", "reason", "traceback"),
 }
+_OF_USE_CASES = ("relabelled", "not_mapped")
 
 
 class ReconciliationError(DocmlError):
@@ -63,6 +66,8 @@ class ReconciliationFindings:
     labels_without_files: pa.Table = field(default_factory=lambda: findings_table("labels_without_files", []))
     files_without_labels: pa.Table = field(default_factory=lambda: findings_table("files_without_labels", []))
     near_misses: pa.Table = field(default_factory=lambda: findings_table("near_misses", []))
+    relabelled: pa.Table = field(default_factory=lambda: findings_table("relabelled", []))
+    not_mapped: pa.Table = field(default_factory=lambda: findings_table("not_mapped", []))
     failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
 
     def together(self, other: "ReconciliationFindings") -> "ReconciliationFindings":
@@ -116,5 +121,6 @@ class ReconciliationFindings:
 
     @property
     def problems(self) -> dict[str, pa.Table]:
-        """Name -> table."""
-        return {name: getattr(self, name) for name in _SCHEMAS}
+        """Name -> table; those of a use case only where there is something in them."""
+        tables = {name: getattr(self, name) for name in _SCHEMAS}
+        return {name: table for name, table in tables.items() if table.num_rows or name not in _OF_USE_CASES}

@@ -33,7 +33,7 @@ def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFr
     (which of them is right nobody here can say). Of several rows for one GUID with one label the first in the order of all
     columns stays.
     """
-    rows = pl.DataFrame(pl.from_arrow(table.rename_columns(_names(table.column_names))))
+    rows = pl.DataFrame(pl.from_arrow(named_columns(table)))
     rows = rows.with_columns(pl.col(name).cast(pl.String) for name in TEXT_COLUMNS)
     findings.funnel["labels"] = rows.height
     rows = _without_hashes_that_are_none(rows, findings)
@@ -42,8 +42,9 @@ def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFr
     return _one_row_each(rows, findings)
 
 
-def _names(names: list[str]) -> list[str]:
+def named_columns(table: pa.Table) -> pa.Table:
     """The query's columns, the required ones as docml writes them: databases differ in the case that they give back."""
+    names = table.column_names
     found = {column_named(names, wanted): wanted for wanted in TEXT_COLUMNS}
     missing = [wanted for wanted in TEXT_COLUMNS if wanted not in [found[name] for name in found if name is not None]]
     if missing:
@@ -51,7 +52,7 @@ def _names(names: list[str]) -> list[str]:
             f"LABELS_QUERY yields {', '.join(names)}; expected {', '.join(TEXT_COLUMNS)} too: "
             f"give {', '.join(missing)} a name with AS"
         )
-    return [found.get(name, name) for name in names]
+    return table.rename_columns([found.get(name, name) for name in names])
 
 
 def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow as pa
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.experiment.source import functions_digest
+from docml_assets.experiment.use_case import UseCase
 from docml_assets.reconcile.copies import Copies, Log, Progress, ProgressMeter, Sources, copy_until_settled, with_etags
 from docml_assets.reconcile.findings import (
     NothingLeft,
@@ -33,6 +35,7 @@ from docml_assets.reconcile.plan import (
     to_process,
 )
 from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
+from docml_assets.reconcile.use_case import apply_use_case
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
 from docml_contract.sandbox import MARKER
@@ -58,6 +61,7 @@ class ReconciliationInputs:
     environment: Mapping[str, str]
     log: Log
     progress: Progress
+    use_case: UseCase | None = None
 
     def sources(self) -> Sources:
         """Both sides, and what decides versions besides the source files."""
@@ -77,6 +81,7 @@ class ReconciliationInputs:
                 overwrite_run=self.place.number if settings.overwrite else None,
                 files_optional=tuple(sorted(set(settings.files_optional))),
             ),
+            use_case=partial(apply_use_case, self.use_case, self.environment) if self.use_case else None,
         )
 
 

@@ -18,6 +18,7 @@ from docml_assets.errors import DocmlError, SettingsError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
+from docml_assets.experiment.use_case import UseCase
 from docml_assets.tables import DamagedTable
 from docml_contract.base import Document, IncompleteArtifact, UnreadableDocument, digest
 from docml_contract.manifests import CODE_VERSIONS, Manifest, cache_key, snapshot_version, utc_now
@@ -53,6 +54,7 @@ class Claim(Document):
     run: int = Field(ge=1)
     settings_text: str = Field(description="settings.ini")
     functions_source: str = Field(description="user_defined_funcs.py")
+    use_case: UseCase | None = Field(None, description="what USE_CASE names, where that is not classification")
     dialect: int = Field(1, ge=1, description="of settings_text: how its values are read (experiment/settings/ini.py)")
     trigger: dict[str, Any] = Field(description="what started the run, for people")
     request_id: str = Field(min_length=1, description="of the request that claimed; settles a lost response")
@@ -75,19 +77,27 @@ class Claim(Document):
     @property
     def digest(self) -> str:
         """sha256 of what the run is made of. It stands in Dagster's event log, too, which no job can write."""
-        return digest([self.experiment, self.run, self.dialect, self.settings_text, self.functions_source])
+        use_case = [self.use_case.model_dump()] if self.use_case else []
+        return digest([self.experiment, self.run, self.dialect, self.settings_text, self.functions_source, *use_case])
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What was taken from the experiment folder, by file name."""
+        files = {SETTINGS: self.settings_text.encode(), USER_FUNCTIONS: self.functions_source.encode()}
+        return files | ({self.use_case.file: self.use_case.text.encode()} if self.use_case else {})
 
     def check_frozen(self, manifest: Manifest | None, recorded: str | None) -> None:
         """ClaimSwapped if the claim is not the one that the run was made with.
 
         manifest: the snapshot's, if it has been written. recorded: the digest in Dagster's event log, if there is one.
         """
-        content = {SETTINGS: self.settings_text.encode(), USER_FUNCTIONS: self.functions_source.encode()}
-        differing = [
-            name
-            for name, data in content.items()
-            if manifest is not None and manifest.file(name).sha256 != hashlib.sha256(data).hexdigest()
-        ]
+        claimed = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
+        frozen = (
+            {entry.path: entry.sha256 for entry in manifest.files if entry.path != RESOLVED_SETTINGS}
+            if manifest
+            else claimed
+        )
+        differing = sorted(name for name in {**claimed, **frozen} if claimed.get(name) != frozen.get(name))
         if differing or recorded not in (None, self.digest):
             than = f"in the snapshot's manifest: {', '.join(differing)}" if differing else "in Dagster's event log"
             raise ClaimSwapped(
@@ -167,6 +177,7 @@ def _draft(content: Content, number: int, trigger: Mapping[str, Any], request_id
         run=number,
         settings_text=content.settings_text,
         functions_source=content.functions_source,
+        use_case=content.use_case,
         dialect=DIALECT if isinstance(content, ExperimentFolder) else content.dialect,
         trigger=dict(trigger),
         request_id=request_id,
@@ -235,6 +246,8 @@ def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
         ]
     if _code(claim.functions_source) != _code(folder.functions_source):
         changed.append(USER_FUNCTIONS)
+    if "USE_CASE" not in changed and claim.use_case != folder.use_case:
+        changed.append(f"the use case {claim.settings.use_case}")
     return changed
 
 
@@ -273,15 +286,15 @@ def write_snapshot(store: Store, claim: Claim) -> Manifest:
     Does nothing, and returns the manifest, if that has been done.
     """
     settings = claim.settings
-    functions = claim.functions_source.encode()
-    content, sha256 = settings.frozen_content(), hashlib.sha256(functions).hexdigest()
+    content, sha256 = settings.frozen_content(), hashlib.sha256(claim.functions_source.encode()).hexdigest()
+    if claim.use_case is not None:
+        content["use_case"] = claim.use_case.describe()
     return publish_bytes(
         store,
         claim.place.snapshot,
         {
-            SETTINGS: claim.settings_text.encode(),
+            **claim.files,
             RESOLVED_SETTINGS: (settings.model_dump_json(indent=2) + "\n").encode(),
-            USER_FUNCTIONS: functions,
         },
         asset=ASSET,
         experiment=claim.experiment,

@@ -49,6 +49,7 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
         problems += error.problems
     else:
         problems += _unmade_files(settings, folder)
+        problems += _use_case(folder)
         store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
         finished = finished_in(store.with_patience(ANSWER_SECONDS), folder.name, settings)
         problems += step_problems(settings, str(path / SETTINGS), folder.settings_text, finished)
@@ -77,6 +78,15 @@ def _missing_files(path: Path) -> list[Problem]:
             except SettingsError as error:
                 problems += error.problems
     return problems
+
+
+def _use_case(folder: ExperimentFolder) -> list[Problem]:
+    """What is wrong with the use case."""
+    try:
+        _ = folder.use_case
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def _unmade_files(settings: Settings, folder: ExperimentFolder) -> list[Problem]:

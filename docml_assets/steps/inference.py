@@ -134,7 +134,11 @@ def _report(
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
         lineage=_lineage(work, data, manifests),
         previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
-        settings={**work.settings.frozen_content(), **work.settings.operational()},
+        settings={
+            **work.settings.frozen_content(),
+            **work.settings.operational(),
+            **({"use_case": work.use_case.describe()} if work.use_case else {}),
+        },
         excerpts=read_excerpts(work),
         baseline=_baseline(work, data.folder),
         group_column=work.settings.split_by,

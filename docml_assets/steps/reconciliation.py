@@ -65,7 +65,7 @@ def reconciliation(work: Work) -> Outcome | None:
         if taken is not None:
             return reused_outcome(RECONCILED_DATA, taken, {"": folder}, taken[""].data_version)
         if any(work.performs(step) for step in (PREPARATION, TRAINING, TUNING, INFERENCE)):
-            raise nothing_to_reuse(work, RECONCILIATION, "made with the same query, files and process_func")
+            raise nothing_to_reuse(work, RECONCILIATION, "made with the same query, files, process_func and use case")
         return None
     return _work(work, key)
 
@@ -81,6 +81,7 @@ def reconciliation_key(work: Work) -> str:
         files_on_research=sorted(settings.files_on_research),
         **({"files_optional": sorted(settings.files_optional)} if settings.files_optional else {}),
         process_func=functions_digest(work.functions_source, ["process_func"]) if with_process else None,
+        **({"use_case": work.use_case.labels_digest} if work.use_case else {}),
     )
 
 
@@ -119,6 +120,7 @@ def _inputs(work: Work) -> "ReconciliationInputs":
         environment=work.environment,
         log=work.reporter.say,
         progress=work.reporter.progress,
+        use_case=work.use_case,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.settings.settings import Settings
+from docml_assets.experiment.use_case import UseCase
 from docml_contract.jobs import Tracking
 from docml_contract.manifests import CODE_VERSIONS, FileEntry, Manifest
 from docml_contract.names import STEPS, TRAINING, TUNING, RunPlace
@@ -110,6 +111,7 @@ class Work:
     holder: str  # the Dagster run id
     reporter: Reporter
     performed: frozenset[str] | None = None  # the steps that this execution performs; None: whatever is asked
+    use_case: UseCase | None = None  # None: classification
 
     def performs(self, step: str) -> bool:
         """Whether this execution works on `step`; otherwise it takes an earlier run's artifact."""

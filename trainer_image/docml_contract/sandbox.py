@@ -101,16 +101,25 @@ class BadReply(Exception):
 
 
 class Worker:
-    """One process at a time that runs process_func; started at first use, started again after it died."""
+    """One process at a time that runs process_func, or another function of two arguments.
+
+    It is started at first use, and again after it died.
+    """
 
     def __init__(
-        self, home: Path, functions_source: str, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS
+        self,
+        home: Path,
+        functions_source: str,
+        environment: Mapping[str, str],
+        timeout: float = TIMEOUT_SECONDS,
+        module: str = USER_FUNCTIONS,
+        function: str = "process_func",
     ) -> None:
-        """`home`: a folder that does not exist yet; gone again after `close()`."""
-        self.timeout = timeout
+        """`home`: a folder that does not exist yet; gone again after `close()`. `module` is what the source is called."""
+        self.timeout, self._function = timeout, function
         self._home = home
         self._home.mkdir(mode=0o700)
-        self._module = self._home / USER_FUNCTIONS
+        self._module = self._home / module
         self._module.write_text(functions_source, encoding="utf-8")
         self._python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
         self._command = seclude([self._python, "-u", str(_SCRIPT), str(self._module)], environment)
@@ -139,17 +148,19 @@ class Worker:
         except TimeoutError:
             last_words = self._last_words()
             self.stop()
-            return TaskOutcome(f"process_func was stopped after {self.timeout:g} seconds without an end", last_words)
+            return TaskOutcome(
+                f"{self._function} was stopped after {self.timeout:g} seconds without an end", last_words
+            )
         except BadReply as error:
             self.stop()
             return TaskOutcome(
-                f"process_func wrote into docml's own channel ({error}); leave file descriptors alone that you did not open"
+                f"{self._function} wrote into docml's own channel ({error}); leave file descriptors alone that you did not open"
             )
         if reply is None:
             return self._died()
         if reply.get("token") != token:
             self.stop()
-            return TaskOutcome("process_func wrote into docml's own channel (a reply to no task); leave it alone")
+            return TaskOutcome(f"{self._function} wrote into docml's own channel (a reply to no task); leave it alone")
         return TaskOutcome(reply.get("error"), str(reply.get("traceback", "")))
 
     def end(self) -> None:
@@ -187,7 +198,7 @@ class Worker:
         with (self._home / "output").open("wb") as output:
             try:
                 self._process = subprocess.Popen(
-                    [*self._command, str(theirs)],
+                    [*self._command, str(theirs), self._function],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
@@ -216,7 +227,7 @@ class Worker:
             )
             self.stop()
             raise ProcessFuncBroken(
-                f"user_defined_funcs.py cannot be loaded by DOCML_WORKER_PYTHON ({self._python}): {broken}\n{traceback}\n"
+                f"{self._module.name} cannot be loaded by DOCML_WORKER_PYTHON ({self._python}): {broken}\n{traceback}\n"
                 "Install what it imports there, or move the import into the function that needs it"
             )
 
@@ -251,7 +262,7 @@ class Worker:
             how = "its reply pipe closed"
         last_words = self._last_words()
         self.stop()
-        return TaskOutcome(f"the worker process died ({how}) in process_func", last_words)
+        return TaskOutcome(f"the worker process died ({how}) in {self._function}", last_words)
 
     def _last_words(self) -> str:
         try:

@@ -1,6 +1,6 @@
-"""Runs process_func in a process of its own, under any Python: standard library only.
+"""Runs process_func, or another FUNCTION, in a process of its own, under any Python: standard library only.
 
-    python sandbox_script.py MODULE REPLIES-FD        tasks come on stdin, one JSON object a line
+    python sandbox_script.py MODULE REPLIES-FD FUNCTION        tasks come on stdin, one JSON object a line
 
 Replies go to a pipe of their own, so that what user code prints cannot be mistaken for one.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        process_func = _load(module_path)
+        process_func = getattr(_load(module_path), sys.argv[3])
     except BaseException as error:
         reply(broken=_said(error), traceback=_user_traceback(error))
         return
@@ -52,7 +52,7 @@ def _load(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["user_defined_funcs"] = module
     spec.loader.exec_module(module)
-    return module.process_func
+    return module
 
 
 def _said(error: BaseException) -> str:

@@ -107,6 +107,12 @@ class Keys(BaseModel):
         min_length=1,
     )
     max_label_rows: Annotated[int | None, OrNone] = key(None, "refuse more label rows than this", COUNT, ge=1)
+    use_case: str = key(
+        "classification",
+        "what becomes of the rows before they count: as they are, mapped by labels.csv, or a module's `labels` (docs/use-cases.md)",
+        ("classification, mapped, ./use_case.py or the name of an installed plug-in", "./use_case.py"),
+        pattern=r"^(\./use_case\.py|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$",
+    )
     files_from_prod: FileNames = required(
         "files copied per artifact from the production store; a pattern stands for one or more, in natural order",
         ("file names and patterns", "raw_text.json, page_*.png"),

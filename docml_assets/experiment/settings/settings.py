@@ -32,7 +32,10 @@ SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
 OPERATIONAL = operational_keys()
 # Keys that came when there were runs already: where they are not used, versions and hashes are those of before.
 LATER = frozenset(
-    {"files_optional", "model_hyperparameters", "model_tunable", "baseline", "auto_accept_precision", "predict_query"}
+    {
+        *("files_optional", "model_hyperparameters", "model_tunable", "baseline", "auto_accept_precision"),
+        *("predict_query", "use_case"),
+    }
 )
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's
 

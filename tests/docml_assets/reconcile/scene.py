@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_assets.experiment.settings.settings import Settings, parse_settings
+from docml_assets.experiment.use_case import UseCase
 from docml_assets.reconcile import copies
 from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs, reconcile
 from docml_contract.names import RunPlace
@@ -49,6 +50,7 @@ class Scene:
     said: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
     query: str = QUERY
+    use_case: UseCase | None = None
 
     def settings(self, **keys: Any) -> Settings:
         files = {"FILES_FROM_PROD": "raw_text.json", **keys}
@@ -71,6 +73,7 @@ class Scene:
                 environment={"PATH": os.environ["PATH"], **self.environment},
                 log=self.said.append,
                 progress=lambda *event: self.progress.append(event),
+                use_case=self.use_case,
             )
         )
 

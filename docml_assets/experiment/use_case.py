@@ -1,0 +1,153 @@
+"""USE_CASE: what an experiment does with the rows of its query, found as text and frozen with the claim. Nothing of it is executed here.
+
+`classification` takes the rows as they are; `mapped` renames labels by the folder's labels.csv; `./use_case.py` is a module of the
+folder; any other name is that of an installed package's entry point in the group `docml.use_cases`, which points to a module.
+"""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from itertools import accumulate
+from pathlib import Path
+
+from pydantic import Field
+
+from docml_assets.errors import Problem, SettingsError, nearest
+from docml_assets.experiment.functions import check_module
+from docml_assets.experiment.source import functions_digest
+from docml_contract.base import Document
+
+GROUP = "docml.use_cases"
+CLASSIFICATION = "classification"
+MAPPED = "mapped"
+OWN = "./use_case.py"
+LABEL_MAP = "labels.csv"
+HEADER = ["label", "becomes"]
+PARAMETERS = {"labels": ("table",)}
+
+
+class UseCase(Document):
+    """A use case as it was when its run was claimed."""
+
+    name: str = Field(description="USE_CASE")
+    text: str = Field(description="the module, or labels.csv")
+    package: str | None = Field(None, description="the distribution that a plug-in comes from")
+    version: str | None = Field(None, description="of the package")
+
+    @property
+    def file(self) -> str:
+        """The name of the file that holds the text."""
+        return LABEL_MAP if self.name == MAPPED else "use_case.py"
+
+    @property
+    def labels_digest(self) -> str:
+        """What decides what it makes of the same rows."""
+        if self.name == MAPPED:
+            return hashlib.sha256(repr(sorted(self.label_map.items())).encode()).hexdigest()
+        return functions_digest(self.text, ["labels"])
+
+    @cached_property
+    def label_map(self) -> dict[str, str]:
+        """labels.csv: label -> what becomes of it; an empty text leaves its rows out."""
+        return dict(list(csv.reader(io.StringIO(self.text)))[1:])
+
+    def describe(self) -> str:
+        """Its name, where it comes from, and the hash of its text."""
+        source = f" of {self.package} {self.version}" if self.package else ""
+        return f"{self.name}{source} (sha256 {hashlib.sha256(self.text.encode()).hexdigest()[:16]})"
+
+
+def find_use_case(name: str, folder: Path, where: tuple[str, int]) -> UseCase | None:
+    """The use case of that name, None for `classification`. SettingsError with all mistakes.
+
+    where: file and line of USE_CASE.
+    """
+    if name == CLASSIFICATION:
+        return None
+    if name in (MAPPED, OWN):
+        path = folder / (LABEL_MAP if name == MAPPED else OWN)
+        text = _read(path, name, where)
+        problems = _map_problems(text, str(path)) if name == MAPPED else _module_problems(text, str(path))
+        found = UseCase(name=name, text=text)
+    else:
+        entry = _installed(name, where)
+        text = _module_text(entry, where)
+        problems = _module_problems(text, f"{entry.module} of {entry.dist.name}" if entry.dist else entry.module)
+        found = UseCase(
+            name=name,
+            text=text,
+            package=entry.dist.name if entry.dist else None,
+            version=entry.dist.version if entry.dist else None,
+        )
+    if problems:
+        raise SettingsError(problems)
+    return found
+
+
+def _read(path: Path, name: str, where: tuple[str, int]) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        found = f"USE_CASE = {name}, but {path}: {reason}"
+        raise SettingsError(
+            [Problem(*where, found, f"a file {path.name} in UTF-8", f"write it, or set USE_CASE = {CLASSIFICATION}")]
+        ) from error
+
+
+def _installed(name: str, where: tuple[str, int]) -> EntryPoint:
+    """The one entry point of that name."""
+    found = {(entry.name, entry.dist.name if entry.dist else ""): entry for entry in entry_points(group=GROUP)}
+    mine = [entry for (known, _), entry in found.items() if known == name]
+    if len(mine) > 1:
+        packages = " and ".join(sorted(entry.dist.name for entry in mine if entry.dist))
+        raise SettingsError(
+            [Problem(*where, f"USE_CASE = {name}, which {packages} both have", "one package", "uninstall the others")]
+        )
+    if not mine:
+        known = sorted({CLASSIFICATION, MAPPED, OWN, *(known for known, _ in found)})
+        guess = nearest(name, known)
+        remedy = f"did you mean {guess}?" if guess else f"install the package that brings {name}"
+        raise SettingsError([Problem(*where, f"USE_CASE = {name}", f"one of {', '.join(known)}", remedy)])
+    return mine[0]
+
+
+def _module_text(entry: EntryPoint, where: tuple[str, int]) -> str:
+    """The module's source, which lies where Python would import it from."""
+    path: Sequence[str] | None = None
+    spec = None
+    for module in accumulate(entry.module.split("."), lambda outer, inner: f"{outer}.{inner}"):
+        spec = PathFinder.find_spec(module, path)
+        if spec is None:
+            break
+        path = list(spec.submodule_search_locations or ())
+    if entry.attr or spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        remedy = f'write {entry.name} = "package.module" in [project.entry-points."{GROUP}"], and install it again'
+        raise SettingsError([Problem(*where, f"USE_CASE = {entry.name}, which is {entry.value}", "a module", remedy)])
+    return Path(spec.origin).read_text(encoding="utf-8-sig")
+
+
+def _module_problems(text: str, path: str) -> list[Problem]:
+    return check_module(text, path, PARAMETERS)
+
+
+def _map_problems(text: str, path: str) -> list[Problem]:
+    reader = csv.reader(io.StringIO(text))
+    if next(reader, None) != HEADER:
+        return [Problem(path, 1, "another first line", ",".join(HEADER), "begin with it")]
+    problems, seen = [], dict[str, str]()
+    for row in reader:
+        if len(row) != 2 or not row[0]:
+            problems.append(
+                Problem(path, reader.line_num, f"{len(row)} columns", "a label and what becomes of it", "correct it")
+            )
+        elif row[0] in seen:
+            found = f"the label {row[0]!r} a second time"
+            problems.append(Problem(path, reader.line_num, found, "each label once", "remove one of the lines"))
+        else:
+            seen[row[0]] = row[1]
+    return problems
