@@ -21,9 +21,11 @@ import torch
 
 from docml_contract import names
 from docml_contract.manifests import Manifest, ModelContext, describe_folder, sha256_file, utc_now
+from docml_trainer.serving.documents import References, RequestError
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.jobfolder import KEPT, TRAINER_IMAGE
 from tests.docml_trainer.trainings import LABELS
+from tests.servers.s3 import S3Server
 
 FUNCTIONS = """
 import json, os, sys, time
@@ -34,6 +36,12 @@ def process_func(artifact, directory):
         raise ValueError("no words today")
     if "processhangs" in text:
         time.sleep(3600)
+    if "processexits" in text:
+        sys.exit("enough")
+    if "processdies" in text:
+        os._exit(4)
+    if "processleaves" in text:
+        (directory / "folder").mkdir()
     if "processchanges" in text:
         (directory / "raw_text.json").write_text("other")
     (directory / "words.json").write_text(json.dumps(text.split()))
@@ -56,6 +64,10 @@ def encode_data(instance, context):
         return {"letters": [1]}
     if "slow" in words:
         time.sleep(1)
+    if "gate" in words:
+        while not os.path.exists(words[-1]):
+            time.sleep(0.01)
+    print("somebody printed", *words)
     return {"input_ids": [1 + len(word) for word in words]} if words else None
 """
 
@@ -173,10 +185,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[Served]:
     sha256 = sha256_file(folder / names.MANIFEST)
     base = tmp_path_factory.mktemp("base")
-    with serving(folder, base, DOCML_MANIFEST_SHA256=sha256, DOCML_STORE="s3://mine/docs") as server:
+    s3_server.bucket("mine")
+    objects = {"good": json.dumps({"text": TEXT}).encode(), "large": b" " * 7_000_000, "wrong": b"no"}
+    for name, content in objects.items():
+        s3_server.client().put_object(Bucket="mine", Key=f"docs/{name}/raw_text.json", Body=content)
+    with serving(
+        folder, base, DOCML_MANIFEST_SHA256=sha256, DOCML_STORE="s3://mine/docs", **s3_server.environment
+    ) as server:
         await_ready(server)
         yield server
 
@@ -193,20 +211,28 @@ def expected(text: str) -> list[float]:
     return [float(value) for value in torch.softmax(logits, 0)]
 
 
+def by_reference(url: str) -> dict[str, Any]:
+    return {"files": {"raw_text.json": {"s3": url}}}
+
+
 TEXT = "the words of a document that somebody sent"
 GOOD = document(TEXT)
 TOO_MUCH = {"files": {"raw_text.json": "x" * 10_000_000}}
 BAD: list[tuple[str, Any, int, str]] = [
     ("not JSON", b"{", 400, "the body is not JSON"),
     ("nothing", b"", 400, "the body is not JSON"),
+    ("numbers too long to read", b'{"files": 1' + b"1" * 5000 + b"}", 400, "the body is not JSON"),
+    ("text behind it", b'{"files": {}} {}', 400, "the body is not JSON (Extra data)"),
     ("not UTF-8", b"\xff\xfe{}", 400, "the body is not JSON"),
     ("NaN", b'{"files": NaN}', 400, "NaN is not a JSON value"),
     ("deep", b"[" * 200_000, 400, "the body is not JSON"),
     ("a number", 5, 400, "found a number; expected an object with files"),
+    ("true", True, 400, "found true or false; expected an object with files"),
     ("null", None, 400, "found nothing; expected an object"),
     ("text", "hello", 400, "found text; expected an object"),
     ("an empty list", [], 400, "the list is empty"),
     ("a list in a list", [[GOOD]], 400, "document 1: found a list"),
+    ("one of several", [GOOD, {"files": {}}], 400, "document 2: lacks the file raw_text.json"),
     ("no files", {"artifact_guid": "a"}, 400, "files is nothing"),
     ("files as a list", {"files": ["raw_text.json"]}, 400, "files is a list"),
     ("an unknown key", {**GOOD, "label": "x"}, 400, "unknown key 'label'; expected artifact_guid and files"),
@@ -240,6 +266,10 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("half a surrogate pair", b'{"files": {"raw_text.json": "\\ud800"}}', 400, "half of a surrogate pair"),
     ("a surrogate in a name", b'{"files": {"\\ud800": "x"}}', 400, "not valid UTF-8"),
     ("wrong base64", {"files": {"raw_text.json": {"base64": "%%%"}}}, 400, "not valid base64"),
+    ("base64 cut off", {"files": {"raw_text.json": {"base64": "eyJ"}}}, 400, "not valid base64"),
+    ("base64 of other letters", {"files": {"raw_text.json": {"base64": "ä==="}}}, 400, "not valid base64"),
+    ("a content as a list", {"files": {"raw_text.json": ["x"]}}, 400, "raw_text.json: found a list"),
+    ("a reference as a number", {"files": {"raw_text.json": {"s3": 5}}}, 400, "expected text"),
     ("base64 as a number", {"files": {"raw_text.json": {"base64": 5}}}, 400, "expected text"),
     ("two ways at once", {"files": {"raw_text.json": {"base64": "", "s3": ""}}}, 400, "expected text"),
     ("a content as null", {"files": {"raw_text.json": None}}, 400, "raw_text.json: found nothing"),
@@ -256,6 +286,12 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "is not followed",
     ),
+    ("a reference to nothing", by_reference("s3://mine/docs/none/raw_text.json"), 400, "there is no such object"),
+    ("a reference to a folder", by_reference("s3://mine/docs/good/"), 400, "is not followed"),
+    ("a reference with a surrogate", by_reference("s3://mine/docs/\ud800"), 400, "is not followed"),
+    ("a long reference", by_reference("s3://mine/docs/" + "x" * 1_100), 400, "is not followed"),
+    ("a large object", by_reference("s3://mine/docs/large/raw_text.json"), 413, "docml predict"),
+    ("an object that is wrong", by_reference("s3://mine/docs/wrong/raw_text.json"), 422, "JSONDecodeError"),
     ("a file as a reference", {"files": {"raw_text.json": {"s3": "file:///etc/passwd"}}}, 400, "is not followed"),
     ("10 MB", TOO_MUCH, 413, "docml predict"),
     ("100 documents", [GOOD] * 100, 413, "at most 64"),
@@ -267,6 +303,9 @@ BAD: list[tuple[str, Any, int, str]] = [
     ),
     ("process_func raises", document("processfails"), 422, "ValueError: no words today"),
     ("process_func hangs", document("processhangs"), 422, "stopped after 8 seconds"),
+    ("process_func exits", document("processexits"), 422, "SystemExit: enough"),
+    ("process_func ends its process", document("processdies"), 422, "the worker process died (exit code 4)"),
+    ("process_func leaves a folder", document("processleaves"), 422, "left 'folder', which is no plain file"),
     ("process_func changes a file", document("processchanges"), 422, "changed or removed 'raw_text.json'"),
     (
         "encode_data raises",
@@ -295,11 +334,66 @@ def test_a_bad_request_gets_a_status_and_a_sentence_and_the_server_goes_on(
     assert served.ask(GOOD)[0] == 200
 
 
-def test_other_types_and_other_paths(served: Served) -> None:
+def test_other_types_other_paths_and_half_a_request(served: Served) -> None:
     assert served.ask(b"a,b", kind="text/csv")[0] == 415
     assert served.ask(b"", kind="")[0] == 415
     assert served.ask(GOOD, method="GET", path="/invocations")[0] == 405
     assert served.ask(GOOD, path="/predict")[0] == 404
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        head = (
+            b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{"
+        )
+        client.sendall(head)
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(b"no HTTP\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert served.ask(GOOD)[0] == 200
+
+
+def test_a_reference_is_followed(served: Served) -> None:
+    status, answer = served.ask(by_reference("s3://mine/docs/good/raw_text.json"))
+    assert status == 200
+    assert list(answer["probabilities"].values()) == pytest.approx(expected(TEXT), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, "EndpointConnectionError"),
+        ({"AWS_SECRET_ACCESS_KEY": "other"}, "SignatureDoesNotMatch"),
+    ],
+    ids=["unreachable", "forbidden"],
+)
+def test_an_s3_that_does_not_answer_is_overload(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], reason: str
+) -> None:
+    environment = {**s3_server.environment, **changes, "DOCML_STORE": s3_server.bucket("mine")}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it remembers credentials
+    with pytest.raises(RequestError, match=f"cannot be read now .{reason}") as caught:
+        References(environment).read("s3://mine/docs/good/raw_text.json")
+    assert caught.value.status == 503
+
+
+def test_too_many_documents_are_turned_away(served: Served, tmp_path: Path) -> None:
+    gate = tmp_path / "open"
+    held = [document(f"gate {gate}"), *[GOOD] * 63]
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(served.ask(held))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 60
+    while b"docml_waiting_documents 256.0" not in served.ask(b"", method="GET", path="/metrics")[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    status, content = served.ask(GOOD)
+    gate.touch()
+    for thread in threads:
+        thread.join()
+    assert (status, content) == (503, {"error": "256 documents are waiting already; try again later"})
+    assert [status for status, _ in answers] == [200] * 4
+    assert served.ask(GOOD)[0] == 200
 
 
 def test_answers_are_the_models_alone_in_lists_and_under_load(served: Served) -> None:
@@ -348,7 +442,7 @@ def test_metrics_and_a_description_and_a_log_without_content(served: Served) -> 
     assert {"listening", "ready", "request"} <= {event["event"] for event in events}
     assert any(event.get("documents") == 1 and event["status"] == 200 for event in events)
     log = served.log.read_text()
-    assert "somebody sent" not in log
+    assert "somebody" not in log
     assert "riddle" not in log
 
 

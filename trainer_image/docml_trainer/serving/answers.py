@@ -1,11 +1,13 @@
 """A loaded model: encoders, batcher, and what its answers say."""
 
+import gc
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -41,6 +43,10 @@ class Answers:
             self._encoders.close()
             raise
         self._batcher = Batcher(model, deployment.prefix, heard)
+        self._threads = ThreadPoolExecutor(self._encoders.count, thread_name_prefix="encoder")
+        # What is loaded stays: looking through it for garbage again and again would hold up a request for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         self.identity = {
             "experiment": self.context.experiment,
             "run": self.context.run,
@@ -48,13 +54,21 @@ class Answers:
             "torchscript_sha256": deployment.model.torchscript_sha256,
         }
 
-    def encode(self, document: SentDocument) -> Row:
-        """The document's row. RequestError if there is none."""
-        return self._encoders.encode(document)
+    def answer(self, document: SentDocument) -> "Future[Floats]":
+        """A future of the document's probabilities; it fails with RequestError. It cannot be cancelled."""
+        answer: Future[Floats] = Future()
+        answer.set_running_or_notify_cancel()
+        self._threads.submit(self._encode, document, time.monotonic() + MAX_SECONDS, answer)
+        return answer
 
-    def submit(self, row: Row) -> "Future[Floats]":
-        """A future of the row's probabilities."""
-        return self._batcher.submit(row)
+    def _encode(self, document: SentDocument, deadline: float, answer: "Future[Floats]") -> None:
+        """From here the row goes to the model, and the probabilities to whoever waits: no thread waits for them."""
+        try:
+            row = self._encoders.encode(document, deadline)
+        except BaseException as error:
+            answer.set_exception(error)
+        else:
+            self._batcher.submit(row, answer)
 
     def content(self, probabilities: Floats) -> dict[str, Any]:
         """What is answered about a document."""
@@ -69,6 +83,7 @@ class Answers:
 
     def close(self) -> None:
         """Answer what waits, then end all processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)  # one that hangs ends with its process, below
         self._batcher.close()
         self._encoders.close()
 
@@ -79,7 +94,7 @@ TAKEN_AT_ONCE = 256  # documents
 @dataclass
 class _Waiting:
     row: Row
-    answer: "Future[Floats]" = field(default_factory=Future)
+    answer: "Future[Floats]"
 
 
 class Batcher:
@@ -93,11 +108,9 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, row: Row) -> "Future[Floats]":
-        """A future of the probabilities float64[labels]; it fails with RequestError."""
-        waiting = _Waiting(row)
-        self._waiting.put(waiting)
-        return waiting.answer
+    def submit(self, row: Row, answer: "Future[Floats]") -> None:
+        """`answer` gets the probabilities float64[labels], or a RequestError."""
+        self._waiting.put(_Waiting(row, answer))
 
     def close(self) -> None:
         """Answer what waits, then end."""

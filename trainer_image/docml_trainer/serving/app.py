@@ -9,11 +9,9 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,6 +24,7 @@ from docml_trainer.serving.documents import MAX_BYTES, TOO_LARGE, RequestError, 
 from docml_trainer.serving.openapi import describe
 
 MAX_WAITING = 256  # documents in the server; more are turned away
+SMALL_BYTES = 100_000  # of a body that is read at once
 MAX_DROPPED_BYTES = 100_000_000  # of a body that is too large
 BODY_SECONDS = 60.0  # until a request's body must have arrived
 Handler = Callable[[Request], Awaitable[Response]]
@@ -56,7 +55,6 @@ class Server:
         self.metrics = Metrics()
         self.answers: Answers | None = None
         self.in_flight = 0
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="request")
 
     def application(self) -> Starlette:
         """/ping answers 503 until the model is loaded and verified."""
@@ -74,7 +72,6 @@ class Server:
         yield
         if self.answers is not None:
             await asyncio.to_thread(self.answers.close)
-        self._threads.shutdown(wait=False)
 
     def _load_model(self) -> None:
         started = time.monotonic()
@@ -108,10 +105,10 @@ class Server:
             raise RequestError(415, f"content type {ascii(kind)[:80]}; expected application/json")
         body = await _read_body(request)
         request.state.bytes = len(body)
-        loop = asyncio.get_running_loop()
-        documents, many = await loop.run_in_executor(
-            self._threads, read_documents, body, answers.context, answers.references
-        )
+        if len(body) <= SMALL_BYTES and b"s3" not in body:  # quicker than asking a thread
+            documents, many = read_documents(body, answers.context, answers.references)
+        else:
+            documents, many = await asyncio.to_thread(read_documents, body, answers.context, answers.references)
         if self.in_flight + len(documents) > MAX_WAITING:
             raise RequestError(503, f"{self.in_flight} documents are waiting already; try again later")
         self.in_flight += len(documents)
@@ -130,8 +127,7 @@ class Server:
         return JSONResponse(found if many else found[0])
 
     async def _answer(self, answers: Answers, sent: SentDocument) -> dict[str, Any]:
-        row = await asyncio.get_running_loop().run_in_executor(self._threads, answers.encode, sent)
-        answer = answers.content(np.asarray(await asyncio.wrap_future(answers.submit(row))))
+        answer = answers.content(await asyncio.wrap_future(answers.answer(sent)))
         self.metrics.documents.labels(answer["label"]).inc()
         return answer
 

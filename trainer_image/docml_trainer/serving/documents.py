@@ -14,6 +14,7 @@ from docml_trainer.errors import TrainerError
 
 MAX_BYTES = 6_291_456  # of a request, as a SageMaker endpoint takes it
 MAX_DOCUMENTS = 64  # of a request
+MAX_URL_BYTES = 1_024  # of a reference, as long as S3's keys
 KEYS = ("artifact_guid", "files")
 SOURCES = ("DOCML_PRODUCTION_FILES", "DOCML_STORE")  # below which references are followed
 TOO_LARGE = (
@@ -48,7 +49,8 @@ class References:
 
     def read(self, url: str) -> bytes:
         """The object's content. RequestError if it lies elsewhere, is not there, or is too large."""
-        if not url.startswith(self.prefixes or ("\0",)) or any(part in ("", ".", "..") for part in url[5:].split("/")):
+        climbs = any(part in ("", ".", "..") for part in url[5:].split("/"))
+        if not url.startswith(self.prefixes or ("\0",)) or climbs or not _is_key(url):
             where = " or ".join(self.prefixes) or "no prefix, since this deployment has none"
             raise RequestError(400, f"{ascii(url)[:200]} is not followed; expected a reference below {where}")
         from botocore.exceptions import BotoCoreError, ClientError
@@ -81,6 +83,13 @@ class References:
             region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
             self._client = boto3.client("s3", region_name=region, config=config)
         return self._client
+
+
+def _is_key(url: str) -> bool:
+    try:
+        return len(url.encode()) <= MAX_URL_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def read_documents(body: bytes, context: ModelContext, references: References) -> tuple[list[SentDocument], bool]:

@@ -3,11 +3,14 @@
 Files that process_func makes are made anew, in the sandboxed worker of reconciliation; encode_data runs as it does in preparation.
 """
 
+import gc
 import multiprocessing
 import os
 import queue
+import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -51,12 +54,11 @@ class Encoders:
             encoder.await_ready(time.monotonic() + LOADING_SECONDS)
         return self._encoders[0].features
 
-    def encode(self, document: SentDocument) -> Row:
-        """The document's row. RequestError 422 if its functions do not take it, 503 if nobody is free in time."""
-        try:
-            encoder = self._idle.get(timeout=MAX_SECONDS)
-        except queue.Empty:
-            raise RequestError(503, "all encoders are busy; try again later") from None
+    def encode(self, document: SentDocument, deadline: float) -> Row:
+        """The document's row. RequestError 422 if its functions do not take it, 503 if it is asked after `deadline` (monotonic)."""
+        if time.monotonic() > deadline:
+            raise RequestError(503, "all encoders were busy; try again later")
+        encoder = self._idle.get()
         try:
             return encoder.encode(document)
         finally:
@@ -87,6 +89,8 @@ class _Encoder:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
+        self._replies = select.poll()
+        self._replies.register(self._connection.fileno(), select.POLLIN)
         self._ready = False
         self._process = context.Process(target=_serve_encodings, args=(theirs, self._deployment), daemon=True)
         self._process.start()
@@ -144,7 +148,7 @@ class _Encoder:
     def _receive(self, deadline: float) -> tuple[str, Any]:
         assert self._connection is not None
         try:
-            if self._connection.poll(max(0.0, deadline - time.monotonic())):
+            if self._replies.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 found: tuple[str, Any] = self._connection.recv()
                 return found
         except (EOFError, OSError):
@@ -192,6 +196,13 @@ def _serve_encodings(connection: Connection, deployment: DeploymentFolder) -> No
         connection.send((BROKEN, str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"))
         return
     connection.send((READY, encode.features.to_dict()))
+    with Path(os.devnull).open("w") as nowhere:  # what encode_data prints of a document is nothing for the server's log
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
+    gc.collect()
+    gc.freeze()
     while True:
         try:
             guid, directory = connection.recv()
