@@ -1,6 +1,6 @@
-"""The peers of bench/serve.py, each a program: `python _peer_servers.py plain|threads|litserve FOLDER PORT`.
+"""Two peers of bench/serve.py, programs: `python _peer_servers.py plain|threads FOLDER PORT`. _litserve_server.py is the third.
 
-Both answer what docml serve answers, from the same request, with the same encode_data and the same TorchScript file: as short as their
+They answer what docml serve answers, from the same request, with the same encode_data and the same TorchScript file: as short as their
 frameworks allow, and without anything that checks a request.
 """
 
@@ -9,9 +9,6 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
-
-BATCH = 16  # as many as there are clients
-WINDOW_SECONDS = 0.002  # LitServe waits so long for company; with less it hardly finds any
 
 
 class Model:
@@ -84,34 +81,6 @@ def serve_with_threads(folder: Path, port: int) -> None:
     serve_plain(folder, port, threads=True)
 
 
-def serve_with_litserve(folder: Path, port: int) -> None:
-    """A LitAPI that batches."""
-    import litserve
-
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.model = Model(folder)
-
-        def decode_request(self, request: Any) -> list[int]:
-            return self.model.encode(request)
-
-        def batch(self, inputs: list[list[int]]) -> list[list[int]]:
-            return inputs
-
-        def predict(self, inputs: list[list[int]]) -> list[list[float]]:
-            return self.model.predict(inputs)
-
-        def unbatch(self, output: list[list[float]]) -> list[list[float]]:
-            return output
-
-        def encode_response(self, output: list[float]) -> dict[str, Any]:
-            return self.model.content(output)
-
-    api = Api(max_batch_size=BATCH, batch_timeout=WINDOW_SECONDS, api_path="/invocations")
-    server = litserve.LitServer(api, accelerator="cpu", healthcheck_path="/ping", fast_queue=True)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
-
-
 if __name__ == "__main__":
-    program = {"plain": serve_plain, "threads": serve_with_threads, "litserve": serve_with_litserve}[sys.argv[1]]
+    program = {"plain": serve_plain, "threads": serve_with_threads}[sys.argv[1]]
     program(Path(sys.argv[2]), int(sys.argv[3]))

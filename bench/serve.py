@@ -150,13 +150,8 @@ def serving(server: str, deployment: Path, folder: Path) -> Iterator[tuple[int, 
             "SAGEMAKER_BIND_TO_PORT": str(port),
         }
     else:
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("_peer_servers.py")),
-            server,
-            str(deployment),
-            str(port),
-        ]
+        program = ["_litserve_server.py"] if server == "litserve" else ["_peer_servers.py", server]
+        command = [sys.executable, str(Path(__file__).with_name(program[0])), *program[1:], str(deployment), str(port)]
         kept |= {"PYTHONPATH": str(CACHE / LITSERVE)} if server == "litserve" else {}
     log = folder / f"{server}.log"
     with log.open("a") as output:
