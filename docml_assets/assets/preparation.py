@@ -132,12 +132,27 @@ def splits_not_empty(work: Work) -> Finding:
         if abs(shares[split] - wanted) > SPLIT_TOLERANCE
     ]
     shown = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
+    together = _largest_group(work) if empty or off else ""
+    remedy = together or "more documents, or another SPLIT, are needed"
     return Finding(
         passed=not empty and not off,
-        text=f"{', '.join(empty)} without documents: more documents, or another SPLIT, are needed" if empty else shown,
+        text=f"{', '.join(empty)} without documents: {remedy}" if empty else ": ".join(filter(None, (shown, together))),
         facts={f"share of {split}": share for split, share in shares.items()},
         error=bool(empty),
     )
+
+
+def _largest_group(work: Work) -> str:
+    """What keeps most of the documents in one split, if anything does."""
+    rows = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SPLITS_TABLE}"))
+    for column, what in (
+        ("group", f"have one value of SPLIT_BY = {work.settings.split_by}"),
+        ("near_duplicate_group", "are near-duplicates of one another (NEAR_DUPLICATE_THRESHOLD = 1 tells them apart)"),
+    ):
+        sizes = Counter(group for group in rows[column].to_pylist() if group is not None)
+        if sizes and 2 * max(sizes.values()) > rows.num_rows:
+            return f"{max(sizes.values())} of {rows.num_rows} documents {what} and stay in one split"
+    return ""
 
 
 def truncation_share(work: Work) -> Finding:

@@ -268,7 +268,7 @@ RUNS: dict[str, Keys] = {
         **HYPERPARAMETERS,
     },
     "data": {
-        "MAX_LABEL_ROWS": ("68", lambda run: "68" in run.refused),
+        "MAX_LABEL_ROWS": ("68", lambda run: "more than MAX_LABEL_ROWS = 67 rows" in run.refused),
         "FILES_ON_RESEARCH": (
             "text.txt, notes.txt, words.json",
             lambda run: all("words.json" in files for files in run.files().values()),
@@ -293,7 +293,10 @@ RUNS: dict[str, Keys] = {
             lambda run: run.metadata["dropped"]["below_num_labels_threshold"] == {"rare": 3},
         ),
         "NEAR_DUPLICATE_THRESHOLD": ("1", lambda run: [r.metadata["near_duplicates"]["groups"] for r in (run.first, run)] == [1, 0]),
-        "BASELINE": ("false", lambda run: "baseline" not in run.metadata and not (run.prepared / "baseline.parquet").exists()),
+        "BASELINE": (
+            "false",
+            lambda run: "none" in run.metadata["baseline"] and not (run.prepared / "baseline.parquet").exists(),
+        ),
         "SPLIT": ("0.5, 0.25, 0.25", lambda run: len([s for s in run.split_of.values() if s == "test"]) > 8),
         "SPLIT_BY": ("customer", customers),
     },
@@ -367,7 +370,7 @@ PLANS = {
     ),
     "data": Plan("EXP-2", settings=_DATA, refused=("MAX_LABEL_ROWS", "67")),
     "again": Plan("EXP-2", 2, settings=_DATA, hyperparameters={"learning_rate": "1e-12"}, fails=True),
-    "steps": Plan("EXP-2", 8, settings=_DATA),
+    "steps": Plan("EXP-2", 8, settings=_DATA, hyperparameters={"seed": "99"}),
     "machines": Plan("EXP-3", refused=("MAX_COST_USD", "0.01")),
     "tuning": Plan(
         "EXP-4",

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from docml_assets.assets.preparation import every_label_everywhere, splits_not_empty, truncation_share
@@ -24,7 +25,7 @@ from docml_assets.steps.reconciliation import FINDINGS, FindingsDocument, label_
 from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Work
 from docml_assets.tables import parquet_bytes, read_parquet
-from docml_contract.names import COUNTS_BY_LABEL, HISTORY, RECONCILED_TABLE, SPLIT_METADATA, STATISTICS
+from docml_contract.names import COUNTS_BY_LABEL, HISTORY, RECONCILED_TABLE, SPLIT_METADATA, SPLITS_TABLE, STATISTICS
 from tests.docml_assets.world import World
 
 
@@ -135,6 +136,28 @@ def test_splits(work: Work) -> None:
     rewrite(work, key, documents={"train": 90, "valid": 5, "test": 5})
     assert not splits_not_empty(work).passed
     assert not splits_not_empty(work).error
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("group", "20 of 24 documents have one value of SPLIT_BY = customer and stay in one split"),
+        ("near_duplicate_group", "20 of 24 documents are near-duplicates of one another (NEAR_DUPLICATE_THRESHOLD = 1"),
+    ],
+)
+def test_what_keeps_documents_together_is_said_of_empty_splits(world: World, column: str, reason: str) -> None:
+    world.write_experiment(split_by="customer")
+    work = world.work(world.claim(1))
+    reconciliation(work)
+    run_preparation(work)
+    folder = read_prepared(work).folder
+    assert "stay in one split" not in splits_not_empty(work).text
+    rows = read_parquet(work.store.get(f"{folder}/{SPLITS_TABLE}")).to_pylist()
+    for index, row in enumerate(rows):
+        row |= {"group": None, "near_duplicate_group": None} | ({column: "one"} if index < 20 else {})
+    work.store.put(f"{folder}/{SPLITS_TABLE}", parquet_bytes(pa.Table.from_pylist(rows)))
+    rewrite(work, f"{folder}/{SPLIT_METADATA}", documents={"train": 24, "valid": 0, "test": 0})
+    assert splits_not_empty(work).text.startswith(f"valid, test without documents: {reason}")
 
 
 def test_truncation(work: Work) -> None:
