@@ -39,8 +39,8 @@ HYPERPARAMETERS = """
 
 Constants. These are read by the training loop; any further key is the experiment's own: `load_model` sees all, `encode_data`
 only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `null`, `[1, 2]`,
-`"text"`), and as text where they are not JSON. A key that is nearly one of these is refused, and so is a value that is nearly a number
-(`.5`, `1,024`) or a switch (`yes`, `off`): a typo would go unnoticed. A text of that kind stands in quotes.
+`"text"`), and as text where they are not JSON. A key that is nearly one of these, or another library's name for it (`lr`,
+`batch_size`), is refused, and so is a value that is nearly a number (`.5`, `1,024`) or a switch (`yes`, `off`): it would go unnoticed. A text of that kind stands in quotes.
 
 Of the further keys one means something to the platform: `max_length`, a whole number, says how long a document may become, in values of
 its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export holds at one shape only
@@ -59,7 +59,7 @@ What `RUN_TUNING = true` searches. A key may stand in `[hyperparameters]` too: t
 | --- | --- |
 | `learning_rate = 1e-6 -> 1e-4` | an interval, both ends included |
 | `learning_rate = 1e-6 -> 1e-4 log` | the same, searched on a logarithmic scale |
-| `warmup_steps = 0 -> 100` | an interval of whole numbers, as both ends are |
+| `layers = 2 -> 6` | an interval of whole numbers, as both ends are |
 | `train_batch_size = 8, 16, 32` | a choice; the only kind that `TUNING_STRATEGY = Grid` takes |
 
 At most 30 keys, and at most 30 values a choice; at most 100 hyperparameters in all (limits of SageMaker).

@@ -325,7 +325,7 @@ RUNS: dict[str, Keys] = {
         "TRAINING_USE_SPOT": ("true", seen_in_compute("training", "use_spot", True)),
         "TRAINING_MAX_WAIT_SECONDS": ("3600", seen_in_compute("training", "max_wait_seconds", 3600)),
         "DOCKER_IMAGE": ("docml:own", lambda run: run.frozen()["docker_image"] == "docml:own"),
-        "MAX_COST_USD": ("5", lambda run: "MAX_COST_USD is 0.01" in run.refused),
+        "MAX_COST_USD": ("5", seen_in_compute("training", "max_cost_usd", 5.0)),
         "WANDB_MODE": ("offline", lambda run: list(run.folder.glob("training/plain/wandb/*/*.wandb"))),
         "WANDB_PROJECT": ("letters", lambda run: run.job("training")["task"]["tracking"]["project"] == "letters"),
         "WANDB_ENTITY": ("team", lambda run: run.job("training")["task"]["tracking"]["entity"] == "team"),
@@ -371,7 +371,7 @@ PLANS = {
     "data": Plan("EXP-2", settings=_DATA, refused=("MAX_LABEL_ROWS", "67")),
     "again": Plan("EXP-2", 2, settings=_DATA, hyperparameters={"learning_rate": "1e-12"}, fails=True),
     "steps": Plan("EXP-2", 8, settings=_DATA, hyperparameters={"seed": "99"}),
-    "machines": Plan("EXP-3", refused=("MAX_COST_USD", "0.01")),
+    "machines": Plan("EXP-3"),
     "tuning": Plan(
         "EXP-4",
         settings={"MODEL_NAMES": "plain, wide", "RUN_TRAINING": "false"},

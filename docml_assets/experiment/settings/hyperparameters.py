@@ -43,6 +43,27 @@ _INTERVAL = re.compile(r"(?P<low>\S+)\s*->\s*(?P<high>\S+)(?:\s+(?P<scale>\S+))?
 _NO_INTERVAL = re.compile(r"[\d.]\S*\s*(\u2192|=>|\.\.+|\bto\b|[-\u2013:])\s*[\d.]\S*(\s+log)?")
 _INTEGER = re.compile(r"[+-]?\d+")
 _WORDS = {"true": True, "false": False}
+# What other libraries call the training loop's own: as a key of the experimenter's it would change nothing, without a word.
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "head_lr": "head_learning_rate",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "batch_size": "train_batch_size",
+    "per_device_train_batch_size": "train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "warmup_steps": "warmup_ratio",
+    "lr_scheduler_type": "lr_scheduler",
+    "gradient_clipping": "max_grad_norm",
+    "label_smoothing_factor": "label_smoothing",
+    "fp16": "mixed_precision",
+    "bf16": "mixed_precision",
+    "patience": "early_stopping_patience",
+    "random_seed": "seed",
+    "random_state": "seed",
+}
+MAX_LENGTH = "max_length"  # the experimenter's key that the platform reads, too
 
 
 def parse_constant(text: str) -> Any:
@@ -80,6 +101,13 @@ def read_constants(ini: Ini, section: str) -> dict[str, Any]:
         )
         if entry.key in KNOWN:
             _take_known(ini, entry, value, values)
+        elif entry.key == MAX_LENGTH and ini.dialect > 2 and not _is_length(value):
+            ini.complain(
+                entry.line,
+                f"{MAX_LENGTH} = {shown(entry.value)}",
+                "a whole number from 1, or null: how many tokens of a document are read",
+                f"write for example {MAX_LENGTH} = 512",
+            )
         elif not _is_too_long(ini, Entry(entry.key, encode({entry.key: value})[entry.key], entry.line), MAX_VALUE):
             values[entry.key] = value
     return values
@@ -95,6 +123,10 @@ def _is_too_long(ini: Ini, entry: Entry, most: int) -> bool:
             "keep long values in user_defined_funcs.py",
         )
     return len(entry.value) > most
+
+
+def _is_length(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _has_slip(ini: Ini, entry: Entry) -> bool:
@@ -161,6 +193,8 @@ def _is_good_key(ini: Ini, entry: Entry, section: str) -> bool:
         )
         return False
     guess = None if entry.key in KNOWN else nearest(entry.key, KNOWN, cutoff=0.9)
+    if ini.dialect > 2:
+        guess = _ELSEWHERE.get(entry.key.lower(), guess)
     if guess:
         ini.complain(
             entry.line,

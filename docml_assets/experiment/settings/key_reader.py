@@ -1,5 +1,6 @@
 """Section [settings]: texts of entries -> values of the key table, or problems that say what the table expects; and what else it says of keys."""
 
+import re
 from collections.abc import Collection
 from typing import Any, get_origin
 
@@ -109,6 +110,9 @@ def _reason(detail: Any) -> str:
     return f" ({reason})" if reason else ""
 
 
+_THOUSANDS = re.compile(r"\d{1,3}(\.000)+")
+
+
 def read_value(name: str, text: str) -> Any:
     """What a key's text says, without quotes: a text, a tuple of texts for a list, or ABSENT. ValueError says what is wrong with it."""
     none = text.lower() == "none"
@@ -124,6 +128,8 @@ def read_value(name: str, text: str) -> Any:
                 "a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes"
             )
         return tuple(item for item, _ in items)
+    if field.annotation in (int, int | None) and _THOUSANDS.fullmatch(text):
+        raise ValueError("a point where some write thousands; whole numbers are written in digits alone")
     if name not in (*QUERIES, "metric_definitions") and not is_quoted(text) and is_pattern(text):
         raise ValueError("a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes")
     return unquoted(text)

@@ -103,6 +103,8 @@ REFUSED = [  # lines of [settings], which begin on line 6, and what is said
     ("SPLIT = 0,8, 0,1, 0,1", "found SPLIT"),
     ("NEAR_DUPLICATE_THRESHOLD = none", "1 turns it off"),
     ("RUN_TRAINING = none", "neither true nor false"),
+    ("MAX_ARTIFACTS = 1.000", "a point where some write thousands"),
+    ("SPLIT_SEED = 10.000", "a point where some write thousands"),
 ]
 
 
@@ -156,6 +158,13 @@ REFUSED_HYPERPARAMETERS = [
     ("tokenizer == bert", "a second '='"),
     ("IGNORED_LABELS = other", "move it up into [settings]"),
     ("run_num = 2", "move it up into [settings]"),
+    ("lr = 1e-3", "did you mean learning_rate?"),
+    ("batch_size = 8", "did you mean train_batch_size?"),
+    ("num_epochs = 3", "did you mean epochs?"),
+    ("warmup_steps = 100", "did you mean warmup_ratio?"),
+    ("max_length = 512 tokens", "a whole number from 1"),
+    ("max_length = 512.0", "a whole number from 1"),
+    ("max_length = -1", "a whole number from 1"),
 ]
 
 
@@ -197,6 +206,11 @@ def test_a_wrong_section_is_one_problem(line: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse(SETTINGS.replace("[settings]", line))
     assert [problem.line for problem in caught.value.problems] == [1]
+
+
+def test_names_of_other_libraries_stay_in_runs_that_have_them() -> None:
+    text = settings_text("", "lr = 1e-3\nmax_length = 512.0")
+    assert parse_settings(text, "f", dialect=2).own_hyperparameters == {"lr": 1e-3, "max_length": 512.0}
 
 
 def test_runs_that_were_claimed_before_keep_their_values() -> None:
