@@ -40,7 +40,8 @@ HYPERPARAMETERS = """
 Constants. These are read by the training loop; any further key is the experiment's own: `load_model` sees all, `encode_data`
 only the further ones, and only these enter the version of prepared data. Values are read as JSON (`2`, `1e-4`, `true`, `null`, `[1, 2]`,
 `"text"`), and as text where they are not JSON. A key that is nearly one of these, or another library's name for it (`lr`,
-`batch_size`), is refused, and so is a value that is nearly a number (`.5`, `1,024`) or a switch (`yes`, `off`): it would go unnoticed. A text of that kind stands in quotes.
+`batch_size`), is refused, and so is a value that is nearly a number (`.5`, `1,024`) or a switch (`yes`, `off`): it would go
+unnoticed. A text of that kind stands in quotes.
 
 Of the further keys one means something to the platform: `max_length`, a whole number, says how long a document may become, in values of
 its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export holds at one shape only

@@ -240,6 +240,9 @@ HYPERPARAMETERS: dict[str, tuple[str, Check]] = {
             and "checkpointing True" not in run.log("training-plain")
         ),
     ),
+    # Ways to be quicker on a GPU: auto, their default, leaves them off here, and so does false.
+    "compile": ("false", lambda run: run.card("compile")["hyperparameters"]["compile"] is False),
+    "packing": ("false", lambda run: run.card("packing")["hyperparameters"]["packing"] is False),
 }
 
 
@@ -302,7 +305,7 @@ RUNS: dict[str, Keys] = {
     },
     "again": {
         "OVERWRITE": ("true", lambda run: not run.versions() & run.other(1).versions()),
-        "WORSE_THAN_PREVIOUS": ("block", lambda run: "not_worse_than_previous" in run.said),
+        "WORSE_THAN_PREVIOUS": ("block", lambda run: "is worse than" in run.said),
         "RERUN_ON_NEW_DATA": ("true", lambda run: len(restarted(run)) == 1),
     },
     "steps": {
@@ -332,6 +335,11 @@ RUNS: dict[str, Keys] = {
     },
     "tuning": {
         "RUN_TUNING": ("true", lambda run: run.trials()),
+        "AUTO_ACCEPT_PRECISION": ("0.9", lambda run: run.report["policy"]["plain"]["policy"]["target"] == 0.9),
+        "PREDICT_QUERY": (
+            "SELECT artifact_guid FROM labels",
+            lambda run: run.frozen()["predict_query"] == "SELECT artifact_guid FROM labels",
+        ),
         "OBJECTIVE_METRIC_NAME": ("score", lambda run: run.trials()["objective_metric"] == "score"),
         "OBJECTIVE_TYPE": ("Minimize", lambda run: best(run)["objective"] == min(objectives(run))),
         "METRIC_DEFINITIONS": ('{"score": "^score=([0-9.eE+-]+)"}', lambda run: len(set(objectives(run))) == 3),
