@@ -4,8 +4,8 @@ import time
 from pathlib import PurePath
 
 import pytest
-from docml_assets.experiment.problems import SettingsError
 
+from docml_assets.errors import SettingsError
 from docml_assets.experiment.functions import check_functions, defined_functions
 from docml_assets.experiment.settings.settings import parse_settings
 from docml_assets.experiment.source import functions_digest
