@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from docml_assets.report.comparison import PreviousRun, compare_runs, read_run
 from docml_assets.report.predictions import GUID
 from docml_assets.runs.champion import (
     ChampionError,
@@ -95,6 +96,27 @@ def test_only_test_documents_of_both_count(store: Store) -> None:
     assert verdict.documents == 50
     with pytest.raises(ChampionError, match="share no test document"):
         promote(store, EXPERIMENT, 3, "foreign", by="ann", force=None)
+
+
+def test_a_champion_gains_nothing_from_documents_that_it_was_trained_on(store: Store) -> None:
+    """Three quarters of the challenger's test documents are in the champion's train split, which it knows by heart."""
+    finish(store, 1, {"champion": 0.6})
+    finish(store, 2, {"challenger": 0.6}, first=150)
+    challenger = read_run(store, RunPlace(EXPERIMENT, 2))
+    table = challenger.predictions
+    truth, said = table["label"].to_pylist(), table["challenger_prediction"].to_pylist()
+    by_heart = [
+        right if guid.startswith("other-") else own
+        for guid, right, own in zip(table[GUID].to_pylist(), truth, said, strict=True)
+    ]
+    knows = table.select([GUID, "label"]).append_column("champion_prediction", [by_heart])
+    knows = knows.append_column("champion_probability", table["challenger_probability"])
+    naive = compare_runs(challenger, PreviousRun(EXPERIMENT, 1, knows, challenger.labels))
+    assert naive.comparison.pairs[0].verdict == "run 1 champion"  # had it been asked about all of them
+    promote(store, EXPERIMENT, 1, "champion", by="ann", force=None)
+    _, verdict = compare_with_champion(store, EXPERIMENT, 2, "challenger")
+    assert (verdict.documents, verdict.worse) == (50, False)
+    assert promote(store, EXPERIMENT, 2, "challenger", by="ann", force=None)[0].run == 2
 
 
 def test_of_two_at_once_one_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
