@@ -143,7 +143,7 @@ if __name__ == "__main__":
     deployment = DeploymentFolder.open(folders.channel("deployment"), None)
     task = deployment.encoding_task(cores)
     documents = read_documents(folders.channel("spec") / "artifacts.parquet", task)
-    plan = EncodingPlan(functions=deployment.functions, artifacts=folders.channel("documents"), task=task,
+    plan = EncodingPlan(functions=deployment.functions, artifacts=folders.channel("documents"), prefix="documents", task=task,
         label_names=deployment.context.labels, batch=BATCH, parallel_tokenizer=cores == 1, only_for="{MODEL}")
     encode(documents, range(len(documents)), plan, Path({str(folder)!r}), processes=cores,
         stuck_seconds=stuck_seconds(), progress=lambda done, total: None)

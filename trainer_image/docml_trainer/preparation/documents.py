@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ class Documents:
 
     def take(self, positions: Sequence[int]) -> "Documents":
         """Only the documents at these positions."""
-        return Documents(
+        return replace(
+            self,
             guids=[self.guids[position] for position in positions],
             labels=[self.labels[position] for position in positions],
             groups=[self.groups[position] for position in positions],
             paths=[self.paths[position] for position in positions],
-            label_names=self.label_names,
-            dropped=self.dropped,
+            digests=[self.digests[position] for position in positions],
         )
 
     def to_table(self, positions: range) -> pa.Table:
