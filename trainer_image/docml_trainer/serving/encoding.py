@@ -245,10 +245,14 @@ class DocumentEncoder:
             matching(names, entry) if is_pattern(entry) else [entry] if entry in names else []
             for entry in self._task.model_input_files
         ]
-        batch: dict[str, list[Any]] = {"position": [0], "artifact_guid": [guid], "label": [""], "paths": [paths]}
+        unknown = [[None] * len(own) for own in paths]  # what was sent has no recorded hash
+        batch: dict[str, list[Any]] = {
+            **{"position": [0], "artifact_guid": [guid], "label": [""]},
+            **{"paths": [paths], "digests": [unknown]},
+        }
         self._encoder.tally = Tally()
         try:
-            table = self._encoder(read_batch(batch, self._task, directory))
+            table = self._encoder(read_batch(batch, self._task, directory, ""))
         except UserCodeError as error:
             return BROKEN, str(error)
         except SystemExit:
