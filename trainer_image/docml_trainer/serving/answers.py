@@ -77,7 +77,9 @@ class Answers:
             "label": self.context.labels[best],
             "probability": float(probabilities[best]),
             "probabilities": dict(zip(self.context.labels, probabilities.tolist(), strict=True)),
-            "accepted": None if (accepted := self._accepts(probabilities)) is None else bool(accepted),
+            "accepted": None
+            if (accepted := self._accepts(probabilities.astype(np.float64))) is None
+            else bool(accepted),
             **self.identity,
         }
 

@@ -44,7 +44,7 @@ def find_packing(
     name = type(classifier.module).__name__
     packing = Packing.find(classifier.module, longest)
     if packing is None:
-        problem = f"{name} is not a model that is known to take it"
+        problem: str | None = f"{name} is not a model that is known to take it"
     elif on_gpu and not half:
         problem = "attention over lengths needs bf16 or fp16 on a GPU"
     else:
@@ -75,7 +75,7 @@ class Packing:
         config, base = model.config, model.base_model
         encoder = getattr(base, "encoder", None) or getattr(base, "transformer", None)
         wants_more = config.output_hidden_states or config.output_attentions or getattr(config, "is_decoder", False)
-        if wants_more or not isinstance(getattr(encoder, "layer", None), torch.nn.ModuleList):
+        if wants_more or encoder is None or not isinstance(getattr(encoder, "layer", None), torch.nn.ModuleList):
             return None
         return cls(model, encoder, longest)
 
@@ -95,7 +95,7 @@ class Packing:
         self.encoder.__dict__.pop("forward", None)
         for module in self.encoder.modules():
             if type(module) is HalfLayerNorm:
-                module.__class__ = torch.nn.LayerNorm
+                module.__class__ = torch.nn.LayerNorm  # type: ignore[assignment]
 
     def try_on(self, classifier: Classifier, processes: Processes, examples: dict[str, torch.Tensor]) -> str | None:
         """Put it in force if the model judges `examples` as it did before; otherwise leave the model as it was, and return why."""
