@@ -41,6 +41,7 @@ CONFIG = {
     config_schema=CONFIG,
 )
 def classified_documents(context: dg.AssetExecutionContext) -> Results:
+    """Classify the production documents that the query names; nothing unless asked."""
     asked = context.op_execution_context.op_config
     yield from materialize(
         context,

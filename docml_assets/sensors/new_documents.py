@@ -50,6 +50,7 @@ class NewDocumentsCursor(SensorCursor):
     minimum_interval_seconds=300,
 )
 def new_documents_sensor(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Any]) -> dg.SensorResult:
+    """Ask for a run for each experiment whose champion has documents that are new, or have changed, and stood still for a tick."""
     cursor = NewDocumentsCursor.read(context.cursor)
     folders = experiment_folders(deployment.experiments)
     seen = {name: sighting for name, sighting in cursor.experiments.items() if name in folders}
@@ -125,4 +126,5 @@ class Silence:
         """Nothing."""
 
     def listener(self, model: str | None) -> Any:
+        """DocmlError: a sensor runs no job."""
         raise DocmlError("a sensor runs no job")

@@ -214,6 +214,7 @@ class RunPlace:
 
     @property
     def predictions(self) -> str:
+        """The folder of prediction sets."""
         return f"{self.root}/predictions"
 
     def prediction(self, identity: str) -> str:

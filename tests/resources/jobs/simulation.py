@@ -8,7 +8,7 @@ actor may be killed (nothing of it runs any more, no cleanup either) or interrup
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import boto3
@@ -167,10 +167,10 @@ _current = threading.local()
 class _Dispatch:
     """Lets one boto3 session serve all worlds: a call belongs to the actor in whose thread it is made."""
 
-    def answer(self, target: str, body: bytes) -> tuple[int, str, bytes]:
+    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         actor: Actor = _current.actor
         actor.step()
-        answer = actor.world.endpoint.answer(target, body)
+        answer = actor.world.endpoint.reply(path, headers, body)
         actor.step()
         return answer
 
