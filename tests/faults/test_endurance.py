@@ -13,7 +13,7 @@ from tests.faults.tiny import EXPERIMENT, Tiny
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 TIMES = int(os.environ.get("DOCML_REPEATS", "100"))
-HOME_KB = 500  # Dagster writes what a materialization says four times, in a database of 120 kB a run
+HOME_KB = 700  # Dagster writes what a materialization says four times, and a database of 120 kB a run
 WARM = 5  # commands until all modules are loaded and all pools are full
 MEMORY_KB = 30_000
 
