@@ -1,4 +1,4 @@
-# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | clean
+# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | fuzz | licences | sbom | clean
 #
 # PYTHON       the interpreter .venv is made from (else python3, or the newest beside it that docml supports)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
-.PHONY: help demo test test-slow test-faults test-distros ui bench clean
+.PHONY: help demo test test-slow test-faults test-distros fuzz licences sbom ui bench clean
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
@@ -28,6 +28,9 @@ help:
 	@echo 'make test-slow   the tests that take minutes each'
 	@echo 'make test-faults   kill and damage whole runs, for hours (SCHEDULES=200:folder keeps what has passed)'
 	@echo 'make test-distros   set up and run the demo on bare machines of other distributions (root, debootstrap)'
+	@echo 'make fuzz [EXAMPLES=10000]   give every reader of untrusted input so many generated inputs'
+	@echo 'make licences   list the licences of everything that is installed'
+	@echo 'make sbom   write sbom.json (CycloneDX) of everything that is installed'
 	@echo 'make bench [ONLY=name]   run the benchmarks, write bench/results.json'
 	@echo 'make clean  remove .venv, ./storage and ./.dagster_home'
 
@@ -55,6 +58,16 @@ test-distros: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ONLY)
+
+EXAMPLES ?= 10000
+fuzz: $(VENV)/.dev
+	DOCML_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz --timeout 14400 --durations 0
+
+licences: $(VENV)/.demo
+	@$(BIN)/python deploy/dependencies.py licences
+
+sbom: $(VENV)/.demo
+	@$(BIN)/python deploy/dependencies.py sbom > sbom.json && echo 'wrote sbom.json'
 
 clean:
 	rm -rf $(VENV) storage .dagster_home test-output
