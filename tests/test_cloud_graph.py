@@ -19,7 +19,7 @@ from docml_assets.experiment.scaffold import new_experiment
 from docml_contract.names import RunPlace
 from resources.jobs.sagemaker import backend
 from resources.store import Store
-from tests.deploy.test_cloudformation import create, statements
+from tests.deploy.test_cloudformation import EXPERIMENT_ROLE, create, statements
 from tests.resources.jobs.cloud import HURRY, Cloud, cloud
 from tests.servers.iam import all_actions, allowing
 from tests.servers.s3 import S3Server
@@ -178,8 +178,12 @@ def check_permissions(needed: dict[str, set[Needed]], monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
         create(ProductionBucketName=PRODUCTION, ProductionPrefix="documents")
+        create(EXPERIMENT_ROLE, Experiment=EXPERIMENT, StorePrefix="experiments/*")
         policies = {role: statements(role) for role in needed}
+        for_one = statements(f"docml-job-{EXPERIMENT}")
         boto3.DEFAULT_SESSION = None
+    beyond = [need for need in needed["docml-job"] if not allowing(for_one, need)]
+    assert not beyond, f"a role for one experiment may not: {beyond[:5]}"
     for role, wanted in needed.items():
         denied = [need for need in wanted if not allowing(policies[role], need)]
         assert not denied, f"{role} may not: {denied[:5]}"

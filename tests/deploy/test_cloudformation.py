@@ -13,7 +13,11 @@ import cfnlint.decode
 import pytest
 from moto import mock_aws
 
+from tests.servers.iam import allowing
+from tests.servers.s3_trace import Needed
+
 TEMPLATE = Path(__file__).resolve().parents[2] / "deploy" / "cloudformation.yaml"
+EXPERIMENT_ROLE = TEMPLATE.with_name("experiment-role.yaml")
 # moto makes everything else of the template; cfn-lint has looked at these two.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy"),
@@ -36,16 +40,16 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def create(**parameters: str) -> dict[str, str]:
+def create(template: Path = TEMPLATE, **parameters: str) -> dict[str, str]:
     """Create the stack; its outputs."""
     cloudformation = boto3.client("cloudformation")
     cloudformation.create_stack(
-        StackName="docml",
-        TemplateBody=TEMPLATE.read_text(encoding="utf-8"),
+        StackName=template.stem,
+        TemplateBody=template.read_text(encoding="utf-8"),
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
         Capabilities=["CAPABILITY_NAMED_IAM"],
     )
-    stack = cloudformation.describe_stacks(StackName="docml")["Stacks"][0]
+    stack = cloudformation.describe_stacks(StackName=template.stem)["Stacks"][0]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
     return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
@@ -66,7 +70,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def test_passes_cfn_lint() -> None:
-    command = [str(Path(sys.executable).parent / "cfn-lint"), "--regions", REGION, "us-east-1", "--", str(TEMPLATE)]
+    templates = map(str, (TEMPLATE, EXPERIMENT_ROLE))
+    command = [str(Path(sys.executable).parent / "cfn-lint"), "--regions", REGION, "us-east-1", "--", *templates]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -144,5 +149,53 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
     on_production = [s for s in orchestrator if "production-documents" in json.dumps(s["Resource"])]
     assert {action for s in on_production for action in as_list(s["Action"])} == {"s3:ListBucket", "s3:GetObject"}
     passed = [s for s in orchestrator if s["Action"] == "iam:PassRole"]
-    assert passed[0]["Resource"] == f"arn:aws:iam::{ACCOUNT}:role/docml-job"
+    assert passed[0]["Resource"] == [
+        f"arn:aws:iam::{ACCOUNT}:role/docml-job",
+        f"arn:aws:iam::{ACCOUNT}:role/docml-job-*",
+    ]
     assert passed[0]["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("action", "resource", "prefix", "allowed"),
+    [
+        ("s3:GetObject", "docml/experiments/EXP-1/data/reconciled_artifacts/g/v/raw_text.json", "", True),
+        ("s3:PutObject", "docml/experiments/EXP-1/run_1/jobs/job/output/model.pt", "", True),
+        ("s3:PutObject", "docml/experiments/EXP-1/run_1/checkpoints/m/h/state", "", True),
+        ("s3:ListBucket", "docml", "experiments/EXP-1/run_1/jobs", True),
+        # What another experiment's code, or one's own, must not:
+        ("s3:GetObject", "docml/experiments/EXP-2/run_1/experiment/CLAIM.json", "", False),
+        ("s3:GetObject", "docml/experiments/EXP-10/run_1/experiment/CLAIM.json", "", False),
+        ("s3:GetObject", "docml/dagster/compute-logs/x", "", False),
+        ("s3:GetObject", "production/documents/g/raw_text.json", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-2/run_1/jobs/job/spec/user_defined_funcs.py", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-2/run_1/checkpoints/m/h/state", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-1/run_1/experiment/CLAIM.json", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-1/champion/1.json", "", False),
+        ("s3:PutObject", "docml/experiments/_active_jobs/job.json", "", False),
+        ("s3:DeleteObject", "docml/experiments/EXP-1/run_1/jobs/job/output/model.pt", "", False),
+        ("s3:ListBucket", "docml", "experiments/EXP-2/run_1", False),
+        ("s3:ListBucket", "docml", "", False),
+    ],
+)  # fmt: skip
+def test_an_experiments_role_ends_at_the_experiment(action: str, resource: str, prefix: str, allowed: bool) -> None:
+    create(EXPERIMENT_ROLE, Experiment="EXP-1")
+    arn = f"arn:aws:s3:::{resource.replace('docml', f'docml-{ACCOUNT}-{REGION}', 1)}"
+    assert bool(allowing(statements("docml-job-EXP-1"), Needed(action, arn, prefix))) is allowed
+
+
+@pytest.mark.usefixtures("aws")
+def test_jobs_read_no_secret_of_the_orchestrators() -> None:
+    create(ProductionBucketName="production")
+    secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:"
+    read = "secretsmanager:GetSecretValue"
+    for role, name, allowed in (
+        ("docml-job", "docml/labels-Ab12", False),
+        ("docml-job", "docml-jobs/wandb-Ab12", True),
+        ("docml-orchestrator", "docml/labels-Ab12", True),
+        ("docml-orchestrator", "other/secret-Ab12", False),
+    ):
+        assert bool(allowing(statements(role), Needed(read, secret + name))) is allowed, (role, name)
+    create(EXPERIMENT_ROLE, Experiment="EXP-1")
+    assert not allowing(statements("docml-job-EXP-1"), Needed(read, secret + "docml-jobs/wandb-Ab12"))
