@@ -50,7 +50,7 @@ def model_request(spec: EndpointSpec, account: Account, environment: dict[str, s
     }
     request: Request = {
         "ModelName": part_name(spec),
-        "ExecutionRoleArn": account.role_arn,
+        "ExecutionRoleArn": account.role_of(spec.experiment),
         "PrimaryContainer": {
             "Image": spec.image,
             "ModelDataSource": {"S3DataSource": source},

@@ -40,9 +40,9 @@ class Account:
     kms_key: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def role_of(self, spec: JobSpec) -> str:
-        """The role of a spec's jobs: one for all, or with `{experiment}` in its ARN one for each experiment."""
-        return self.role_arn.replace("{experiment}", spec.experiment)
+    def role_of(self, experiment: str) -> str:
+        """The role of an experiment's jobs and endpoints: one for all, or with `{experiment}` in its ARN one for each experiment."""
+        return self.role_arn.replace("{experiment}", experiment)
 
     def uri(self, key: str) -> str:
         """The s3:// URI of a key of the store."""
@@ -86,7 +86,7 @@ def processing_request(job: Job, account: Account) -> Request:
     result = {"S3Uri": account.uri(job.output_prefix), "LocalPath": PROCESSING_OUTPUT, "S3UploadMode": "EndOfJob"}
     return {
         "ProcessingJobName": job.name,
-        "RoleArn": account.role_of(spec),
+        "RoleArn": account.role_of(spec.experiment),
         "AppSpecification": {"ImageUri": compute.image, "ContainerArguments": [spec.task.command]},
         "ProcessingInputs": [
             {
@@ -174,7 +174,7 @@ def _training_definition(job: Job, account: Account, *, output: str) -> Request:
     if compute.keep_alive_seconds and spec.kind == "training" and not compute.use_spot:  # spot knows no warm pools
         resources["KeepAlivePeriodInSeconds"] = compute.keep_alive_seconds
     definition: Request = {
-        "RoleArn": account.role_of(spec),
+        "RoleArn": account.role_of(spec.experiment),
         "InputDataConfig": [
             {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": "File"}
             for name, source in _sources(job, account)

@@ -1,6 +1,7 @@
 """Requests are what they were: one golden file a job type. A changed file is a changed request: read it, then replace it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,11 @@ def test_a_key_is_not_asked_for_on_local_disks() -> None:
         assert "VolumeKmsKeyId" not in resources(local)
     for attached in ("ml.m5.xlarge", "ml.p3.2xlarge", "ml.c6i.xlarge"):
         assert "VolumeKmsKeyId" in resources(attached)
+
+
+def test_each_experiment_may_have_a_role_of_its_own() -> None:
+    account = replace(PLAIN, role_arn="arn:aws:iam::123456789012:role/docml-job-{experiment}")
+    for spec in (preparation(), training(), tuning(SEARCH)):
+        request = build_request(Job.plan(spec, 1, STORE), account)
+        definition = request.get("TrainingJobDefinition", request)
+        assert definition["RoleArn"] == f"arn:aws:iam::123456789012:role/docml-job-{spec.experiment}"
