@@ -26,6 +26,8 @@ from docml_trainer.serving.documents import References, RequestError, read_docum
 from resources.queries import RefusedQuery, check_query
 from tests.fuzz.bounded import bounded
 
+# Inputs are long on purpose; a failing one is shown however long it is.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 fuzzed = settings.get_profile("docml-fuzz")
 # Pieces by which texts get interesting sooner than by chance.
 PIECES = [
