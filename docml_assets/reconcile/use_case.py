@@ -77,10 +77,10 @@ def _by_function(use_case: UseCase, table: pa.Table, environment: Mapping[str, s
         finally:
             worker.close()
         if outcome.error is not None:
-            error = outcome.error.replace("docml_labels", "labels")
-            if "[Errno 27]" in error:
-                error = f"it printed or wrote more than {room / 1e6:,.0f} MB; expected rows"
-            raise ReconciliationError(f"{what}: {error}\n{outcome.traceback}".rstrip())
+            reason = outcome.error.replace("docml_labels", "labels")
+            if "[Errno 27]" in reason:
+                reason = f"it printed or wrote more than {room / 1e6:,.0f} MB; expected rows"
+            raise ReconciliationError(f"{what}: {reason}\n{outcome.traceback}".rstrip())
         return _checked(what, table, directory / LABELLED)
 
 
