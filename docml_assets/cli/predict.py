@@ -10,13 +10,12 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.errors import DocmlError
 from docml_assets.terminal import console, say
 
 if TYPE_CHECKING:
     from docml_assets.steps.documents import DocumentSet
     from docml_assets.steps.prediction import PredictionResult
-    from docml_assets.steps.work import Work
-if TYPE_CHECKING:
     from docml_assets.steps.work import Work
 
 SUFFIXES = (".parquet", ".csv", ".json")
@@ -99,9 +98,9 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     for label, rows in frame.dropna(subset=["prediction"]).groupby("prediction"):
         table.add_row(Text(str(label)), f"{len(rows):,}", f"{rows['probability'].mean():.3f}")
     terminal = console()
-    before = f", {result.known:,} of them before," if result.known else ""
-    how = f"classified{before}" if result.jobs else "classified before; no job was launched"
-    terminal.print(Text(f"{len(frame):,} documents, {how} by {model} of {work.describe()}"))
+    before = f", {result.known:,} of them classified before" if result.known else ""
+    how = "" if result.jobs else "; no job was launched"
+    terminal.print(Text(f"{len(frame):,} documents, by {model} of {work.describe()}{before}{how}"))
     terminal.print(table)
     accepted = pc.sum(result.table["accepted"]).as_py()
     if accepted is not None:
@@ -126,7 +125,17 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
 
 
 def write_table(result: "PredictionResult", path: Path) -> None:
-    """The table as parquet, CSV or JSON, by the path's suffix. CSV and JSON name the label of every probability."""
+    """The table as parquet, CSV or JSON, by the path's suffix. CSV and JSON name the label of every probability. DocmlError."""
+    try:
+        _write(result, path)
+    except OSError as error:
+        raise DocmlError(
+            f"{path} cannot be written ({error.strerror or error}); the table is kept in {result.folder} of the store: predict again "
+            "with another --out, which launches no job"
+        ) from error
+
+
+def _write(result: "PredictionResult", path: Path) -> None:
     from docml_assets.tables import parquet_bytes
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,4 +192,4 @@ def serve(experiment: str, run: Choice, model: str | None, host: str, port: int)
         "DOCML_SERVE_HOST": host,
         "SAGEMAKER_BIND_TO_PORT": str(port),
     }
-    os.execve(python, [python, "-m", "docml_trainer", "serve"], environment)  # signals go to the server itself
+    os.execvpe(python, [python, "-m", "docml_trainer", "serve"], environment)  # signals go to the server itself

@@ -16,7 +16,7 @@ SHARDS = 16  # key ranges of production that are listed at once
 
 
 class NoDocuments(StepError):
-    """There is nothing to classify where documents were looked for."""
+    """There is nothing to classify where documents were looked for, or the query does not say what."""
 
 
 class NoRows(NoDocuments):
@@ -85,6 +85,11 @@ def documents_of(work: Work, query: str) -> DocumentSet:
     table = work.labels.fetch(query)
     if GUID not in table.column_names:
         raise NoDocuments(f"the query yields {', '.join(table.column_names)}; expected a column {GUID}")
+    if nameless := table[GUID].null_count:
+        raise NoDocuments(
+            f"the query yields {nameless:,} rows whose {GUID} is NULL; expected the {GUID} of a document in each: leave them out with "
+            f"{GUID} IS NOT NULL"
+        )
     rows = {str(row[GUID]): {key: value for key, value in row.items() if key != GUID} for row in table.to_pylist()}
     if not rows:
         raise NoRows(f"the query yields no rows; expected the {GUID} of documents in production")

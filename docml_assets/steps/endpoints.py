@@ -231,6 +231,8 @@ def state_word(
     endpoint: Endpoint,
 ) -> Literal["up", "asked", "leaving", "elsewhere", "failed", "starting", "other model", "gone"]:
     """How an endpoint stands, for people."""
+    if not endpoint.is_here:
+        return "elsewhere"
     if endpoint.is_up:
         return "up"
     if endpoint.record.status != "up":

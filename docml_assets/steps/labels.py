@@ -125,21 +125,31 @@ def read_next(work: "Work", count: int) -> list[Row]:
 
 
 def _classified(work: "Work") -> pa.Table:
-    """All documents that this run's models have classified, each once."""
-    parent = work.place.prediction("")
-    tables = [
-        read_parquet(work.store.get(f"{parent}{name}/{PREDICTIONS}")).select(["artifact_guid", "probabilities"])
-        for name in work.store.list_folders(parent.rstrip("/"))
-        if read_manifest(work.store, f"{parent}{name}") is not None
-    ]
-    if not tables:
+    """All documents that this run's models have an answer for, each once, with its newest one."""
+    folders = [work.place.prediction(name) for name in work.store.list_folders(work.place.predictions)]
+    made = {
+        folder: manifest.created_at for folder in folders if (manifest := read_manifest(work.store, folder)) is not None
+    }
+    if not made:
         raise ReportError(
             f"{work.describe()} has classified no documents yet, so none can be chosen: docml predict {work.place.experiment} "
             f"{work.place.number} --query 'SELECT artifact_guid …'"
         )
-    table = pa.concat_tables(tables).sort_by("artifact_guid")
-    guids = table["artifact_guid"].to_pylist()
-    return table.take(pa.array([row for row, guid in enumerate(guids) if not row or guids[row - 1] != guid]))
+    tables = [
+        read_parquet(work.store.get(f"{folder}/{PREDICTIONS}")).select(["artifact_guid", "probabilities"])
+        for folder in sorted(made, key=lambda folder: made[folder], reverse=True)
+    ]
+    return newest_answers(tables)
+
+
+def newest_answers(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows with probabilities, one a document, by GUID: of the first table that has one. tables: the newest first."""
+    table = pa.concat_tables(tables)
+    table = table.filter(table["probabilities"].is_valid())
+    rows: dict[str, int] = {}
+    for row, guid in enumerate(table["artifact_guid"].to_pylist()):
+        rows.setdefault(guid, row)
+    return table.take(pa.array([rows[guid] for guid in sorted(rows)], pa.int64()))
 
 
 def _production_excerpt(work: "Work", guid: str) -> str:

@@ -219,7 +219,7 @@ class Endpoints:
         removed += [
             self._sweep_one(name, "no record knows it")
             for name in found
-            if name not in known and self.backend.owns(name)
+            if name not in known and self._patiently(lambda name=name: self.backend.owns(name))  # type: ignore[misc]
         ]
         return removed
 
@@ -238,7 +238,8 @@ class Endpoints:
     # -- helpers
 
     def _shown(self, record: EndpointRecord, state: EndpointState | None) -> Endpoint:
-        return Endpoint(record, state, self.backend.usd_an_hour(record.spec))
+        is_here = record.where == self.backend.where
+        return Endpoint(record, state, self.backend.usd_an_hour(record.spec) if is_here else None, is_here)
 
     def _read(self, experiment: str, name: str) -> EndpointRecord | None:
         key = record_key(experiment, name)

@@ -134,11 +134,12 @@ class EndpointState:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint with its record; `state` None: its backend knows none of that name."""
+    """An endpoint with its record; `state` None: its backend knows none of that name, or it is not here."""
 
     record: EndpointRecord
     state: EndpointState | None
     usd_an_hour: float | None  # while nobody asks; None: no price is known
+    is_here: bool  # on this machine, or in this account and region; others are not looked at
 
     @property
     def name(self) -> str:

@@ -69,7 +69,9 @@ def local_folder(store: Store, key: str, copy: Path) -> Path:
     if store.local_path is not None:
         return store.local_path / key
     if not (copy / MANIFEST).is_file():
-        store.download(key, copy)
+        names = [stored.key.removeprefix(f"{key}/") for stored in store.list(key)]
+        store.download(key, copy, [name for name in names if name != MANIFEST])
+        store.download(key, copy, [MANIFEST])  # last: a copy that was cut off is made again
     return copy
 
 
@@ -139,13 +141,18 @@ class LocalEndpoints:
             return EndpointState("InService", configuration, url=url)
 
     def finish(self, spec: EndpointSpec) -> None:
-        """Nothing is left of what it answered with before."""
+        """Remove the copies of what it answered with before."""
+        with self._turn(spec.name) as folder:
+            present = self._read(folder)
+            for copy in folder.glob("model-*"):
+                if present is not None and copy.name != _copy_name(present.spec):
+                    shutil.rmtree(copy, ignore_errors=True)
 
     def _launch(self, folder: Path, spec: EndpointSpec, port: int | None) -> ServerFile:
         """Start the server; the file is there before the process."""
         (folder / "ready").unlink(missing_ok=True)
         file = ServerFile(spec=spec, store_url=self.store.url, port=_free_port(port))
-        model = local_folder(self.store, spec.folder, folder / f"model-{spec.configuration}")
+        model = local_folder(self.store, spec.folder, folder / _copy_name(spec))
         write_atomically(folder / "server.json", file.to_bytes())
         environment = server_environment(self.environment, folder / "base") | {
             "DOCML_MODEL_FOLDER": str(model),
@@ -255,6 +262,11 @@ class LocalEndpoints:
             return ServerFile.from_bytes(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _copy_name(spec: EndpointSpec) -> str:
+    """The folder of its model, where the store is not on this machine."""
+    return f"model-{spec.configuration}"
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

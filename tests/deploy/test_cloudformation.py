@@ -163,6 +163,7 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
         ("s3:GetObject", "docml/experiments/EXP-1/data/reconciled_artifacts/g/v/raw_text.json", "", True),
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/jobs/job/output/model.pt", "", True),
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/checkpoints/m/h/state", "", True),
+        ("s3:PutObject", "docml/experiments/EXP-1/endpoints/live/async/answers/1.out", "", True),
         ("s3:ListBucket", "docml", "experiments/EXP-1/run_1/jobs", True),
         # What another experiment's code, or one's own, must not:
         ("s3:GetObject", "docml/experiments/EXP-2/run_1/experiment/CLAIM.json", "", False),
@@ -173,6 +174,7 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
         ("s3:PutObject", "docml/experiments/EXP-2/run_1/checkpoints/m/h/state", "", False),
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/experiment/CLAIM.json", "", False),
         ("s3:PutObject", "docml/experiments/EXP-1/champion/1.json", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-1/endpoints/live.json", "", False),
         ("s3:PutObject", "docml/experiments/_active_jobs/job.json", "", False),
         ("s3:DeleteObject", "docml/experiments/EXP-1/run_1/jobs/job/output/model.pt", "", False),
         ("s3:ListBucket", "docml", "experiments/EXP-2/run_1", False),

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from resources.endpoints.interface import HASH_DIGITS, EndpointSpec
-from resources.jobs.sagemaker.requests import Account
+from resources.jobs.sagemaker.requests import Account, has_local_disk
 
 Request = dict[str, Any]
 VARIANT = "main"
@@ -79,8 +79,8 @@ def configuration_request(spec: EndpointSpec, account: Account) -> Request:
         ],
         "Tags": tags(spec, account),
     }
-    if account.kms_key:
-        request["KmsKeyId"] = account.kms_key
+    if account.kms_key and not has_local_disk(spec.instance_type or ""):
+        request["KmsKeyId"] = account.kms_key  # of the instance's volume
     if spec.mode == "async":
         output = {
             "S3OutputPath": f"{account.uri(spec.data_key)}/answers",

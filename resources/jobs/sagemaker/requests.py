@@ -257,9 +257,14 @@ def _vpc(account: Account) -> Request:
 
 
 def _volume_key(spec: JobSpec, account: Account) -> Request:
-    if not account.kms_key or _LOCAL_DISKS.match(spec.compute.instance_type):
+    if not account.kms_key or has_local_disk(spec.compute.instance_type):
         return {}
     return {"VolumeKmsKeyId": account.kms_key}
+
+
+def has_local_disk(instance_type: str) -> bool:
+    """Whether a key for its volume is refused."""
+    return _LOCAL_DISKS.match(instance_type) is not None
 
 
 def _tags(job: Job) -> list[Request]:

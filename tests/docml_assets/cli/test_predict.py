@@ -24,7 +24,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from docml_assets.cli import main
+from docml_assets.cli.predict import write_table
 from docml_assets.deployment import SAMPLE
+from docml_assets.errors import DocmlError
+from docml_assets.steps.prediction import SCHEMA, PredictionResult
 from docml_contract.policy import Policy
 from tests.docml_assets.cli.here import DOCML, REPOSITORY, Here
 
@@ -179,6 +182,13 @@ def test_more_errors_than_allowed_end_with_1_and_keep_the_table(used: Here, tmp_
     )
     assert "2 of 2 documents have no answer, more than MAX_FAILED_SHARE = 0.5 allows" in said
     assert rows(tmp_path / "t.parquet").keys() == {"one", "two"}
+
+
+def test_a_table_that_cannot_be_written_is_said_and_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = PredictionResult("run_1/predictions/a", None, SCHEMA.empty_table(), ())  # type: ignore[arg-type]
+    with pytest.raises(DocmlError, match=r"t\.csv cannot be written \(.*the table is kept in run_1/predictions/a"):
+        write_table(result, tmp_path / "file" / "t.csv")
 
 
 # --- docml labels, which needs a finished run and classified documents as well

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from docml_assets.steps.labels import choose_next, label_studio_tasks
+from docml_assets.steps.labels import choose_next, label_studio_tasks, newest_answers
 
 
 def table(*probabilities: list[float] | None) -> pa.Table:
@@ -25,6 +25,20 @@ def test_no_more_than_there_are() -> None:
     many = np.random.default_rng(1).dirichlet([1, 1, 1], 400)
     found = choose_next(table(*many.tolist()), 30)
     assert len(set(found.tolist())) == 30
+
+
+def test_the_newest_answer_of_a_document_counts_and_an_error_hides_none() -> None:
+    newest, older = table([0.9, 0.1], None), table([0.4, 0.6], [0.2, 0.8], None)
+    found = newest_answers(
+        [
+            newest.append_column("artifact_guid", pa.array(["b", "a"])),
+            older.append_column("artifact_guid", pa.array(["b", "a", "c"])),
+        ]
+    )
+    assert [(row["artifact_guid"], round(row["probabilities"][0], 1)) for row in found.to_pylist()] == [
+        ("a", 0.2),
+        ("b", 0.9),
+    ]
 
 
 def test_label_studio_reads_the_likely_label_as_a_prediction() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from docml_assets.runs.garbage import find_garbage
-from docml_assets.steps.documents import documents_in, documents_of
+from docml_assets.steps.documents import NoDocuments, documents_in, documents_of
 from docml_assets.steps.prediction import predict_documents, run_prediction
 from docml_assets.steps.work import Work
 from docml_assets.tables import read_parquet
@@ -88,6 +88,11 @@ def test_it_does_nothing_and_says_so_unless_asked(world: World) -> None:
     outcome = run_prediction(work, QUERY, None)
     assert outcome is not None
     assert (outcome.asset, outcome.how) == (names.CLASSIFIED_DOCUMENTS, "made")
+
+
+def test_a_query_that_yields_no_name_for_a_document_is_an_error(work: Work) -> None:
+    with pytest.raises(NoDocuments, match=r"1 rows whose artifact_guid is NULL; expected .* IS NOT NULL"):
+        documents_of(work, f"{QUERY} UNION ALL SELECT NULL")
 
 
 def test_documents_of_a_folder_are_known_by_their_content(world: World, work: Work) -> None:

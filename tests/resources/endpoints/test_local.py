@@ -14,7 +14,7 @@ import pytest
 
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import EndpointSpec
-from resources.endpoints.local import LocalEndpoints
+from resources.endpoints.local import LocalEndpoints, local_folder
 from resources.jobs.local.container import BASE_VARIABLE
 from resources.processes import kill_marked
 from resources.store import Store
@@ -100,6 +100,48 @@ def test_a_folder_that_was_changed_does_not_come_back(bench: LocalBench) -> None
         time.sleep(0.05)
     assert "content differs" in bench.endpoints().list_endpoints()[0].state.reason  # type: ignore[union-attr]
     assert bench.servers() == 0
+
+
+class RemoteStore(Store):
+    """A folder whose files cannot be used where they are, as a bucket's."""
+
+    local_path = None  # type: ignore[assignment]
+
+
+def test_a_copy_that_was_cut_off_is_made_again(
+    bench: LocalBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RemoteStore.open(str(tmp_path / "store"), environment={})
+    copy_file = Store.get_file
+
+    def cut_off(store: Store, key: str, path: Path) -> None:
+        if key.endswith("model.pt"):
+            raise KeyboardInterrupt
+        copy_file(store, key, path)
+
+    key = bench.spec(1).folder
+    monkeypatch.setattr(Store, "get_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        local_folder(store, key, tmp_path / "copy")
+    monkeypatch.undo()
+    found = local_folder(store, key, tmp_path / "copy")
+    assert sorted(path.name for path in found.iterdir()) == ["MANIFEST.json", "model.pt"]
+
+
+def test_copies_of_models_that_do_not_answer_any_more_are_removed(bench: LocalBench, tmp_path: Path) -> None:
+    bench.store = RemoteStore.open(str(tmp_path / "store"), environment={})
+    for run in (1, 2):
+        deploy(bench, bench.spec(run, alias="live"))
+    assert answer(bench, "live")["run"] == 2
+    assert len(list((bench.folder / "live").glob("model-*"))) == 1
+
+
+def test_an_endpoint_of_another_machine_is_not_said_to_be_gone(bench: LocalBench) -> None:
+    up = deploy(bench, bench.spec(1))
+    record = up.record.model_copy(update={"where": "another machine"})
+    bench.store.put(record.spec.record_key, record.to_bytes())
+    (found,) = bench.endpoints().list_endpoints()
+    assert (found.is_here, found.is_up, found.usd_an_hour) == (False, False, None)
 
 
 class Actor:

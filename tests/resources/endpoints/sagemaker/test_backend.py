@@ -10,6 +10,8 @@ import pytest
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import EndpointFailed, EndpointSpec
 from resources.endpoints.sagemaker.backend import SageMakerEndpoints
+from resources.endpoints.sagemaker.requests import configuration_request
+from resources.jobs.sagemaker.requests import Account
 from resources.store import Store
 from tests.contracts.endpoints_contract import EndpointsContract, answer, deploy, fill, plain_spec
 from tests.resources.jobs.cloud import IMAGE, Cloud, cloud
@@ -74,6 +76,24 @@ def test_async_answers_through_the_bucket_and_scales_to_zero(bench: CloudBench) 
     endpoints.remove(endpoints.find(spec.name))
     assert bench.left() == []
     assert list(bench.store.list(f"{spec.experiment}/endpoints")) == []
+
+
+def test_a_key_for_the_volume_is_named_only_where_there_is_a_volume() -> None:
+    account = Account("s3://bucket/docml", "arn:aws:iam::123456789012:role/docml-job", kms_key="arn:aws:kms:::key/1")
+    for instance_type, named in (("ml.m5.xlarge", True), ("ml.g5.xlarge", False), ("ml.g4dn.xlarge", False)):
+        spec = EndpointSpec(
+            name="live",
+            experiment="EXP-1",
+            run=1,
+            model="toy",
+            mode="async",
+            folder="f",
+            manifest_sha256="0",
+            instance_type=instance_type,
+        )
+        request = configuration_request(spec, account)
+        assert ("KmsKeyId" in request) is named
+        assert request["AsyncInferenceConfig"]["OutputConfig"]["KmsKeyId"] == account.kms_key
 
 
 def test_another_stores_endpoint_is_left_alone(bench: CloudBench) -> None:
