@@ -38,7 +38,7 @@ from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores,
 from docml_assets.reconcile.use_case import apply_use_case
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
-from docml_contract.sandbox import MARKER
+from docml_contract.sandbox import MARKER, find_exposure
 from resources.label_values import column_named
 from resources.labels import LabelSource
 from resources.store import Store
@@ -165,6 +165,8 @@ def _process(step: _Step, plan: ReconciliationPlan, existing: pa.Table) -> pa.Ta
         if attempt:
             step.processed_again += pending.height
         inputs.log(f"process_func: {pending.height:,} artifacts")
+        if not attempt and (exposure := find_exposure()):
+            inputs.log(exposure)
         meter = ProgressMeter("artifacts processed", pending.height, inputs.log, inputs.progress)
         step.failures += process_artifacts(
             _tasks(step, plan, pending, files),

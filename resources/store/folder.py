@@ -223,7 +223,8 @@ class FolderBackend:
         with self._lock:
             if not self._drafts_ready:
                 try:
-                    make_private_folder(folder)
+                    make_private_folder(self.root)
+                    folder.mkdir(exist_ok=True)  # like all others in it: a root that a team shares is theirs
                     _remove_stale(folder)
                 except OSError as error:
                     raise self._error("", error) from error

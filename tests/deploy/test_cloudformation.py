@@ -142,8 +142,9 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
     assert "production-documents" not in json.dumps(job)
     written = [resource for s in job if "s3:PutObject" in as_list(s["Action"]) for resource in as_list(s["Resource"])]
     assert written
-    unfinished = ("/run_*/jobs/", "/run_*/checkpoints/", "/endpoints/*/async/")
+    unfinished = ("/run_*/jobs/", "/run_*/checkpoints/", "/run_*/predictions/*/parts/", "/endpoints/*/async/")
     assert all(any(place in resource for place in unfinished) for resource in written)
+    assert all(any(place in resource for resource in written) for place in unfinished)
     assert not any("s3:DeleteObject" in as_list(statement["Action"]) for statement in job)
     orchestrator = statements("docml-orchestrator")
     on_production = [s for s in orchestrator if "production-documents" in json.dumps(s["Resource"])]
@@ -164,6 +165,7 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/jobs/job/output/model.pt", "", True),
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/checkpoints/m/h/state", "", True),
         ("s3:PutObject", "docml/experiments/EXP-1/endpoints/live/async/answers/1.out", "", True),
+        ("s3:PutObject", "docml/experiments/EXP-1/run_1/predictions/0a/parts/algo-1/1.parquet", "", True),
         ("s3:ListBucket", "docml", "experiments/EXP-1/run_1/jobs", True),
         # What another experiment's code, or one's own, must not:
         ("s3:GetObject", "docml/experiments/EXP-2/run_1/experiment/CLAIM.json", "", False),
@@ -173,6 +175,7 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
         ("s3:PutObject", "docml/experiments/EXP-2/run_1/jobs/job/spec/user_defined_funcs.py", "", False),
         ("s3:PutObject", "docml/experiments/EXP-2/run_1/checkpoints/m/h/state", "", False),
         ("s3:PutObject", "docml/experiments/EXP-1/run_1/experiment/CLAIM.json", "", False),
+        ("s3:PutObject", "docml/experiments/EXP-1/run_1/predictions/0a/predictions.parquet", "", False),
         ("s3:PutObject", "docml/experiments/EXP-1/champion/1.json", "", False),
         ("s3:PutObject", "docml/experiments/EXP-1/endpoints/live.json", "", False),
         ("s3:PutObject", "docml/experiments/_active_jobs/job.json", "", False),

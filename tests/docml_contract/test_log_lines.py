@@ -49,12 +49,16 @@ def test_what_user_code_or_a_document_prints_is_text(printed: str) -> None:
 
 def test_what_an_event_says_is_bounded() -> None:
     event = parse_event(
-        line('{"event": "epoch", "a": 1e999, "b": NaN, "c": ' + "9" * 300 + ', "d": "\\u001b[2J' + "x" * 999 + '"}'),
+        line(
+            '{"event": "epoch", "a": 1e999, "b": NaN, "c": ' + "9" * 400 + ', "d": "\\u001b[2J' + "x" * 999 + '", '
+            '"e": {"\\u001b": [["\\u001b"], true, 1.5]}}'
+        ),
         NONCE,
     )
     assert event is not None
     assert event["a"] is event["b"] is event["c"] is None
     assert event["d"].startswith("\\x1b[2J")
+    assert event["e"] == {"\\x1b": [["\\x1b"], True, 1.5]}
     assert len(event["d"]) < 600
 
 

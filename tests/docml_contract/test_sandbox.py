@@ -213,3 +213,19 @@ def test_an_error_that_cannot_be_shown_is_one_still(tmp_path: Path) -> None:
     )
     with worker(source) as one:
         assert one.run({}, tmp_path).error == "Odd"
+
+
+def test_what_is_shown_of_a_dead_worker_is_what_it_printed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("CANARY")
+    source = (
+        "import os, pathlib\ndef process_func(artifact, directory):\n"
+        "    home = pathlib.Path.home()\n"
+        "    for name in {'output', *(path.name for path in home.iterdir() if path.is_file())}:\n"
+        "        (home / name).unlink(missing_ok=True)\n"
+        "        (home / name).symlink_to(artifact['secret'])\n"
+        "    print('last words', flush=True)\n    os._exit(1)\n"
+    )
+    with worker(source) as one:
+        outcome = one.run({"secret": str(tmp_path / "secret")}, tmp_path)
+    assert outcome.traceback == "last words\n"
+    assert (tmp_path / "secret").read_text() == "CANARY"

@@ -166,3 +166,20 @@ def test_no_privilege_is_gained_inside(folder: Path) -> None:
     assert done.stdout.startswith("-1")
     assert "CapEff:\t0000000000000000" in done.stdout
     assert "NoNewPrivs:\t1" in done.stdout
+
+
+def test_where_there_are_no_namespaces_it_runs_all_the_same_and_one_line_says_so() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import seclude\nseclude._enter = None\n"
+        "seclude.main([], [sys.executable, '-c', 'print(1)'])"
+    )
+    folder = str(Path(sandbox.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    (line,) = done.stderr.splitlines()
+    assert "SECURITY.md" in line
+
+
+def test_whether_there_are_namespaces_is_known() -> None:
+    unshared = subprocess.run(["unshare", "--user", "--mount", "true"], capture_output=True, check=False)
+    assert (sandbox.find_exposure() is None) == (unshared.returncode == 0)

@@ -14,7 +14,6 @@ trainer's own process could find the nonce.
 """
 
 import json
-import math
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -60,12 +59,11 @@ def parse_event(line: str, nonce: str = "") -> dict[str, Any] | None:
     if not line.startswith(beginning) or len(line) > MAX_EVENT:
         return None
     try:
-        event = json.loads(line[len(beginning) :])
+        tame = _bounded(json.loads(line[len(beginning) :]))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+    if not isinstance(tame, dict) or not isinstance(tame.get("event"), str):
         return None
-    tame = {str(key): _bounded(value) for key, value in event.items()}
     if tame["event"] == PROGRESS and not (_is_count(tame.get("done")) and _is_count(tame.get("total", 0) or 0)):
         return None
     return tame
@@ -78,7 +76,11 @@ def _beginning(nonce: str) -> str:
 def _bounded(value: Any) -> Any:
     if isinstance(value, str):
         return plain_line(value[:MAX_TEXT])
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= MAX_NUMBER):
+    if isinstance(value, dict):
+        return {plain_line(key[:MAX_TEXT]): _bounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_bounded(each) for each in value]
+    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # NaN is neither
         return None
     return value
 

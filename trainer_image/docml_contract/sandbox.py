@@ -15,12 +15,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from docml_contract.base import ProcessFuncBroken
 from docml_contract.file_names import refusal
@@ -42,6 +44,8 @@ FILE_BYTES = 5 << 30
 _SCRIPT = Path(__file__).with_name("sandbox_script.py")
 # A reply holds an error and its traceback, cut by the script; more is not one.
 MAX_REPLY_BYTES = 1 << 20
+# Of what a worker printed, the end that is shown.
+LAST_BYTES = 2000
 
 # Where programs keep credentials, below a home.
 _CREDENTIALS = (
@@ -77,6 +81,13 @@ def seclude(command: Sequence[str], environment: Mapping[str, str]) -> list[str]
         hidden.append(str(Path(environment["HF_HOME"]) / "token"))
     there = [path for path in hidden if os.access(path, os.F_OK)]
     return [sys.executable, "-I", "-S", str(_SECLUDE), json.dumps(there), *command]
+
+
+@cache
+def find_exposure() -> str | None:
+    """A sentence on what user code can do on this machine beyond what `seclude` lets it; None where it keeps its promise."""
+    tried = subprocess.run([sys.executable, "-I", "-S", str(_SECLUDE), "[]", "true"], capture_output=True, check=False)
+    return tried.stderr.decode(errors="replace").strip() or None
 
 
 def make_unreadable() -> None:
@@ -125,7 +136,7 @@ class Worker:
         self._command = seclude([self._python, "-u", str(_SCRIPT), str(self._module)], environment)
         self._environment = worker_environment(environment, self._home)
         self._process: subprocess.Popen[bytes] | None = None
-        self._replies = -1
+        self._replies = self._output = -1
         self._pending = b""
         self._ended = False
 
@@ -181,6 +192,7 @@ class Worker:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
         os.close(self._replies)
+        os.close(self._output)
         self._process, self._pending = None, b""
 
     def close(self) -> None:
@@ -194,26 +206,29 @@ class Worker:
                 f"DOCML_WORKER_PYTHON: {self._python!r} cannot be started (no such program); expected a Python interpreter"
             )
         make_unreadable()
+        # Without a name: user code cannot put a link to what it may not read, or a pipe, in its place.
+        self._output, name = tempfile.mkstemp(dir=self._home.parent)
+        Path(name).unlink()
         self._replies, theirs = os.pipe()
-        with (self._home / "output").open("wb") as output:
-            try:
-                self._process = subprocess.Popen(
-                    [*self._command, str(theirs), self._function],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    cwd=self._home,
-                    env=self._environment,
-                    pass_fds=[theirs],
-                    start_new_session=True,
-                )
-            except OSError as error:
-                os.close(self._replies)
-                raise ProcessFuncBroken(
-                    f"DOCML_WORKER_PYTHON: {self._python!r} cannot be started ({error.strerror}); expected a Python interpreter"
-                ) from error
-            finally:
-                os.close(theirs)
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, str(theirs), self._function],
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=self._output,
+                cwd=self._home,
+                env=self._environment,
+                pass_fds=[theirs],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._replies)
+            os.close(self._output)
+            raise ProcessFuncBroken(
+                f"DOCML_WORKER_PYTHON: {self._python!r} cannot be started ({error.strerror}); expected a Python interpreter"
+            ) from error
+        finally:
+            os.close(theirs)
         try:
             reply = self._reply(STARTUP_SECONDS)
         except (TimeoutError, BadReply):
@@ -265,10 +280,8 @@ class Worker:
         return TaskOutcome(f"the worker process died ({how}) in {self._function}", last_words)
 
     def _last_words(self) -> str:
-        try:
-            return (self._home / "output").read_bytes()[-2000:].decode(errors="replace")
-        except FileNotFoundError:
-            return ""
+        beginning = max(0, os.fstat(self._output).st_size - LAST_BYTES)
+        return os.pread(self._output, LAST_BYTES, beginning).decode(errors="replace")
 
 
 def worker_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
@@ -306,6 +319,11 @@ def find_misdeeds(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
             )
         elif path.stat().st_size > FILE_BYTES:
             yield f"process_func left {path.name!r} of {path.stat().st_size} bytes; a file may have {FILE_BYTES} at most"
+
+
+def open_left(path: Path) -> BinaryIO:
+    """A file where user code can write, to read; OSError for a link, which may lead to what that code may not read itself."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
 def is_hollow(path: Path) -> bool:

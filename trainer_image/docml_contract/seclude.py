@@ -5,7 +5,7 @@
 Standard library only: it starts user code under any Python. The command gets a user and a mount namespace of its own: the kernel then
 refuses it `/proc/<pid>/environ` and ptrace of whatever runs outside, also of the same user, and HIDDEN is empty for it. It cannot gain
 privileges, neither there nor by set-user-ID programs. Where the machine allows no user namespaces (some containers, some
-distributions), the command runs all the same without them: SECURITY.md says what it can do then.
+distributions), the command runs all the same without them, and one line says so: SECURITY.md says what it can do then.
 """
 
 import ctypes
@@ -17,6 +17,10 @@ from pathlib import Path
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # of unshare(2)
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000  # of mount(2)
 _NO_NEW_PRIVILEGES, _SECURE_BITS, _DROP_BOUND = 38, 28, 24  # of prctl(2)
+EXPOSED = (
+    b"This machine allows no user namespaces: the experiment's code runs as a plain process of this user and can read this user's files, "
+    b'see "What user code can do" in SECURITY.md\n'
+)
 _NO_ROOT = 0b11  # user 0 has no more rights than another one, and cannot undo that
 
 
@@ -25,6 +29,8 @@ def main(hidden: list[str], command: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if _is_possible(libc, hidden):
         _enter(libc, hidden)
+    else:
+        os.write(2, EXPOSED)
     if hasattr(libc, "prctl"):
         _prctl(libc, _NO_NEW_PRIVILEGES, 1)
     os.execvp(command[0], command)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract.jobs import JobSpec
-from docml_contract.sandbox import make_unreadable
+from docml_contract.sandbox import make_unreadable, open_left
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
@@ -188,9 +188,12 @@ class LocalBackend:
             return self._uploaded_log(job, cursor)
         lines = []
         for path in sorted(folder.glob("*.log")):
-            with path.open("rb") as stream:
-                stream.seek(cursor.get(path.name, 0))
-                data = stream.read()
+            try:
+                with open_left(path) as stream:
+                    stream.seek(cursor.get(path.name, 0))
+                    data = stream.read()
+            except OSError:  # the job has put something else in its place
+                continue
             end = len(data) if state.ended else data.rfind(b"\n") + 1
             cursor[path.name] = cursor.get(path.name, 0) + end
             lines += [LogLine(path.stem, text) for text in _lines(data[:end])]

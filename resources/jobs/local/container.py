@@ -4,6 +4,7 @@ The folders are those of docs/architecture.md. A job has one container per host;
 process of a container is `container_init.py`, which bounds its log and takes everything with it when it, or its supervisor, ends.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
-from docml_contract.sandbox import is_hollow, make_unreadable, seclude
+from docml_contract.sandbox import is_hollow, make_unreadable, open_left, seclude
 from resources.aws import resolve
 from resources.jobs.backend import Job
 from resources.processes import cpu_ticks, kill_marked
@@ -47,6 +48,7 @@ LEFTOVER_SECONDS = 60.0
 # What user code may print: bytes per container, bytes per line.
 LOG_BYTES = 16 << 20
 LINE_BYTES = 16 << 10
+REASON_BYTES = 64 << 10  # of the reason that it leaves when it fails
 HOME = "home"  # below the base: what a container has for a home
 LEAST_BYTES = 64 << 10  # less space than this is none
 INIT = Path(__file__).with_name("container_init.py")
@@ -213,19 +215,20 @@ class Container:
                 )
         return None
 
-    @property
-    def _failure(self) -> Path:
-        return self.base / "output/failure"
+    def _left_reason(self) -> str:
+        with contextlib.suppress(OSError), open_left(self.base / "output/failure") as stream:
+            return stream.read(REASON_BYTES).decode(errors="replace").strip()
+        return ""
 
     @property
     def has_reason(self) -> bool:
         """Whether the command left a reason why it failed."""
-        return self._failure.is_file() and self._failure.stat().st_size > 0
+        return bool(self._left_reason())
 
     def reason(self) -> str:
         """Why it failed: the reason that it left, else how its process ended."""
-        if self.has_reason:
-            return self._failure.read_text(encoding="utf-8", errors="replace").strip()
+        if reason := self._left_reason():
+            return reason
         if lacks_space(self.base):
             return unusable_folder(self.base, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         code = self.exit_code

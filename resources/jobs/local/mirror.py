@@ -63,14 +63,15 @@ class Mirror:
             del self._known[name]
 
     def _files(self) -> dict[str, tuple[int, int]]:
-        """Path -> (modified in ns, size) of every file, but for sparse ones, which would be copied to their full length."""
+        """Path -> (modified in ns, size) of every file, but for sparse ones, which would be copied to their full length, and links, which
+        may lead to what the job itself may not read."""
         found = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder)
             if any(part.startswith(".") for part in name.parts):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not is_hollow(path):
+                if path.is_file() and not path.is_symlink() and not is_hollow(path):
                     status = path.stat()
                     found[name.as_posix()] = (status.st_mtime_ns, status.st_size)
         return found

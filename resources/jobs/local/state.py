@@ -218,7 +218,7 @@ class LocalJob:
 
     def _upload_log(self) -> None:
         """One file; with a heading a host (or trial) where there are several."""
-        files = sorted(self.logs.glob("*.log"))
+        files = [file for file in sorted(self.logs.glob("*.log")) if not file.is_symlink()]
         if len(files) == 1:
             self.store.put_file(log_key(self.job), files[0])
         elif files:

@@ -174,6 +174,7 @@ class TestFolder(StoreContract):
             made = Store.open(str(tmp_path / "new" / "store"), environment={})
             made.below("experiment").put("documents/a", b"x")
             (tmp_path / "shared").mkdir(mode=0o750)
+            os.umask(0o002)
             Store.open(str(tmp_path / "shared"), environment={}).put("documents/a", b"x")
         finally:
             os.umask(before)
@@ -181,6 +182,9 @@ class TestFolder(StoreContract):
             0o700
         }
         assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750, "a folder that a team shares stays theirs"
+        inside = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "shared").iterdir()}
+        assert len(inside) == 2, inside
+        assert set(inside.values()) == {0o775}, "and the next of them can write, too"
 
     def test_reading_a_store_does_not_write_to_it(self, store: Store) -> None:
         assert store.local_path is not None

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from docml_contract.jobs import JobSpec
-from resources.jobs.local.container import trainer_environment
+from resources.jobs.backend import Job
+from resources.jobs.local.container import Container, trainer_environment
 from tests.contracts.jobs_contract import preparation, training
 
 ENVIRONMENT = {
@@ -60,3 +61,17 @@ def test_a_proxys_password_stays_here() -> None:
 
 def test_the_trackers_key_is_for_trainings_that_report_online() -> None:
     assert trainer_environment(ENVIRONMENT, online(), Path("/base"))["WANDB_API_KEY"] == "key"
+
+
+def test_a_reason_is_what_the_job_left_and_not_what_a_link_leads_to(tmp_path: Path) -> None:
+    one = Container(Job.plan(training(), 1, "file:///store"), tmp_path, tmp_path / "log", ["algo-1"], 0)
+    failure = tmp_path / "output/failure"
+    failure.parent.mkdir()
+    (tmp_path / "secret").write_text("CANARY")
+    failure.symlink_to(tmp_path / "secret")
+    assert not one.has_reason
+    assert one.reason() == "it ended without writing OUTPUT.json"
+    failure.unlink()
+    failure.write_text("no labels\n")
+    assert one.has_reason
+    assert one.reason() == "no labels"

@@ -27,6 +27,7 @@ def test_a_folder_and_its_image_stay_equal(store: Store, tmp_path: Path) -> None
     (folder / "step-1" / "model").write_bytes(b"1")
     (folder / ".step-2.part").mkdir()
     (folder / ".step-2.part" / "model").write_bytes(b"half")
+    (folder / "step-1" / "away").symlink_to(__file__)
     mirror.sync()
     assert keys(store) == {"checkpoints/step-1/model": b"1"}
     (folder / ".step-2.part").rename(folder / "step-2")
