@@ -86,9 +86,8 @@ def _show_plan(deployment: "Deployment", work: "Work", request: "EndpointRequest
         if spec is not None:
             endpoints.check(spec)
             usd = backend.usd_an_hour(spec)
-            say(
-                f"{spec.describe()} on {backend.name}: {'unknown' if usd is None else f'{usd:.2f}'} USD an hour while idle"
-            )
+            cost = "no price is known (DOCML_PRICES)" if usd is None else f"{usd:.2f} USD an hour while idle"
+            say(f"{spec.describe()} on {backend.name}: {cost}")
             say(json.dumps(backend.requests(spec), indent=2))
 
 

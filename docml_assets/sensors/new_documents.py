@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from docml_assets.deployment import work_on
-from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
+from docml_assets.errors import DocmlError
 from docml_assets.partitions import partition_key, registration_requests
 from docml_assets.sensors.launching import TICK_PATIENCE_SECONDS, SensorCursor, experiment_folders, in_turn
 from docml_assets.steps.deployment import read_deployment
@@ -63,7 +63,7 @@ def new_documents_sensor(context: dg.SensorEvaluationContext, deployment: dg.Res
         try:
             champion = _champion(deployment, name)
             identity = _unclassified(deployment, name, champion) if champion else None
-        except (*EXPLAINED_ERRORS, OSError) as error:
+        except Exception as error:  # whatever one experiment meets must not stop the others
             report = f"{name}: {error}"
             if report != before.reported:
                 context.log.warning(report)
