@@ -32,6 +32,7 @@ LEVEL = 0.95  # of the bound
 CANDIDATES = 100
 LEAST_CHANCE = 0.05
 ENLARGEMENTS = (1, 4, 16, 64)
+CELLS_AT_ONCE = 1_000_000  # candidates times numbers of errors: large test splits have many of these
 CURVE_POINTS = 100
 TEMPERATURES = (0.05, 20.0)
 MOST_DOCUMENTS = 10_000_000  # up to which it is said how many would be needed
@@ -132,6 +133,13 @@ def best_threshold(confidence: Floats, right: npt.NDArray[np.bool_], target: flo
 def _confirmed(accepted: Ids, wrong: Ids, expected: Ids, target: float) -> Floats:
     """Probability that `expected` test documents have few enough errors for the bound, given the validation's errors: float64[candidates]."""
     allowed = allowed_errors(expected, target)
+    blocks = min(len(accepted), 1 + len(accepted) * int(allowed.max(initial=-1) + 1) // CELLS_AT_ONCE)
+    parts = np.array_split(np.arange(len(accepted)), blocks)
+    return np.concatenate([_at_most(allowed[part], accepted[part], wrong[part], expected[part]) for part in parts])
+
+
+def _at_most(allowed: Ids, accepted: Ids, wrong: Ids, expected: Ids) -> Floats:
+    """Probability of at most `allowed` errors among `expected` documents, by candidate."""
     errors = np.arange(int(allowed.max(initial=-1)) + 1)
     if not len(errors):
         return np.zeros(len(accepted))

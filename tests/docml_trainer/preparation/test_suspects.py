@@ -53,6 +53,22 @@ def test_labels_that_a_model_never_confuses_are_not_doubted() -> None:
     assert not len(rank_suspects(np.zeros(5, dtype=np.int64), np.ones((5, 1), dtype=np.float32)).rows)
 
 
+def test_rare_labels_draw_no_suspicion_on_what_a_model_knows() -> None:
+    """One label is of documents that belong together, so that no fit that answered knew it; another is rare and hardly known."""
+    given, truth, three = answers(600, 0.08, 0.97, 5)
+    random = np.random.default_rng(0)
+    said = np.hstack([three[:, :3], random.uniform(0.001, 0.03, (600, 2))])
+    together, rare = np.arange(6), np.arange(6, 12)
+    given[together], given[rare] = 3, 4
+    said[together, 3], said[rare, 4] = 0.0, 0.002
+    ranking = rank_suspects(given, (said / said.sum(axis=1, keepdims=True)).astype(np.float32))
+    assert not set(together) & set(ranking.rows)
+    others = ~np.isin(ranking.rows, rare)
+    assert set(ranking.likely[others]) <= {0, 1, 2}
+    first = ranking.rows[others][:25]
+    assert (given[first] != truth[first]).mean() > 0.95
+
+
 def test_a_suspect_comes_with_its_nearest_documents_of_both_labels() -> None:
     # Document 0 has the words of letters and the label of invoices.
     words = np.array([[0, 5, 0], [5, 0, 0], [4, 1, 0], [0, 6, 0], [1, 2, 0], [5, 0, 1], [0, 5, 1]], dtype=np.float64)

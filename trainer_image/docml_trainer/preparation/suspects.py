@@ -3,8 +3,9 @@ Dataset Labels", JAIR 70) from the baseline's answers about documents that it wa
 
 A label's threshold is the mean probability that documents with this label are given for it. A document counts as confidently of the
 label whose probability, among those above their threshold, is the highest. Documents that are confidently of another label than theirs
-are the off-diagonal of the paper's confident joint: their number estimates how many labels are wrong. As many documents are suspected,
-those first whose own label falls behind the likely one by most, both probabilities divided by their label's threshold.
+are the off-diagonal of the paper's confident joint. Those to which that label is also the likelier one are suspected: their number
+estimates how many labels are wrong. The most doubtful are those whose own label falls behind by most (the margin of its pruning by
+noise rate). Thresholds take no part in that order: those of rare labels are so low that quotients by them would come first.
 """
 
 from collections.abc import Sequence
@@ -32,25 +33,24 @@ class Ranking:
 
 
 def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
-    """Which of the documents look as if their label was wrong. labels: int64[n]; probabilities: float32[n, labels], out of sample."""
-    everyone = np.arange(len(labels))
+    """Which of the documents look as if their label was wrong. labels: int64[n]; probabilities: float32[n, labels], out of sample.
+
+    A document whose own label has the probability 0 is not judged: the fit that answered had seen no document with that label, as
+    happens where all of them belong together.
+    """
+    everyone, width = np.arange(len(labels)), probabilities.shape[1]
     values = probabilities.astype(np.float64)
-    counts = np.bincount(labels, minlength=values.shape[1])
-    own = np.bincount(labels, weights=values[everyone, labels], minlength=values.shape[1])
-    # A label that no document has is never the likely one.
-    thresholds = np.where(counts > 0, own / np.maximum(counts, 1), np.inf)
-    thresholds = np.maximum(thresholds, np.finfo(np.float64).tiny)
+    own = values[everyone, labels]
+    counts = np.bincount(labels[own > 0], minlength=width)
+    # A label that no judged document has is never the likely one.
+    thresholds = np.where(counts > 0, np.bincount(labels, weights=own, minlength=width) / np.maximum(counts, 1), np.inf)
     above = np.where(values >= thresholds, values, -1.0)
-    confident = above.max(axis=1) >= 0
-    count = int((confident & (above.argmax(axis=1) != labels)).sum())
-    ratios = values / thresholds
-    given = ratios[everyone, labels]
-    ratios[everyone, labels] = -1.0
-    likely = ratios.argmax(axis=1)
-    margins = given - ratios.max(axis=1)
-    first = np.argsort(margins, kind="stable")[:count]
-    first = first[margins[first] < 0]
-    return Ranking(first, likely[first], margins[first])
+    likely = above.argmax(axis=1)
+    margins = own - values[everyone, likely]
+    suspected = (own > 0) & (above.max(axis=1) >= 0) & (margins < 0)
+    rows = np.flatnonzero(suspected)
+    rows = rows[np.argsort(margins[rows], kind="stable")]
+    return Ranking(rows, likely[rows], margins[rows])
 
 
 def list_suspects(
@@ -58,13 +58,14 @@ def list_suspects(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says.
 
-    artifact_guid, label, likely_label, margin, probability (of label), likely_probability, split, nearest_same and nearest_likely:
+    artifact_guid, label, likely_label, margin (their probabilities' difference), probability (of label), likely_probability, split, nearest_same and nearest_likely:
     the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there is none.
     """
     ranking = rank_suspects(documents.labels, probabilities)
     rows, likely = ranking.rows[:MOST], ranking.likely[:MOST]
     given = documents.labels[rows]
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    nearest_same, nearest_likely = _nearest(weighted, rows, documents.labels, (given, likely), documents.guids)
     names, guids = np.array(label_names, dtype=object), np.array(documents.guids, dtype=object)
     table = pa.table(
         {
@@ -75,8 +76,8 @@ def list_suspects(
             "probability": pa.array(probabilities[rows, given], pa.float32()),
             "likely_probability": pa.array(probabilities[rows, likely], pa.float32()),
             "split": pa.array(np.array(documents.splits, dtype=object)[rows], pa.string()),
-            "nearest_same": pa.array(_nearest(weighted, rows, documents.labels, given, guids), pa.string()),
-            "nearest_likely": pa.array(_nearest(weighted, rows, documents.labels, likely, guids), pa.string()),
+            "nearest_same": pa.array(nearest_same, pa.string()),
+            "nearest_likely": pa.array(nearest_likely, pa.string()),
         }
     )
     by_pair = table.group_by(["label", "likely_label"]).aggregate([([], "count_all")])
@@ -91,17 +92,18 @@ def list_suspects(
 
 
 def _nearest(
-    weighted: sparse.csr_array, rows: Ids, labels: Ids, wanted: Ids, guids: "np.ndarray[Any, Any]"
-) -> list[str | None]:
-    """By row: the GUID of the most similar other document with the wanted label."""
-    found: list[str | None] = []
+    weighted: sparse.csr_array, rows: Ids, labels: Ids, wanted: Sequence[Ids], guids: Sequence[str]
+) -> list[list[str | None]]:
+    """For each of `wanted`, by row: the GUID of the most similar other document with the wanted label."""
+    found: list[list[str | None]] = [[] for _ in wanted]
+    transposed = weighted.T.tocsr()
     for start in range(0, len(rows), NEIGHBOURS_AT_ONCE):
-        part, label = rows[start : start + NEIGHBOURS_AT_ONCE], wanted[start : start + NEIGHBOURS_AT_ONCE]
-        similarity = (weighted[part] @ weighted.T).toarray()
+        part = rows[start : start + NEIGHBOURS_AT_ONCE]
+        similarity = (weighted[part] @ transposed).toarray()
         similarity[np.arange(len(part)), part] = -1.0
-        similarity[labels[np.newaxis, :] != label[:, np.newaxis]] = -1.0
-        best = similarity.argmax(axis=1)
-        found += [
-            str(guids[column]) if similarity[row, column] >= 0 else None for row, column in enumerate(best.tolist())
-        ]
+        for nearest, wanted_labels in zip(found, wanted, strict=True):
+            label = wanted_labels[start : start + NEIGHBOURS_AT_ONCE]
+            alike = np.where(labels[np.newaxis, :] == label[:, np.newaxis], similarity, -1.0)
+            best = alike.argmax(axis=1)
+            nearest += [guids[column] if alike[row, column] >= 0 else None for row, column in enumerate(best.tolist())]
     return found
