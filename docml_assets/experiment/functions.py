@@ -71,7 +71,7 @@ def check_functions(source: str, path: str, worker_python: str | None = None) ->
 def check_module(source: str, path: str, parameters: Mapping[str, tuple[str, ...]]) -> list[Problem]:
     """All mistakes of a module that has one or several of these functions, `parameters` by name, that its text shows."""
     try:
-        bindings = module_bindings(ast.parse(source))
+        bindings = module_bindings(parse_module(source))
     except (SyntaxError, ValueError) as error:
         return [_no_python(error, path)]
     defined = {name: bindings[name][-1] for name in parameters if name in bindings}

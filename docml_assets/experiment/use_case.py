@@ -28,6 +28,8 @@ OWN = "./use_case.py"
 LABEL_MAP = "labels.csv"
 HEADER = ["label", "becomes"]
 PARAMETERS = {"labels": ("table",)}
+# Beyond this it was not written by hand: it would keep every tick busy that looks at the folder.
+MAX_CHARACTERS = 1_000_000
 
 
 class UseCase(Document):
@@ -89,14 +91,21 @@ def find_use_case(name: str, folder: Path, where: tuple[str, int]) -> UseCase | 
 
 
 def _read(path: Path, name: str, where: tuple[str, int]) -> str:
+    """The text of a use case's file. SettingsError where it cannot be read, or is none that somebody wrote."""
+    reason = f"more than {MAX_CHARACTERS:,} characters"
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        found = f"USE_CASE = {name}, but {path}: {reason}"
-        raise SettingsError(
-            [Problem(*where, found, f"a file {path.name} in UTF-8", f"write it, or set USE_CASE = {CLASSIFICATION}")]
-        ) from error
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
+        if len(text) <= MAX_CHARACTERS:
+            return text
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 at byte {error.start}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    found = f"USE_CASE = {name}, but {path}: {reason}"
+    raise SettingsError(
+        [Problem(*where, found, f"a file {path.name} in UTF-8", f"write it, or set USE_CASE = {CLASSIFICATION}")]
+    )
 
 
 def _installed(name: str, where: tuple[str, int]) -> EntryPoint:
@@ -128,7 +137,7 @@ def _module_text(entry: EntryPoint, where: tuple[str, int]) -> str:
     if entry.attr or spec is None or not spec.origin or not spec.origin.endswith(".py"):
         remedy = f'write {entry.name} = "package.module" in [project.entry-points."{GROUP}"], and install it again'
         raise SettingsError([Problem(*where, f"USE_CASE = {entry.name}, which is {entry.value}", "a module", remedy)])
-    return Path(spec.origin).read_text(encoding="utf-8-sig")
+    return _read(Path(spec.origin), entry.name, where)
 
 
 def _module_problems(text: str, path: str) -> list[Problem]:
@@ -137,17 +146,19 @@ def _module_problems(text: str, path: str) -> list[Problem]:
 
 def _map_problems(text: str, path: str) -> list[Problem]:
     reader = csv.reader(io.StringIO(text))
-    if next(reader, None) != HEADER:
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        return [Problem(path, reader.line_num, f"what is not CSV: {error}", "lines of two texts", "correct the line")]
+    if not rows or rows[0][1] != HEADER:
         return [Problem(path, 1, "another first line", ",".join(HEADER), "begin with it")]
     problems, seen = [], dict[str, str]()
-    for row in reader:
+    for line, row in rows[1:]:
         if len(row) != 2 or not row[0]:
-            problems.append(
-                Problem(path, reader.line_num, f"{len(row)} columns", "a label and what becomes of it", "correct it")
-            )
+            problems.append(Problem(path, line, f"{len(row)} columns", "a label and what becomes of it", "correct it"))
         elif row[0] in seen:
             found = f"the label {row[0]!r} a second time"
-            problems.append(Problem(path, reader.line_num, found, "each label once", "remove one of the lines"))
+            problems.append(Problem(path, line, found, "each label once", "remove one of the lines"))
         else:
             seen[row[0]] = row[1]
     return problems

@@ -188,6 +188,9 @@ class LocalEndpoints:
                 time.sleep(0.02)
         deadline = time.monotonic() + GRACE_SECONDS
         while True:
+            if process is not None and process.is_visible and process.is_alive:  # whose environment root alone may read
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             kill_marked(f"{BASE_VARIABLE}={folder / 'base'}")
             if not is_locked(folder):
                 return

@@ -77,10 +77,13 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytes
         ("./use_case.py", "use_case.py", "def labels(rows): return rows", "def labels(rows)"),
         ("./use_case.py", "use_case.py", "def labels(table): pass", "labels with an empty body"),
         ("./use_case.py", "use_case.py", "def labels(table): table.pop('x')", "labels that returns nothing"),
+        ("./use_case.py", "use_case.py", f"x = {'-' * 10_000}1", "nested more than"),
+        ("./use_case.py", "use_case.py", "x" * 1_000_001, "use_case.py: more than 1,000,000 characters"),
         ("mapped", None, "", "labels.csv: No such file or directory"),
         ("mapped", "labels.csv", "", "label,becomes"),
         ("mapped", "labels.csv", "label,becomes\na,b\na,c\n", "labels.csv:3"),
         ("mapped", "labels.csv", "label,becomes\na\n", "1 columns"),
+        ("mapped", "labels.csv", f"label,becomes\n{'a' * 200_000},b\n", "labels.csv:2: found what is not CSV"),
     ],
 )
 def test_mistakes_are_found_in_the_text(tmp_path: Path, name: str, file: str | None, text: str, expected: str) -> None:
