@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from docml_assets.report.schema import read_report
+from docml_assets.report.schema import Report, read_report
 from docml_assets.steps.deployment import manifest_sha256, read_deployment
 from docml_assets.steps.specs import step_compute
 from docml_assets.steps.work import StepError, Work
@@ -143,15 +143,16 @@ def _check_gate(work: Work, model: str) -> None:
     check_finished(work.store, manifest, work.place.inference)
     if model not in report.models:
         raise EndpointGate(f"{work.describe()}: its report knows no model {model!r}, but {', '.join(report.models)}")
-    if work.settings.worse_than_previous != "block" or not report.past.comparisons:
-        return
-    latest = report.past.comparisons[0]
-    worse = [pair for pair in latest.pairs if pair.verdict == pair.b]
-    if worse:
+    if work.settings.worse_than_previous == "block" and (better := find_better(report, model)):
         raise EndpointGate(
-            f"{work.describe()}: {worse[0].a} is shown to be worse than {worse[0].b} of the previous run, and WORSE_THAN_PREVIOUS is block: "
-            "deploy another run, or let WORSE_THAN_PREVIOUS warn"
+            f"{work.describe()}: {model} is shown to be worse than {better}, and WORSE_THAN_PREVIOUS is block: deploy another model or run"
         )
+
+
+def find_better(report: Report, model: str) -> str | None:
+    """The model of the previous run that is shown to be better than this one, on the test documents of both."""
+    pairs = report.past.comparisons[0].pairs if report.past.comparisons else ()
+    return next((pair.b for pair in pairs if pair.a == model and pair.verdict == pair.b), None)
 
 
 def read_test_documents(work: Work, model: str) -> Iterator[TestDocument]:
