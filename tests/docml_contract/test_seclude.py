@@ -183,3 +183,19 @@ def test_where_there_are_no_namespaces_it_runs_all_the_same_and_one_line_says_so
 def test_whether_there_are_namespaces_is_known() -> None:
     unshared = subprocess.run(["unshare", "--user", "--mount", "true"], capture_output=True, check=False)
     assert (sandbox.find_exposure() is None) == (unshared.returncode == 0)
+
+
+def test_files_are_hidden_however_their_variables_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("relative", "in-home", "first", "second"):
+        (tmp_path / name).touch()
+    environment = {
+        "AWS_CONFIG_FILE": "relative",
+        "AWS_SHARED_CREDENTIALS_FILE": "~/in-home",
+        "KUBECONFIG": f"{tmp_path}/first:{tmp_path}/second",
+        "NETRC": str(tmp_path / "nowhere"),
+    }
+    hidden = json.loads(sandbox.seclude(["true"], environment)[4])
+    assert {str(tmp_path / name) for name in ("relative", "in-home", "first", "second")} <= set(hidden)
+    assert str(tmp_path / "nowhere") not in hidden

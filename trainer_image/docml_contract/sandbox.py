@@ -51,6 +51,7 @@ LAST_BYTES = 2000
 _CREDENTIALS = (
     *(".aws", ".azure", ".config/gcloud", ".config/gh", ".config/git", ".docker", ".gnupg", ".kube", ".ssh"),
     *(".git-credentials", ".my.cnf", ".netrc", ".npmrc", ".pgpass", ".pypirc"),
+    *(".boto", ".config/rclone", ".databrickscfg", ".s3cfg", ".vault-token"),
     *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".config/wandb"),
 )
 # … and which variables say that they lie elsewhere.
@@ -76,7 +77,8 @@ def seclude(command: Sequence[str], environment: Mapping[str, str]) -> list[str]
     with suppress(KeyError):  # a user without an account, as containers have them
         homes.add(pwd.getpwuid(os.getuid()).pw_dir)
     hidden = [str(Path(home) / name) for home in sorted(homes - {""}) for name in _CREDENTIALS]
-    hidden += [environment[name] for name in _CREDENTIAL_VARIABLES if environment.get(name)]
+    named = (path for name in _CREDENTIAL_VARIABLES for path in environment.get(name, "").split(os.pathsep) if path)
+    hidden += [str(Path(path).expanduser().absolute()) for path in named]  # as those who read them take them
     if environment.get("HF_HOME"):
         hidden.append(str(Path(environment["HF_HOME"]) / "token"))
     there = [path for path in hidden if os.access(path, os.F_OK)]
