@@ -58,10 +58,13 @@ def sbom() -> dict[str, Any]:
 def main(what: str) -> None:
     if what == "sbom":
         print(json.dumps(sbom(), indent=2))
+    elif what != "licences":
+        print(f"found {what!r}; expected licences or sbom", file=sys.stderr)
+        sys.exit(2)
     else:
         for each in installed():
             print(f"{each.name}=={each.version}\t{licence(each)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) == 2 else "licences")
+    main(" ".join(sys.argv[1:]))

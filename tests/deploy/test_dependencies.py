@@ -28,3 +28,8 @@ def test_the_sbom_names_every_distribution_once() -> None:
     assert len(references) == len(set(references)) > 100
     assert f"pkg:pypi/pydantic@{version('pydantic')}" in references
     assert all(part["licenses"][0]["license"]["name"] for part in bom["components"])
+
+
+def test_anything_else_is_a_usage_error() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "sbmo"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "found 'sbmo'; expected licences or sbom\n")

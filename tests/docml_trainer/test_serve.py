@@ -21,7 +21,7 @@ import torch
 
 from docml_contract import names
 from docml_contract.manifests import Manifest, ModelContext, describe_folder, sha256_file, utc_now
-from docml_trainer.serving.documents import References, RequestError
+from docml_trainer.serving.documents import References, RequestError, may_name_references
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.jobfolder import KEPT, TRAINER_IMAGE
 from tests.docml_trainer.trainings import LABELS
@@ -354,6 +354,15 @@ def test_a_reference_is_followed(served: Served) -> None:
     status, answer = served.ask(by_reference("s3://mine/docs/good/raw_text.json"))
     assert status == 200
     assert list(answer["probabilities"].values()) == pytest.approx(expected(TEXT), abs=1e-4)
+
+
+def test_a_reference_in_escapes_is_not_read_where_everybody_waits() -> None:
+    body = json.dumps(by_reference("s3://mine/docs/good")).encode()
+    escaped = body.replace(b"s3", rb"\u0073\u0033")
+    assert json.loads(escaped) == json.loads(body)
+    assert may_name_references(body)
+    assert may_name_references(escaped)
+    assert not may_name_references(json.dumps(document("a plain text")).encode())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from docml_trainer.serving.answers import Answers
-from docml_trainer.serving.documents import MAX_BYTES, TOO_LARGE, RequestError, SentDocument, read_documents
+from docml_trainer.serving.documents import (
+    MAX_BYTES,
+    TOO_LARGE,
+    RequestError,
+    SentDocument,
+    may_name_references,
+    read_documents,
+)
 from docml_trainer.serving.openapi import describe
 
 MAX_WAITING = 256  # documents in the server; more are turned away
@@ -105,7 +112,7 @@ class Server:
             raise RequestError(415, f"content type {ascii(kind)[:80]}; expected application/json")
         body = await _read_body(request)
         request.state.bytes = len(body)
-        if len(body) <= SMALL_BYTES and b"s3" not in body:  # quicker than asking a thread
+        if len(body) <= SMALL_BYTES and not may_name_references(body):  # quicker than asking a thread
             documents, many = read_documents(body, answers.context, answers.references)
         else:
             documents, many = await asyncio.to_thread(read_documents, body, answers.context, answers.references)

@@ -85,6 +85,11 @@ class References:
         return self._client
 
 
+def may_name_references(body: bytes) -> bool:
+    """Whether reading the documents of this body may take asking S3; JSON may spell any letter as an escape."""
+    return b"s3" in body or b"\\u00" in body
+
+
 def _is_key(url: str) -> bool:
     try:
         return len(url.encode()) <= MAX_URL_BYTES
