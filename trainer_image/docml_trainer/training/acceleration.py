@@ -54,14 +54,20 @@ def choose_batch(
 
 
 def compile_if_asked(
-    classifier: Classifier, settings: TrainingHyperparameters, processes: Processes, batch: Batch, micro_batches: int
+    classifier: Classifier,
+    settings: TrainingHyperparameters,
+    processes: Processes,
+    largest: Callable[[], Batch],
+    micro_batches: int,
 ) -> None:
     """Compile the model where `compile` asks for it. TrainingError if it is true and cannot be done.
 
-    batch: as large as any of the `micro_batches` to come; how long it takes says whether compilation pays, and it is what is compiled first.
+    largest: makes a batch as large as any of the `micro_batches` to come. How long it takes says whether compilation pays, and it is what
+    is compiled first.
     """
     if not settings.compile or (settings.compile == "auto" and processes.device.type != "cuda"):
         return
+    batch = largest()
     if settings.compile == "auto":
         seconds = seconds_of(lambda: forward_and_backward(classifier, batch), processes.device) * micro_batches
         if max(gather_object([seconds])) < COMPILATION_PAYS_AFTER_SECONDS:
@@ -114,14 +120,24 @@ def forget_compilation(model: torch.nn.Module) -> None:
 
 
 def forward_and_backward(classifier: Classifier, batch: Batch) -> None:
-    """What a micro-batch asks of a model, without any trace in its gradients or in the random numbers to come."""
-    device = next(classifier.module.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        output = classifier(batch, with_labels=False)
-        logits = find_logits(output)
-        assert logits is not None, "check_model has seen logits"
-        logits.float().sum().backward()
-    classifier.module.zero_grad(set_to_none=True)
+    """What a micro-batch asks of a model in training, without any trace in its gradients, its buffers or the random numbers to come."""
+    model = classifier.module
+    device = next(model.parameters()).device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()  # dropout keeps masks, and checkpointing drops activations, in training only
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            output = classifier(batch, with_labels=False)
+            logits = find_logits(output)
+            assert logits is not None, "check_model has seen logits"
+            logits.float().sum().backward()
+    finally:
+        model.eval()
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:

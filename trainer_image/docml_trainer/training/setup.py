@@ -24,6 +24,7 @@ from docml_trainer.data.classifier import (
     check_keys,
     check_model,
     check_trainable,
+    explained_model,
     line_of,
     padding_of,
     train_in_float32,
@@ -163,10 +164,10 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     def longest_documents(number: int) -> dict[str, torch.Tensor]:
         return to_model(collate(fetch(train.data, order[-number:])), packing, processes)
 
-    micro_batch = choose_batch(bare, settings, processes, longest_documents, share)
-    compile_if_asked(
-        bare, settings, processes, longest_documents(min(len(train), micro_batch)), steps * -(-share // micro_batch)
-    )
+    with explained_model(functions):
+        micro_batch = choose_batch(bare, settings, processes, longest_documents, share)
+        largest = partial(longest_documents, min(len(train), micro_batch))
+        compile_if_asked(bare, settings, processes, largest, steps * -(-share // micro_batch))
     # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
     identity = digest([request.spec.spec_hash, request.values, global_batch])
     # Dropout differs between processes; everything else that is random does not depend on them.
