@@ -59,8 +59,8 @@ def list_suspects(
     """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says.
 
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference), split, nearest_same and
-    nearest_likely:
-    the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there is none.
+    nearest_likely: the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there
+    is none.
     """
     ranking = rank_suspects(documents.labels, probabilities)
     rows, likely = ranking.rows[:MOST], ranking.likely[:MOST]
