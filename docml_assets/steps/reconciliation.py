@@ -218,10 +218,6 @@ def read_counts(work: Work) -> dict[str, int]:
     return counts
 
 
-# Key ranges that are listed at once.
-SHARDS = 16
-
-
 def versions(settings: Settings, labels: LabelSource, production: Store) -> dict[str, str]:
     """The data versions of both external assets as an experiment sees them."""
     return {
@@ -237,7 +233,7 @@ def describe_change(assets: Iterable[str]) -> str:
 
 def files_version(production: Store, names: Sequence[str]) -> str:
     """sha256 over key, size and etag of every production file that `names` (names and patterns) mean, in the order of their keys."""
-    table = production.list_table(shards=SHARDS)
+    table = production.list_table(shards=LISTING_SHARDS)
     table = table.cast(pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))
     file_names = pc.replace_substring_regex(table["key"], pattern="^.*/", replacement="")
     wanted = [name for name in file_names.unique().to_pylist() if any(matches(name, entry) for entry in names)]
