@@ -246,9 +246,13 @@ def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
         ]
     if _code(claim.functions_source) != _code(folder.functions_source):
         changed.append(USER_FUNCTIONS)
-    if "USE_CASE" not in changed and claim.use_case != folder.use_case:
+    if "USE_CASE" not in changed and _labels_digest(claim) != _labels_digest(folder):
         changed.append(f"the use case {claim.settings.use_case}")
     return changed
+
+
+def _labels_digest(content: Claim | ExperimentFolder) -> str | None:
+    return content.use_case.labels_digest if content.use_case else None
 
 
 _SECTIONS = ("hyperparameters", "tunable")

@@ -98,6 +98,7 @@ def test_it_is_frozen_with_the_claim(tmp_path: Path) -> None:
     claim = claim_run(store, folder, 1, trigger={}, request_id="1")
     assert claim.use_case == UseCase(name="./use_case.py", text=LOWER)
     assert changed_keys(claim, folder) == []
+    assert changed_keys(claim, experiment(tmp_path, "./use_case.py", use_case__py=f"# a comment\n{LOWER}")) == []
     other = experiment(tmp_path, "./use_case.py", use_case__py=LOWER.replace("lower", "upper"))
     assert changed_keys(claim, other) == ["the use case ./use_case.py"]
     first, second = (
