@@ -152,20 +152,20 @@ class SageMakerEndpoints:
             if status != "InService":
                 raise BusyEndpoint(f"{what} is {status}")
         asked = self.requests(spec)
-        for operation, client_operation in (
-            ("CreateModel", "create_model"),
-            ("CreateEndpointConfig", "create_endpoint_config"),
-        ):
-            with contextlib.suppress(Exists):  # made before: the same name is the same content
-                self._call(what, "sagemaker", client_operation, **asked[operation])
-        self._call(what, "cloudwatch", "put_metric_alarm", **asked["PutMetricAlarm"])
         try:
+            for operation, client_operation in (
+                ("CreateModel", "create_model"),
+                ("CreateEndpointConfig", "create_endpoint_config"),
+            ):
+                with contextlib.suppress(Exists):  # made before: the same name is the same content
+                    self._call(what, "sagemaker", client_operation, **asked[operation])
+            self._call(what, "cloudwatch", "put_metric_alarm", **asked["PutMetricAlarm"])
             if present is None:
                 self._call(what, "sagemaker", "create_endpoint", **asked["CreateEndpoint"])
             else:
                 self._call(what, "sagemaker", "update_endpoint", **asked["UpdateEndpoint"])
         except Missing as error:
-            raise BusyEndpoint(f"{what}: its configuration is not visible yet") from error
+            raise BusyEndpoint(f"{what}: its model or configuration is not visible yet") from error
         except Exists as error:
             raise BusyEndpoint(f"{what}: somebody else makes it, too") from error
 

@@ -10,6 +10,7 @@ import pytest
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import EndpointFailed, EndpointSpec
 from resources.endpoints.sagemaker.backend import SageMakerEndpoints
+from resources.endpoints.sagemaker.errors import Missing
 from resources.endpoints.sagemaker.requests import configuration_request
 from resources.jobs.sagemaker.requests import Account
 from resources.store import Store
@@ -94,6 +95,20 @@ def test_a_key_for_the_volume_is_named_only_where_there_is_a_volume() -> None:
         request = configuration_request(spec, account)
         assert ("KmsKeyId" in request) is named
         assert request["AsyncInferenceConfig"]["OutputConfig"]["KmsKeyId"] == account.kms_key
+
+
+def test_a_model_that_is_not_visible_yet_is_waited_for(bench: CloudBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, late = SageMakerEndpoints._call, ["create_endpoint_config"]
+
+    def hidden(self: SageMakerEndpoints, what: str, service: str, operation: str, **request: Any) -> Any:
+        if operation in late:
+            late.remove(operation)
+            raise Missing(what)
+        return call(self, what, service, operation, **request)
+
+    monkeypatch.setattr(SageMakerEndpoints, "_call", hidden)
+    assert deploy(bench, bench.spec(1)).is_up
+    assert late == []
 
 
 def test_another_stores_endpoint_is_left_alone(bench: CloudBench) -> None:
