@@ -36,8 +36,6 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "num
 
 def validation_metrics(found: Sequence[Scored], documents: int, epoch: int) -> dict[str, float]:
     """The validation's part of an epoch's record, each of the `documents` counted once by its row id. TrainingError if one lacks."""
-    from docml_trainer.training.results import scores  # evaluate takes seconds to import, and one process needs it
-
     by_id = {row: rest for row, *rest in found}
     if len(by_id) != documents:
         raise TrainingError(f"validation scored {len(by_id)} of {documents} documents")
