@@ -211,7 +211,9 @@ class Search:
         stopped = trial.seconds > limit
         if failed is None and objective is not None and not stopped:
             if (container.output / OFFLINE_RUNS).is_dir():
-                shutil.copytree(container.output / OFFLINE_RUNS, self.folder / OFFLINE_RUNS, dirs_exist_ok=True)
+                shutil.copytree(
+                    container.output / OFFLINE_RUNS, self.folder / OFFLINE_RUNS, dirs_exist_ok=True, ignore=_links
+                )
             if self._is_best(objective):
                 self._keep(container.output)
             self.study.tell(number, objective)
@@ -238,7 +240,7 @@ class Search:
     def _keep(self, output: Path) -> None:
         best = self.folder / "best"
         shutil.rmtree(best, ignore_errors=True)
-        shutil.copytree(output, best)
+        shutil.copytree(output, best, symlinks=True)  # which no store takes
         self.mirror.sync()  # before the study is told: a kill in between repeats the trial
 
     def trials(self) -> list[Trial]:
@@ -290,6 +292,11 @@ def _distribution(searched: SearchRange) -> Any:
     if searched.integer:
         return optuna.distributions.IntDistribution(int(searched.low), int(searched.high), log=searched.log)
     return optuna.distributions.FloatDistribution(searched.low, searched.high, log=searched.log)
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """Those of the names that are symbolic links: what they lead to is not the trial's."""
+    return [name for name in names if Path(folder, name).is_symlink()]
 
 
 def _shown(value: Any) -> str:

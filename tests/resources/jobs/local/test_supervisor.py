@@ -84,6 +84,15 @@ def test_an_output_that_no_store_takes_is_the_jobs_own_failure(store: Store, tmp
     assert "debug.log: a symbolic link; put a copy of the file there instead" in one.local.state.reason
 
 
+def test_a_search_takes_no_link_for_what_it_leads_to(store: Store, tmp_path: Path) -> None:
+    search = Tuning(ranges={"learning_rate": Choice(values=(0.1,))}, strategy="Grid", max_jobs=1)
+    one = supervisor(store, tmp_path / "a", options={"steps": 1, "link": "debug.log"}, search=search)
+    assert one.local.claim()
+    one.run()
+    assert (one.local.state.status, one.local.state.cause) == ("Failed", "work")
+    assert "debug.log: a symbolic link; put a copy of the file there instead" in one.local.state.reason
+
+
 def test_a_search_keeps_the_offline_tracking_of_all_trials(store: Store, tmp_path: Path) -> None:
     rates = (0.1, 0.3, 0.9)
     search = Tuning(ranges={"learning_rate": Choice(values=rates)}, strategy="Grid", max_jobs=3)
