@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
@@ -90,12 +92,25 @@ def documents_of(work: Work, query: str) -> DocumentSet:
             f"the query yields {nameless:,} rows whose {GUID} is NULL; expected the {GUID} of a document in each: leave them out with "
             f"{GUID} IS NOT NULL"
         )
-    rows = {str(row[GUID]): {key: value for key, value in row.items() if key != GUID} for row in table.to_pylist()}
+    rows = _by_guid(table)
     if not rows:
         raise NoRows(f"the query yields no rows; expected the {GUID} of documents in production")
     wanted = (stored for stored in work.production.list() if stored.key.count("/") == 1)
     found = _by_folder([stored for stored in wanted if stored.key.split("/")[0] in rows])
     return _checked(work, work.production, {guid: found.get(guid, {}) for guid in rows}, rows, 0)
+
+
+def _by_guid(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """What the query says of each document beside its GUID. NoDocuments where two rows of one document differ."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in table.to_pylist():
+        guid = str(row.pop(GUID))
+        if rows.setdefault(guid, row) != row:
+            raise NoDocuments(
+                f"the query yields two rows of the document {guid} that differ in {', '.join(k for k in row if row[k] != rows[guid][k])}; "
+                f"expected one row a document: select fewer columns, or aggregate them (GROUP BY {GUID})"
+            )
+    return rows
 
 
 def _by_folder(objects: list[StoredObject]) -> dict[str, dict[str, StoredObject]]:

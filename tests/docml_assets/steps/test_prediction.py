@@ -95,6 +95,14 @@ def test_a_query_that_yields_no_name_for_a_document_is_an_error(work: Work) -> N
         documents_of(work, f"{QUERY} UNION ALL SELECT NULL")
 
 
+def test_rows_of_one_document_that_differ_are_an_error(work: Work) -> None:
+    page = "SELECT 'doc-01' AS artifact_guid, {} AS page"
+    same = " UNION ALL ".join([page.format(1)] * 2)
+    assert len(documents_of(work, same)) == 1
+    with pytest.raises(NoDocuments, match="two rows of the document doc-01 that differ in page; expected one row"):
+        documents_of(work, f"{same} UNION ALL {page.format(2)}")
+
+
 def test_documents_of_a_folder_are_known_by_their_content(world: World, work: Work) -> None:
     predict_documents(work, "small", documents_of(work, QUERY))
     same = predict_documents(work, "small", documents_in(work, world.deployment.production))
