@@ -192,7 +192,7 @@ def memory_mb(group: int) -> float:
 
 
 def ask(port: int, sent: Sequence[bytes], clients: int, *, seconds: float = 1e9, count: int = 10**9) -> list[float]:
-    """Seconds of every answer, from `clients` connections, for so long or until so many. RuntimeError at one that is no answer."""
+    """Seconds of every answer, from `clients` connections, for so long or until so many. RuntimeError at one that is not an answer."""
     return asyncio.run(_ask(port, sent, clients, seconds, count))
 
 

@@ -1,4 +1,4 @@
-"""The training loop on a GPU against the Hugging Face Trainer: tokens a second that are no padding, and the model FLOP utilisation of ours.
+"""The training loop on a GPU against the Hugging Face Trainer: tokens a second, padding not counted, and the model FLOP utilisation of ours.
 
 BERT-base (110 M parameters, randomly initialized), 64 documents a step, bf16 and fused AdamW for both; ours packed and compiled, the
 Trainer grouping by length. Documents of 512 tokens, and documents of 16 to 512. Medians of three pairs; of each training the second

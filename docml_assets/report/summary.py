@@ -78,7 +78,7 @@ def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport
 
 
 def _doubts(predictions: Predictions, best: str, models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> str:
-    """What belongs into the first sentence: the best model beside the baseline, and models that a constant answer would match."""
+    """What belongs in the first sentence: the best model beside the baseline, and models that a constant answer would match."""
     said = []
     for pair in comparison:
         if {pair.a, pair.b} == {best, BASELINE}:

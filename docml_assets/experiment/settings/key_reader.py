@@ -74,7 +74,7 @@ def _unknown_key(ini: Ini, key: str, line: int) -> str | None:
     elif guess:
         remedy = f"did you mean {guess}?"
     else:
-        remedy = "remove it; the experiment's own values belong into [hyperparameters]"
+        remedy = "remove it; the experiment's own values belong in [hyperparameters]"
     ini.complain(line, f"the unknown key {shown(key)}", "a key of docs/settings.md", remedy)
     return guess
 

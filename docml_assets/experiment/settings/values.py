@@ -29,7 +29,7 @@ _FILE_NAME = re.compile(r"\S+\.\w+")
 def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | None:
     """What is wrong with how a value is written, whatever it means. What stands in quotes is taken as it is.
 
-    keys: the names that begin a line of their own and so do not belong into a value. sql: the value is a query.
+    keys: the names that begin a line of their own and so do not belong in a value. sql: the value is a query.
     """
     bare = (_SQL_QUOTED if sql else _QUOTED).sub(lambda match: "x" * len(match[0]), text)
     strange = next((character for character in bare if _is_strange(character)), None)

@@ -58,7 +58,7 @@ class EncodedDocuments:
 
 @dataclass(frozen=True)
 class Baseline:
-    """baseline.parquet, what split_metadata.json says of it, and what it was made of, for whoever looks on.
+    """baseline.parquet, what split_metadata.json says of it, and what it was made of.
 
     probabilities: float32[documents, labels], each document's from a fit that had not seen it. counts: as `count_terms` gives them.
     """
