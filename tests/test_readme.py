@@ -60,7 +60,7 @@ def test_docml_commands_run_as_they_are_shown(tmp_path: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DOCML_", "DAGSTER_"))}
     ran = [split_variables(words) for words in commands(README) if words[0] != "make"]
     sub_commands = {words[1] for _, words in ran}
-    assert sub_commands == {"new", "validate", "run", "runs", "report", "compare", "image", "gc"}
+    assert sub_commands == {"new", "validate", "run", "runs", "report", "compare", "labels", "image", "gc"}
     for variables, words in ran:
         done = subprocess.run(
             [str(DOCML), *words[1:]],
