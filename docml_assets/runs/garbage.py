@@ -15,6 +15,7 @@ from docml_assets.tables import read_parquet
 from docml_contract.base import UnreadableDocument
 from docml_contract.manifests import PreparedData
 from docml_contract.names import (
+    ACTIVE_JOBS,
     FINISHED_PARTS,
     MANIFEST,
     PREDICTIONS,
@@ -80,6 +81,9 @@ def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Ret
         if reason is None:
             garbage += unneeded(store, shared, needed)
     for place in runs:
+        if _is_busy(store, place):
+            kept.append(Retention(experiment, "what its jobs left", place.number, "has a job under way"))
+            continue
         for find in (_checkpoints, _staged_output, _prediction_leftovers):
             damage = []
             garbage += read_or_note(partial(find, store, place), damage) or []
@@ -87,6 +91,12 @@ def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Ret
                 Retention(experiment, "what its jobs left", place.number, f"cannot be read ({text})") for text in damage
             ]
     return garbage, kept
+
+
+def _is_busy(store: Store, place: RunPlace) -> bool:
+    """Whether somebody asked for a job of the run whose end nobody has seen: a prediction, say, of a run that is long finished."""
+    names = {stored.key.rsplit("/", 1)[-1].removesuffix(".json") for stored in store.list(ACTIVE_JOBS)}
+    return bool(names and names.intersection(store.list_folders(place.jobs)))
 
 
 def collect(store: Store, garbage: Garbage) -> None:

@@ -188,7 +188,10 @@ def find_predictions(work: Work, deployment: Manifest) -> list[tuple[str, Manife
 
 
 def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> pa.Table:
-    """The rows of documents that were classified before in the same version, out of the newest tables of the same model."""
+    """The answers about documents that were classified before in the same version, out of the newest tables of the same model.
+
+    Documents without an answer are tried again: what failed may have been a moment's trouble.
+    """
     wanted = documents.versions
     tables = [SCHEMA.empty_table()]
     for folder, manifest in find_predictions(work, deployment)[:EARLIER_TABLES]:
@@ -209,8 +212,12 @@ def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> pa.
         ]
         if same:
             table = read_parquet(work.store.get(f"{folder}/{PREDICTIONS}")).select(SCHEMA.names).cast(SCHEMA)
-            tables.append(table.filter(pc.is_in(table["artifact_guid"], value_set=pa.array(same, pa.string()))))
-            for guid in same:
+            answered = pc.and_(
+                pc.is_null(table["error"]),
+                pc.is_in(table["artifact_guid"], value_set=pa.array(same, pa.string())),
+            )
+            tables.append(table.filter(answered))
+            for guid in tables[-1]["artifact_guid"].to_pylist():
                 del wanted[guid]
     return pa.concat_tables(tables)
 

@@ -127,6 +127,18 @@ def test_staged_output_goes_after_the_report(world: World) -> None:
     assert [item.what for item in find_garbage(world.store, EXPERIMENT)[0]] == ["staged output of a job"]
 
 
+def test_a_run_with_a_job_under_way_keeps_what_its_jobs_left(world: World) -> None:
+    place = world.claim(1)
+    world.store.put(f"{place.job_folder('job-1')}/output/model.pt", b"pt")
+    world.publish(place.inference, "inference_report", {"report.json": b"{}"}, 1)
+    world.store.put("_active_jobs/job-1.json", b"{}")
+    garbage, kept = find_garbage(world.store, EXPERIMENT)
+    assert not garbage
+    assert ("what its jobs left", 1, "has a job under way") in {(item.what, item.run, item.reason) for item in kept}
+    world.store.delete(["_active_jobs/job-1.json"])
+    assert [item.what for item in find_garbage(world.store, EXPERIMENT)[0]] == ["staged output of a job"]
+
+
 def test_a_folder_without_runs_is_left_alone(world: World) -> None:
     world.store.put("EXP-foreign/data/reconciled_artifacts/a/v/raw_text.json", b"{}")
     assert find_garbage(world.store, "EXP-foreign") == ([], [])

@@ -1,12 +1,13 @@
 """Predictions as a step: tables are whole, only what is new goes through a job, and what was staged goes afterwards."""
 
+import pyarrow as pa
 import pytest
 
 from docml_assets.runs.garbage import find_garbage
 from docml_assets.steps.documents import NoDocuments, documents_in, documents_of
 from docml_assets.steps.prediction import predict_documents, run_prediction
 from docml_assets.steps.work import Work
-from docml_assets.tables import read_parquet
+from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract import names
 from docml_contract.base import IncompleteArtifact
 from tests.docml_assets.steps.test_inference import whole
@@ -52,6 +53,29 @@ def test_only_new_and_changed_documents_are_computed_and_the_table_is_whole(worl
     again = predict_documents(work, "small", documents_of(work, QUERY.replace("03", "02")))
     assert (again.jobs, again.known, again.table.num_rows) == ((), 2, 2)
     assert len(asked(work)) == 2
+
+
+def test_a_document_without_an_answer_is_tried_again_in_the_next_set(world: World, work: Work) -> None:
+    first = predict_documents(work, "small", documents_of(work, QUERY))
+    failed = [
+        {**row, "error": "a moment's trouble"} if row["artifact_guid"] == "doc-01" else row
+        for row in first.table.to_pylist()
+    ]
+    work.store.delete([f"{first.folder}/{names.MANIFEST}"])
+    work.publish(
+        names.CLASSIFIED_DOCUMENTS,
+        first.folder,
+        {
+            names.PREDICTIONS: parquet_bytes(pa.Table.from_pylist(failed, schema=first.table.schema)),
+            names.DOCUMENTS: work.store.get(f"{first.folder}/{names.DOCUMENTS}"),
+        },
+        cache_key=first.manifest.cache_key,
+        data_version=first.manifest.data_version,
+        inputs=first.manifest.inputs,
+    )
+    more = predict_documents(work, "small", documents_of(work, QUERY.replace("03", "04")))
+    assert asked(work)[-1] == {"doc-01", "doc-03"}
+    assert more.table["error"].null_count == 4
 
 
 def test_what_a_job_needed_goes_and_what_it_left_is_garbage(world: World, work: Work) -> None:
