@@ -1,14 +1,14 @@
 """docml labels: labels that look wrong, and documents worth labelling next, on the terminal or for a labelling tool."""
 
 import csv
+import io
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
-from docml_assets.terminal import console
+from docml_assets.terminal import console, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,8 +48,7 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
     if form == "csv":
         write_csv(rows)
     elif form is not None:
-        json.dump(label_studio_tasks(rows), sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        say(json.dumps(label_studio_tasks(rows), indent=2, ensure_ascii=False))
     elif not rows:
         console().print("No label looks wrong to the baseline.")
     else:
@@ -59,9 +58,11 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
 def write_csv(rows: list[dict[str, Any]]) -> None:
     """Comma-separated, a header first; columns in the order in which they appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    written = io.StringIO()
+    writer = csv.DictWriter(written, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    say(written.getvalue().rstrip("\n"))
 
 
 def suspects_table(rows: list[dict[str, Any]]) -> "Table":

@@ -201,7 +201,7 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
 
 
 def read_excerpts(work: Work) -> Callable[[str], str]:
-    """GUID -> the beginning of the first of MODEL_INPUT_FILES that holds text; empty where none does."""
+    """GUID -> the beginning of the first of its files that holds text, MODEL_INPUT_FILES before others; empty where none does."""
     reconciled = read_required(work, work.place.reconciliation, RECONCILED_DATA)
     table = read_parquet(read_recorded(work.store, work.place.reconciliation, reconciled.file(RECONCILED_TABLE)))
     keys: dict[str, dict[str, str]] = {}
@@ -210,7 +210,8 @@ def read_excerpts(work: Work) -> Callable[[str], str]:
 
     def excerpt(guid: str) -> str:
         own = keys.get(guid, {})
-        for name in (name for entry in work.settings.model_input_files for name in matching(own, entry)):
+        read = (name for entry in work.settings.model_input_files for name in matching(own, entry))
+        for name in dict.fromkeys([*read, *sorted(own)]):
             try:
                 stored = work.store.head(own[name])
                 text = text_of(work.store.get(own[name])) if stored and stored.size <= LARGEST_EXCERPTED else ""

@@ -189,7 +189,7 @@ def test_an_empty_test_split_is_an_error(tmp_path: Path) -> None:
     job = inference(tmp_path, {"tiny": Positional(bert())}, test=split(3, seed=1).select([]))
     finished = job.run()
     assert finished.returncode == 1
-    assert job.failure.startswith("the test split is empty; expected documents that no model has seen")
+    assert job.failure.startswith("the test split is empty; expected documents that no model was trained on")
 
 
 def test_a_missing_test_split_is_an_error(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("process_func hangs", document("processhangs"), 422, "stopped after 8 seconds"),
     ("process_func exits", document("processexits"), 422, "SystemExit: enough"),
     ("process_func ends its process", document("processdies"), 422, "the worker process died (exit code 4)"),
-    ("process_func leaves a folder", document("processleaves"), 422, "left 'folder', which is no plain file"),
+    ("process_func leaves a folder", document("processleaves"), 422, "left 'folder', which is not a plain file"),
     ("process_func changes a file", document("processchanges"), 422, "changed or removed 'raw_text.json'"),
     (
         "encode_data raises",

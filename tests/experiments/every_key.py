@@ -290,6 +290,10 @@ RUNS: dict[str, Keys] = {
         "ENCODED_DATA_DIR": ("partial", lambda run: run.prepared.parent.name == "partial"),
         "MAX_ARTIFACTS": ("48", lambda run: sum(run.metadata["dropped"]["over_max_artifacts"].values()) > 0
                           and len(run.split_of) <= 48),
+        "USE_CASE": (
+            "mapped",
+            lambda run: "notice" in run.metadata["labels"]["train"] and "memo" not in run.metadata["labels"]["train"],
+        ),
         "IGNORED_LABELS": ("unknown", lambda run: run.metadata["dropped"]["ignored_label"] == {"unknown": 3}),
         "NUM_LABELS_THRESHOLD": (
             "5",

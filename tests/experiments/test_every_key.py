@@ -86,6 +86,7 @@ class Scene(Here):
         folder.mkdir(exist_ok=True)
         (folder / "settings.ini").write_text(settings)
         (folder / "user_defined_funcs.py").write_text(FUNCTIONS)
+        (folder / "labels.csv").write_text("label,becomes\nmemo,notice\n")  # read where USE_CASE says so
 
 
 def settings_text(name: str, instead: dict[str, str] | None = None) -> str:
