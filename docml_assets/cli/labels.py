@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 20  # suspects on the terminal; a format writes all
+WIDE = 110  # columns of a terminal on which texts are shown as well
+UNBROKEN = 40  # characters of a name that stays on one line
 WORDS = 80  # characters of an excerpt on the terminal
 FORMATS = ("csv", "label-studio")
 
@@ -97,14 +99,17 @@ def next_table(rows: list[dict[str, Any]]) -> "Table":
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+    """Texts stand in the last column, where the terminal is wide enough for them."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name in ("margin", "probabilities"))
+    shown = columns if console().width >= WIDE else columns[:-1]
+    for place, name in enumerate(shown):
+        longest = max(len(row[place]) for row in rows)
+        table.add_column(name, overflow="fold", no_wrap=name != "text" and longest <= UNBROKEN)
     for row in rows:
         words = " ".join(row[-1].split())
-        shown = words if len(words) <= WORDS else words[:WORDS].rsplit(" ", 1)[0] + " …"
-        table.add_row(*(Text(value) for value in row[:-1]), Text(shown))
+        text = words if len(words) <= WORDS else words[:WORDS].rsplit(" ", 1)[0] + " …"
+        table.add_row(*(Text(value) for value in (*row[:-1], text)[: len(shown)]))
     return table

@@ -100,7 +100,7 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     terminal = console()
     before = f", {result.known:,} of them classified before" if result.known else ""
     how = "" if result.jobs else "; no job was launched"
-    terminal.print(Text(f"{len(frame):,} documents, by {model} of {work.describe()}{before}{how}"))
+    terminal.print(Text(f"{len(frame):,} documents, by {model} of {work.describe()}{before}{how}"), soft_wrap=True)
     terminal.print(table)
     accepted = pc.sum(result.table["accepted"]).as_py()
     if accepted is not None:
