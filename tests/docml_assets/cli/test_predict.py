@@ -203,8 +203,8 @@ def test_labels_that_look_wrong_are_shown_and_exported(used: Here) -> None:
     assert all(given[row["artifact_guid"]] == row["label"] != row["likely_label"] for row in found)
     assert all(given[row["nearest_likely"]] == row["likely_label"] for row in found)
     assert all(len(row["excerpt"]) > 100 for row in found)
-    margins = [float(row["margin"]) for row in found]
-    assert margins == sorted(margins)
+    confidence = [float(row["confidence"]) for row in found]
+    assert confidence == sorted(confidence)
     assert all(row["bag"] for row in found if row["split"] == "test")
     shown = used.docml("labels", EXPERIMENT, "1")
     assert "Labels that look wrong" in shown

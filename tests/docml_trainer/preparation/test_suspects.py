@@ -40,7 +40,7 @@ def test_the_most_doubtful_are_wrong_and_the_likely_label_is_the_true_one() -> N
     assert (given[first] != truth[first]).mean() > 0.95
     wrong = first[given[first] != truth[first]]
     assert (ranking.likely[:40][given[first] != truth[first]] == truth[wrong]).all()
-    assert (np.diff(ranking.margins) >= 0).all()
+    assert (np.diff(ranking.confidence) >= 0).all()
     assert (ranking.margins < 0).all()
     assert 3 not in ranking.likely  # no document has that label
 

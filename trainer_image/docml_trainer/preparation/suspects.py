@@ -3,9 +3,10 @@ Dataset Labels", JAIR 70) from the baseline's answers about documents that it wa
 
 A label's threshold is the mean probability that documents with this label are given for it. A document counts as confidently of the
 label whose probability, among those above their threshold, is the highest. Documents that are confidently of another label than theirs
-are the off-diagonal of the paper's confident joint. Those to which that label is also the likelier one are suspected: their number
-estimates how many labels are wrong. The most doubtful are those whose own label falls behind by most (the margin of its pruning by
-noise rate). Thresholds take no part in that order: those of rare labels are so low that quotients by them would come first.
+are the off-diagonal of the paper's confident joint. The number of those to which that label is also the likelier one estimates how many
+labels are wrong. As many are listed, out of all to which another label is likelier: those first whose own label has the least
+probability, as a share of its threshold. Only the own label's threshold takes part in that order: quotients by the thresholds of other,
+rare labels, which are low, would come first.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,15 @@ NEIGHBOURS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Ranking:
-    """Documents whose label looks wrong, the most doubtful first: positions int64[n], likely labels int64[n], margins float64[n] (< 0)."""
+    """Documents whose label looks wrong, the most doubtful first: positions int64[n] and likely labels int64[n].
+
+    confidence: float64[n], ascending: the probability of the given label, as a share of its mean over the documents that have it.
+    margins: float64[n], below 0: by how much the given label is less probable than the likely one.
+    """
 
     rows: Ids
     likely: Ids
+    confidence: Floats
     margins: Floats
 
 
@@ -45,12 +51,15 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
     # A label that no judged document has is never the likely one.
     thresholds = np.where(counts > 0, np.bincount(labels, weights=own, minlength=width) / np.maximum(counts, 1), np.inf)
     above = np.where(values >= thresholds, values, -1.0)
-    likely = above.argmax(axis=1)
+    confident = above.max(axis=1) >= 0
+    likely = np.where(confident, above.argmax(axis=1), values.argmax(axis=1))
     margins = own - values[everyone, likely]
-    suspected = (own > 0) & (above.max(axis=1) >= 0) & (margins < 0)
-    rows = np.flatnonzero(suspected)
-    rows = rows[np.argsort(margins[rows], kind="stable")]
-    return Ranking(rows, likely[rows], margins[rows])
+    count = int(((own > 0) & confident & (margins < 0)).sum())
+    rows = np.flatnonzero((own > 0) & (margins < 0))
+    confidence = own[rows] / thresholds[labels[rows]]
+    order = np.argsort(confidence, kind="stable")[:count]
+    rows = rows[order]
+    return Ranking(rows, likely[rows], confidence[order], margins[rows])
 
 
 def list_suspects(
@@ -58,7 +67,8 @@ def list_suspects(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says.
 
-    artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference), split, nearest_same and
+    artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
+    confidence (the label's probability as a share of its mean over the label's documents), split, nearest_same and
     nearest_likely: the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there
     is none.
     """
@@ -74,6 +84,7 @@ def list_suspects(
             "label": pa.array(names[given], pa.string()),
             "likely_label": pa.array(names[likely], pa.string()),
             "margin": pa.array(ranking.margins[:MOST], pa.float64()),
+            "confidence": pa.array(ranking.confidence[:MOST], pa.float64()),
             "probability": pa.array(probabilities[rows, given], pa.float32()),
             "likely_probability": pa.array(probabilities[rows, likely], pa.float32()),
             "split": pa.array(np.array(documents.splits, dtype=object)[rows], pa.string()),
