@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,14 @@ from docml_contract.base import Document
 
 # Fields of /proc/<pid>/stat after the parenthesised name.
 _STATE, _PARENT, _TIMES, _START = 0, 1, slice(11, 15), 19
+
+# Detaches a process, which holds the lock on its folder from its first moment; prints its number.
+_LAUNCH = """
+import fcntl, os, subprocess, sys
+lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(subprocess.Popen(sys.argv[2:], stdout=2, pass_fds=[lock], start_new_session=True).pid)
+"""
 
 
 class Process(Document):
@@ -141,3 +151,18 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def start_detached(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> int | None:
+    """Start a process that outlives this one, in `folder`, whose lock it holds; its number, or None: `log` says why it did not start."""
+    with log.open("wb") as stream:
+        launched = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(folder), *command],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            check=False,
+        )
+    return None if launched.returncode else int(launched.stdout)

@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,10 +31,9 @@ from docml_contract.base import Document
 from docml_contract.manifests import write_atomically
 from docml_contract.names import MANIFEST
 from resources.endpoints.interface import BusyEndpoint, EndpointFailed, EndpointSpec, EndpointState
-from resources.jobs.local.backend import LAUNCH
 from resources.jobs.local.container import ALLOWED, ALLOWED_PREFIXES, BASE_VARIABLE
 from resources.jobs.local.state import is_locked
-from resources.processes import Process, kill_marked, process_here
+from resources.processes import Process, kill_marked, process_here, start_detached
 from resources.store import Store
 
 # What following references into S3 takes, beside what a local job gets.
@@ -161,19 +159,10 @@ class LocalEndpoints:
             "SAGEMAKER_BIND_TO_PORT": str(file.port),
         }
         (folder / "base").mkdir(exist_ok=True)
-        with (folder / "log").open("wb") as log:
-            launched = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", LAUNCH, str(folder), *self.command],
-                env=environment,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                check=False,
-            )
-        if launched.returncode:
+        number = start_detached(self.command, folder, environment, folder / "log")
+        if number is None:
             raise EndpointFailed(f"{spec.describe()}: its server did not start: {_end_of(folder / 'log')}")
-        file = file.model_copy(update={"process": process_here(int(launched.stdout))})
+        file = file.model_copy(update={"process": process_here(number)})
         write_atomically(folder / "server.json", file.to_bytes())
         return file
 

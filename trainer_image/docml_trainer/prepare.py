@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -33,9 +33,6 @@ from docml_trainer.preparation.documents import Documents, Tally, labels_too_sma
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.splits import SplitAssignment, assign
 from docml_trainer.preparation.worker import EncodingPlan
-
-if TYPE_CHECKING:
-    pass
 
 COMMAND = "prepare"
 SHARD = "shard.json"

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
 from resources.jobs.local.container import BASE_VARIABLE, unusable_folder
 from resources.jobs.local.state import Assignment, LocalState, is_locked, log_key, state_key, stop_key
-from resources.processes import booted_at, kill_marked, process_here
+from resources.processes import booted_at, kill_marked, process_here, start_detached
 from resources.store import Store
 
 # A supervisor that cannot be seen from here, and shows no sign of life for this long, has died with its machine.
@@ -31,13 +30,6 @@ SILENCE_SECONDS = 90.0
 # One that can be seen, and lives, is told after as long; it is ended when it has been watched standing still for this long.
 STALL_SECONDS = 15 * 60.0
 OLD_SECONDS = 14 * 24 * 3600.0
-# Detaches the supervisor, which holds the lock on its folder from its first moment; prints its process number.
-LAUNCH = """
-import fcntl, os, subprocess, sys
-lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT, 0o600)
-fcntl.flock(lock, fcntl.LOCK_EX)
-print(subprocess.Popen(sys.argv[2:], stdout=2, pass_fds=[lock], start_new_session=True).pid)
-"""
 
 
 def local_backend(store: Store, environment: Mapping[str, str]) -> "LocalBackend":
@@ -112,19 +104,10 @@ class LocalBackend:
         """Start a supervisor; its process number."""
         supervisor = [sys.executable, "-m", "resources.jobs.local.supervisor", str(folder)]
         make_unreadable()  # the job's code is this user's, too
-        with (folder / "supervisor.log").open("wb") as log:
-            launched = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", LAUNCH, str(folder), *supervisor],
-                env=self.environment,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                check=False,
-            )
-        if launched.returncode:
+        number = start_detached(supervisor, folder, self.environment, folder / "supervisor.log")
+        if number is None:
             raise JobRefused(f"job {job.name}: its supervisor did not start: {_end_of(folder / 'supervisor.log')}")
-        return int(launched.stdout)
+        return number
 
     def spec_hash(self, job: Job) -> str | None:
         """From the job's state; None if there is none."""
