@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from docml_trainer.data.datasets import document_values
 from docml_trainer.data.shapes import Shape
 from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_column
 
@@ -44,9 +46,11 @@ def test_plain_lists_arrays_and_tensors_are_equal() -> None:
     ],
 )
 def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
-    array = to_column(shape, values).to_arrow()
+    column = to_column(shape, values)
+    array = column.to_arrow()
     assert array.type == arrow_type(shape)
     assert array.to_pylist() == values
+    assert repr(list(column.documents())) == repr(list(document_values(pa.chunked_array([array]), shape)))
 
 
 @pytest.mark.parametrize(

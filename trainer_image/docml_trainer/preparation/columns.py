@@ -61,6 +61,12 @@ class Column:
             bounds = _offsets(lengths)[bounds]
         return described
 
+    def documents(self) -> Sequence[Any]:
+        """The values document by document, as they come back from a saved row: a number, an array, or a list of arrays where inner
+        lists may differ in length.
+        """
+        return _split(self.flat, self.lengths, self.shape.axes) if self.lengths else self.flat
+
     def to_arrow(self) -> pa.Array:
         """Nested lists of the declared type, all of variable length."""
         array = pa.array(self.flat)
@@ -177,6 +183,12 @@ class _Document:
 
     def _wrong(self, found: str, limits: str = "") -> BadValue:
         return BadValue(self.index, f"{found}, expected {self.shape}{limits}")
+
+
+def _split(flat: Array, lengths: Sequence[Array], axes: Sequence[int | None]) -> list[Any]:
+    below = axes[1:]
+    inner = _split(flat, lengths[1:], below) if None in below else flat.reshape(-1, *below)
+    return [inner[start:end] for start, end in pairwise(_offsets(lengths[0]).tolist())]
 
 
 def _as_integers(value: Any, floats: Array) -> Array:

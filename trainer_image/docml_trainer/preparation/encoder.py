@@ -104,26 +104,43 @@ class Encoder:
 
     def __call__(self, documents: Sequence[InputDocument]) -> pa.Table:
         """The rows of these documents, fewer where some are dropped or fail. UserCodeError for a wrong encoder."""
-        encoded = {context.model_name: self._encode(documents, context) for context in self.contexts}
-        kept = [index for index, document in enumerate(documents) if self._keep(document, index, encoded)]
-        arrays: dict[str, pa.Array] = {POSITION: pa.array([documents[i].position for i in kept], pa.int64())}
+        kept, encoded = self._keep_encoded(documents)
+        arrays: dict[str, pa.Array] = {POSITION: pa.array([document.position for document in kept], pa.int64())}
         digests = [hashlib.sha256() for _ in kept]
         signatures = pa.nulls(len(kept), pa.binary())
         for context in self.contexts:
             model = context.model_name
-            rows = [encoded[model][index] for index in kept]
-            columns = self._columns(model, rows, [documents[index] for index in kept])
+            columns = self._columns(model, encoded[model], kept)
             prefix = column_prefix(model, context.model_names)
             for name, values in columns.items():
                 arrays[prefix + name] = values.to_arrow()
                 _update_digests(digests, prefix + name, values)
             arrays[TOKENS + model] = pa.array(_token_lengths(columns, len(kept)), pa.int64())
-            arrays[UNTRUNCATED + model] = pa.array([row.get(UNTRUNCATED_LENGTH) for row in rows], pa.int64())
+            untruncated = [row.get(UNTRUNCATED_LENGTH) for row in encoded[model]]
+            arrays[UNTRUNCATED + model] = pa.array(untruncated, pa.int64())
             if self.sign and self._compared and self._compared[0] == model:
                 signatures = _signatures(columns[self._compared[1]])
         arrays[DIGEST] = pa.array([digest.digest() for digest in digests], pa.binary())
         arrays[SIGNATURE] = signatures
         return pa.Table.from_arrays([arrays[name] for name in self.schema.names], schema=self.schema)
+
+    def features_of(self, documents: Sequence[InputDocument]) -> list[dict[str, Any]]:
+        """The features of what would be rows, as the collator takes them, without all that only a data set needs."""
+        kept, encoded = self._keep_encoded(documents)
+        values: dict[str, Sequence[Any]] = {}
+        for context in self.contexts:
+            columns = self._columns(context.model_name, encoded[context.model_name], kept)
+            prefix = column_prefix(context.model_name, context.model_names)
+            values |= {prefix + name: column.documents() for name, column in columns.items()}
+        return [{name: of_all[index] for name, of_all in values.items()} for index in range(len(kept))]
+
+    def _keep_encoded(self, documents: Sequence[InputDocument]) -> tuple[list[InputDocument], dict[str, list[Any]]]:
+        """The documents that become rows, and by model what the encoder returned for them."""
+        encoded = {context.model_name: self._encode(documents, context) for context in self.contexts}
+        kept = [index for index, document in enumerate(documents) if self._keep(document, index, encoded)]
+        return [documents[index] for index in kept], {
+            model: [results[index] for index in kept] for model, results in encoded.items()
+        }
 
     def _declared(self, context: Context) -> datasets.Features:
         features = self.functions.get_dataset_features(context)

@@ -1,12 +1,10 @@
 """A loaded model: encoders, batcher, and what its answers say."""
 
+import asyncio
 import gc
 import os
-import queue
 import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,7 @@ from docml_trainer.data.datasets import leaves
 from docml_trainer.data.shapes import main_feature
 from docml_trainer.errors import TrainerError
 from docml_trainer.inference.model import DeploymentFolder, Floats, TorchScriptModel, softmax
-from docml_trainer.inference.prediction import batches_by_length
+from docml_trainer.inference.prediction import BATCH_DOCUMENTS, BATCH_TOKENS
 from docml_trainer.preparation.pool import stuck_seconds
 from docml_trainer.serving.documents import References, RequestError, SentDocument
 from docml_trainer.serving.encoding import MAX_SECONDS, Encoders, Row
@@ -34,16 +32,16 @@ class Answers:
         self._accepts = deployment.accepts
         self.references = References(os.environ)
         cores = len(os.sched_getaffinity(0))
-        self._encoders = Encoders(deployment, max(1, min(MAX_ENCODERS, cores)), min(stuck_seconds(), MAX_SECONDS))
+        seconds = min(stuck_seconds(), MAX_SECONDS)
+        self._encoders = Encoders(deployment, max(1, min(MAX_ENCODERS, cores)), seconds)
         try:
             features = datasets.Features.from_dict(self._encoders.start())
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = TorchScriptModel(deployment.model, features, deployment.prefix, device)
         except BaseException:
-            self._encoders.close()
+            asyncio.run(self._encoders.close())
             raise
         self._batcher = Batcher(model, deployment.prefix, heard)
-        self._threads = ThreadPoolExecutor(self._encoders.count, thread_name_prefix="encoder")
         # What is loaded stays: looking through it for garbage again and again would hold up a request for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -54,21 +52,9 @@ class Answers:
             "torchscript_sha256": deployment.model.torchscript_sha256,
         }
 
-    def answer(self, document: SentDocument) -> "Future[Floats]":
-        """A future of the document's probabilities; it fails with RequestError. It cannot be cancelled."""
-        answer: Future[Floats] = Future()
-        answer.set_running_or_notify_cancel()
-        self._threads.submit(self._encode, document, time.monotonic() + MAX_SECONDS, answer)
-        return answer
-
-    def _encode(self, document: SentDocument, deadline: float, answer: "Future[Floats]") -> None:
-        """From here the row goes to the model, and the probabilities to whoever waits: no thread waits for them."""
-        try:
-            row = self._encoders.encode(document, deadline)
-        except BaseException as error:
-            answer.set_exception(error)
-        else:
-            self._batcher.submit(row, answer)
+    async def answer(self, document: SentDocument) -> Floats:
+        """The document's probabilities float64[labels]. RequestError if there are none."""
+        return await self._batcher.predict(await self._encoders.encode(document))
 
     def content(self, probabilities: Floats) -> dict[str, Any]:
         """What is answered about a document."""
@@ -83,61 +69,84 @@ class Answers:
             **self.identity,
         }
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Answer what waits, then end all processes."""
-        self._threads.shutdown(wait=False, cancel_futures=True)  # one that hangs ends with its process, below
-        self._batcher.close()
-        self._encoders.close()
-
-
-TAKEN_AT_ONCE = 256  # documents
+        await asyncio.to_thread(self._batcher.close)
+        await self._encoders.close()
 
 
 @dataclass
 class _Waiting:
     row: Row
-    answer: "Future[Floats]"
+    length: int
+    answer: "asyncio.Future[Floats]"
 
 
 class Batcher:
-    """A thread that owns the model. `heard` learns how many documents shared a batch."""
+    """Threads that share a model: each takes the document that waits longest, and others of about its length.
+
+    One that is alone has all cores; several have one each, since whole batches are shared between cores better than a matrix
+    product is. `heard` learns how many documents shared a batch.
+    """
 
     def __init__(self, model: TorchScriptModel, prefix: str, heard: Callable[[int], None]) -> None:
         self._model, self._heard = model, heard
         main = main_feature(model.collate.shapes)
         self._column = None if main is None else prefix + main
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
+        self._cores = torch.get_num_threads()
+        self._waiting: list[_Waiting] = []
+        self._busy = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        count = self._cores if model.device.type == "cpu" else 1
+        self._threads = [threading.Thread(target=self._work, name="model", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, row: Row, answer: "Future[Floats]") -> None:
-        """`answer` gets the probabilities float64[labels], or a RequestError."""
-        self._waiting.put(_Waiting(row, answer))
+    async def predict(self, row: Row) -> Floats:
+        """Probabilities float64[labels]. RequestError if the model does not take the document."""
+        length = 1 if self._column is None else int(leaves(row[self._column]).size)
+        answer: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._waiting.append(_Waiting(row, length, answer))
+            self._changed.notify()
+        return await answer
 
     def close(self) -> None:
         """Answer what waits, then end."""
-        self._waiting.put(None)
-        self._thread.join()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            taken = [first]
-            while len(taken) < TAKEN_AT_ONCE and not self._waiting.empty():
-                following = self._waiting.get()
-                if following is None:
-                    self._waiting.put(None)
-                    break
-                taken.append(following)
-            lengths = np.array([self._length(waiting.row) for waiting in taken], dtype=np.int64)
-            for batch in batches_by_length(lengths, self._model.device.type, self._model.files.fixed_batch):
-                self._answer([taken[index] for index in batch])
+        while batch := self._take():
+            try:
+                self._answer(batch)
+            finally:
+                with self._changed:
+                    self._busy -= 1
 
-    def _length(self, row: Row) -> int:
-        return 1 if self._column is None else int(leaves(row[self._column]).size)
+    def _take(self) -> list[_Waiting]:
+        """The next batch; empty when there is none any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return []
+            lengths = [waiting.length for waiting in self._waiting]
+            chosen = choose_batch(lengths, self._model.device.type, self._model.files.fixed_batch)
+            batch = [self._waiting[index] for index in chosen]
+            self._waiting = [waiting for index, waiting in enumerate(self._waiting) if index not in chosen]
+            self._busy += 1
+            if len(self._threads) > 1:
+                torch.set_num_threads(max(1, self._cores // (self._busy + bool(self._waiting))))
+            return batch
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         """One batch; if it fails, document by document, so that only the one that is to blame goes without an answer."""
         self._heard(len(batch))
+        loop = batch[0].answer.get_loop()
         try:
             answers = softmax(self._model([waiting.row for waiting in batch]))
         except Exception as error:
@@ -146,8 +155,37 @@ class Batcher:
                     self._answer([waiting])
                 return
             known = isinstance(error, TrainerError)
-            sentence = str(error) if known else "the model fails at this document"
-            batch[0].answer.set_exception(RequestError(422 if known else 500, sentence))
-            return
-        for waiting, answer in zip(batch, answers, strict=True):
+            refusal = RequestError(422 if known else 500, str(error) if known else "the model fails at this document")
+            loop.call_soon_threadsafe(_deliver, batch, [refusal])
+        else:
+            loop.call_soon_threadsafe(_deliver, batch, answers)
+
+
+def _deliver(batch: Sequence[_Waiting], answers: Iterable[Floats | RequestError]) -> None:
+    for waiting, answer in zip(batch, answers, strict=True):
+        if waiting.answer.done():  # nobody waits any more
+            continue
+        if isinstance(answer, RequestError):
+            waiting.answer.set_exception(answer)
+        else:
             waiting.answer.set_result(answer)
+
+
+def choose_batch(lengths: Sequence[int], device: str, fixed_batch: int | None) -> set[int]:
+    """Which of the documents that wait, oldest first, go into the next batch: the oldest, and those whose length is nearest to its own."""
+    order = np.argsort(lengths, kind="stable").tolist()
+    place = order.index(0)
+    limit = fixed_batch or BATCH_DOCUMENTS[device]
+    first, last = place, place + 1
+    while last - first < min(limit, len(order)):
+        below = lengths[order[first - 1]] if first else None
+        above = lengths[order[last]] if last < len(order) else None
+        oldest = lengths[0]
+        if above is None or (below is not None and oldest - below <= above - oldest):
+            first -= 1
+        else:
+            last += 1
+        longest = max(1, lengths[order[last - 1]])
+        if fixed_batch is None and longest * (last - first) > BATCH_TOKENS[device]:
+            break
+    return set(order[first:last])

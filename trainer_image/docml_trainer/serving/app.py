@@ -78,7 +78,7 @@ class Server:
         threading.Thread(target=self._load_model, name="loading", daemon=True).start()
         yield
         if self.answers is not None:
-            await asyncio.to_thread(self.answers.close)
+            await self.answers.close()
 
     def _load_model(self) -> None:
         started = time.monotonic()
@@ -134,7 +134,7 @@ class Server:
         return JSONResponse(found if many else found[0])
 
     async def _answer(self, answers: Answers, sent: SentDocument) -> dict[str, Any]:
-        answer = answers.content(await asyncio.wrap_future(answers.answer(sent)))
+        answer = answers.content(await answers.answer(sent))
         self.metrics.documents.labels(answer["label"]).inc()
         return answer
 

@@ -3,21 +3,22 @@
 Files that process_func makes are made anew, in the sandboxed worker of reconciliation; encode_data runs as it does in preparation.
 """
 
+import asyncio
 import gc
+import itertools
 import multiprocessing
 import os
-import queue
-import select
+import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +33,54 @@ from docml_trainer.serving.documents import RequestError, SentDocument
 ROW, UNREADABLE, LEFT_OUT, BROKEN, READY = "row", "unreadable", "left out", "broken", "ready"
 MAX_SECONDS = 50.0  # of one document: an endpoint gives a request 60 seconds
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
+SIZE_BYTES = 4  # of the length that stands before a reply
 Row = dict[str, Any]  # feature -> array, as the collator takes it
 
 
 class Encoders:
-    """A few processes that encode one document at a time; more callers than processes wait."""
+    """A few processes that encode one document at a time; more documents than processes wait."""
 
     def __init__(self, deployment: DeploymentFolder, count: int, seconds: float) -> None:
-        self.count = count
         self._scratch = Path(tempfile.mkdtemp(prefix="docml-serve-"))
-        self._idle: queue.Queue[_Encoder] = queue.Queue()
         self._encoders = [_Encoder(deployment, self._scratch / str(index), seconds) for index in range(count)]
-        for encoder in self._encoders:
-            self._idle.put(encoder)
+        self._idle: asyncio.Queue[_Encoder] = asyncio.Queue()
+        self._restarts: set[asyncio.Task[None]] = set()
 
     def start(self) -> dict[str, Any]:
         """Load the experimenter's module everywhere; the features that it declares. UserCodeError if that fails."""
         for encoder in self._encoders:
             encoder.start()
         for encoder in self._encoders:
-            encoder.await_ready(time.monotonic() + LOADING_SECONDS)
-        return self._encoders[0].features
+            features = encoder.await_ready(LOADING_SECONDS)
+            self._idle.put_nowait(encoder)
+        return features
 
-    def encode(self, document: SentDocument, deadline: float) -> Row:
-        """The document's row. RequestError 422 if its functions do not take it, 503 if it is asked after `deadline` (monotonic)."""
-        if time.monotonic() > deadline:
-            raise RequestError(503, "all encoders were busy; try again later")
-        encoder = self._idle.get()
+    async def encode(self, document: SentDocument) -> Row:
+        """The document's row. RequestError 422 if its functions do not take it, 503 if no process is free for too long."""
         try:
-            return encoder.encode(document)
+            async with asyncio.timeout(MAX_SECONDS):
+                encoder = await self._idle.get()
+        except TimeoutError:
+            raise RequestError(503, "all encoders were busy; try again later") from None
+        try:
+            return await encoder.encode(document)
         finally:
-            self._idle.put(encoder)
+            if encoder.is_running:
+                self._idle.put_nowait(encoder)
+            else:  # whoever waits takes another one meanwhile
+                task = asyncio.create_task(self._restart(encoder))
+                self._restarts.add(task)
+                task.add_done_callback(self._restarts.discard)
 
-    def close(self) -> None:
+    async def _restart(self, encoder: "_Encoder") -> None:
+        with suppress(RequestError):  # said to the next document that it gets
+            await encoder.restart()
+        self._idle.put_nowait(encoder)
+
+    async def close(self) -> None:
         """End all processes, and remove what is left of documents."""
         for encoder in self._encoders:
-            encoder.close()
+            await encoder.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
@@ -77,125 +90,161 @@ class _Encoder:
     def __init__(self, deployment: DeploymentFolder, folder: Path, seconds: float) -> None:
         self._deployment, self._folder, self._seconds = deployment, folder, seconds
         self._folder.mkdir(mode=0o700)
+        self._numbers = itertools.count()
         self._process: Any = None
-        self._connection: Connection | None = None
-        self._ready = False
-        self.features: dict[str, Any] = {}
+        self._socket: socket.socket | None = None
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._sandbox: Worker | None = None
         if deployment.context.has_process_func:
             source = deployment.functions.read_text(encoding="utf-8")
             self._sandbox = Worker(folder / "sandbox", source, os.environ, timeout=seconds)
 
     def start(self) -> None:
+        """Start the process."""
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._replies = select.poll()
-        self._replies.register(self._connection.fileno(), select.POLLIN)
-        self._ready = False
+        self._socket, theirs = socket.socketpair()
         self._process = context.Process(target=_serve_encodings, args=(theirs, self._deployment), daemon=True)
         self._process.start()
         theirs.close()
 
-    def await_ready(self, deadline: float) -> None:
-        """Wait until the module is loaded. UserCodeError if it cannot be, RequestError 503 if it takes too long."""
-        if self._ready:
-            return
-        kind, content = self._receive(deadline)
+    def await_ready(self, seconds: float) -> dict[str, Any]:
+        """Wait until the module is loaded; the features that it declares. UserCodeError if that cannot be, RequestError 503 if it lasts."""
+        assert self._socket is not None
+        self._socket.settimeout(seconds)
+        try:
+            with self._socket.makefile("rb") as replies:
+                kind, content = pickle.loads(replies.read(int.from_bytes(replies.read(SIZE_BYTES))))
+        except TimeoutError:
+            self._end()
+            raise RequestError(503, "the encoder is still starting; try again later") from None
+        except (EOFError, OSError):
+            raise UserCodeError(f"the encoder ended while it was starting (exit code {self._end()})") from None
         if kind != READY:
+            self._end()
             raise UserCodeError(content)
-        self._ready, self.features = True, content
+        features: dict[str, Any] = content
+        return features
 
-    def encode(self, document: SentDocument) -> Row:
-        with self._files(document) as directory:
-            self._process_files(document, directory)
-            if self._process is None:
-                self.start()
-            self.await_ready(time.monotonic() + MAX_SECONDS)
-            assert self._connection is not None
-            try:
-                self._connection.send((document.guid, str(directory)))
-            except OSError:
-                self._end()
-                raise RequestError(503, "the encoder ended; try again") from None
-            kind, content = self._receive(time.monotonic() + self._seconds)
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked, as far as is known."""
+        return self._process is not None and not (self._streams and self._streams[0].at_eof())
+
+    async def restart(self) -> None:
+        """RequestError if the process does not come up again."""
+        await self._stop()
+        try:
+            await asyncio.to_thread(self.start)
+            await asyncio.to_thread(self.await_ready, MAX_SECONDS)
+        except UserCodeError as error:
+            raise RequestError(500, str(error)) from None
+
+    async def encode(self, document: SentDocument) -> Row:
+        if not self.is_running:
+            await self.restart()
+        directory, files = self._folder / f"document-{next(self._numbers)}", document.files
+        try:
+            if self._sandbox is not None:
+                await asyncio.to_thread(self._make_files, self._sandbox, document, directory)
+                files = {}
+            kind, content = await self._ask((document.guid, str(directory), files))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         if kind == ROW:
             row: Row = content
             return row
         raise RequestError(500 if kind == BROKEN else 422, content)
 
-    @contextmanager
-    def _files(self, document: SentDocument) -> Iterator[Path]:
-        directory = Path(tempfile.mkdtemp(prefix="document-", dir=self._folder))
-        try:
-            for name, content in document.files.items():
-                (directory / name).write_bytes(content)
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def _process_files(self, document: SentDocument, directory: Path) -> None:
-        if self._sandbox is None:
-            return
+    def _make_files(self, sandbox: Worker, document: SentDocument, directory: Path) -> None:
+        """The document's files, and those that process_func makes of them."""
+        write_files(document.files, directory)
         before = {name: sha256_file(directory / name) for name in document.files}
         try:
-            outcome = self._sandbox.run({"artifact_guid": document.guid}, directory)
+            outcome = sandbox.run({"artifact_guid": document.guid}, directory)
         except ProcessFuncBroken as error:
             raise RequestError(500, str(error).splitlines()[0]) from None
         complaint = outcome.error or "; ".join(find_misdeeds(directory, before))
         if complaint:
             raise RequestError(422, f"process_func does not take this document: {complaint}")
 
-    def _receive(self, deadline: float) -> tuple[str, Any]:
-        assert self._connection is not None
+    async def _ask(self, task: tuple[str, str, Mapping[str, bytes]]) -> tuple[str, Any]:
+        """The process's reply: its kind, and what belongs to it. If there is none the process is ended."""
         try:
-            if self._replies.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                found: tuple[str, Any] = self._connection.recv()
-                return found
+            if self._streams is None:
+                self._streams = await asyncio.open_unix_connection(sock=self._socket)
+            reader, writer = self._streams
+            async with asyncio.timeout(self._seconds):
+                writer.write(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
+                await writer.drain()
+                size = int.from_bytes(await reader.readexactly(SIZE_BYTES))
+                reply: tuple[str, Any] = pickle.loads(await reader.readexactly(size))
+                return reply
+        except TimeoutError:
+            await self._stop()
+            return UNREADABLE, f"encode_data has not returned within {self._seconds:g} s for this document"
         except (EOFError, OSError):
-            code = self._end()
-            return UNREADABLE, f"encode_data ended its process (exit code {code}) at this document"
-        was_ready = self._ready
-        self._end()
-        self.start()
-        if not was_ready:
-            raise RequestError(503, "the encoder is still starting; try again later")
-        return UNREADABLE, f"encode_data has not returned within {self._seconds:g} s for this document"
+            return (
+                UNREADABLE,
+                f"encode_data ended its process (exit code {await self._stop(wait=0.2)}) at this document",
+            )
+        except BaseException:  # a reply that comes too late would be taken for the next document's
+            await self._stop()
+            raise
 
-    def _end(self) -> Any:
-        process, self._process, self._ready = self._process, None, False
+    async def _stop(self, wait: float = 0.0) -> Any:
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams[1].close()
+        return await asyncio.to_thread(self._end, wait)
+
+    def _end(self, wait: float = 0.0) -> Any:
+        """End the process, which may end by itself within `wait` seconds; its exit code."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
         if process is None:
             return None
-        if process.is_alive():
-            process.join(0.2)
-        if process.is_alive():
-            process.kill()
+        process.join(wait)
+        process.kill()
         process.join()
-        if self._connection is not None:
-            self._connection.close()
         return process.exitcode
 
-    def close(self) -> None:
-        self._end()
+    async def close(self) -> None:
+        await self._stop()
         if self._sandbox is not None:
-            self._sandbox.close()
+            await asyncio.to_thread(self._sandbox.close)
+
+
+def write_files(files: Mapping[str, bytes], directory: Path) -> None:
+    """A folder with these files."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
 
 
 # --- what runs in the encoding process
 
 
-def _serve_encodings(connection: Connection, deployment: DeploymentFolder) -> None:
+def _serve_encodings(server: socket.socket, deployment: DeploymentFolder) -> None:
     """Encode documents one by one until the server closes the connection or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the server decides, and finishes what is in flight
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
+    tasks = server.makefile("rb")
+
+    def reply(kind: str, content: Any) -> None:
+        data = pickle.dumps((kind, content), pickle.HIGHEST_PROTOCOL)
+        server.sendall(len(data).to_bytes(SIZE_BYTES) + data)
+
     try:
         encode = DocumentEncoder(deployment)
     except BaseException as error:
-        connection.send((BROKEN, str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"))
+        reply(BROKEN, str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}")
         return
-    connection.send((READY, encode.features.to_dict()))
+    reply(READY, encode.features.to_dict())
     with Path(os.devnull).open("w") as nowhere:  # what encode_data prints of a document is nothing for the server's log
         sys.stdout.flush()
         sys.stderr.flush()
@@ -205,10 +254,12 @@ def _serve_encodings(connection: Connection, deployment: DeploymentFolder) -> No
     gc.freeze()
     while True:
         try:
-            guid, directory = connection.recv()
-        except (EOFError, OSError):
+            guid, directory, files = pickle.load(tasks)
+            write_files(files, Path(directory))
+            reply(*encode(guid, Path(directory)))
+        except (EOFError, ConnectionError):
             return
-        connection.send(encode(guid, Path(directory)))
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _exit_with_parent(parent: int) -> None:
@@ -234,13 +285,10 @@ class DocumentEncoder:
 
     def __call__(self, guid: str, directory: Path) -> tuple[str, Any]:
         """(ROW, the row), or (why there is none, a sentence)."""
-        import pyarrow as pa
-
-        from docml_trainer.data.datasets import document_values
-        from docml_trainer.data.shapes import ARTIFACT_GUID, shape_of
+        from docml_trainer.data.shapes import ARTIFACT_GUID
         from docml_trainer.preparation.documents import Tally, read_batch
 
-        names = [path.name for path in directory.iterdir()]
+        names = os.listdir(directory)
         paths = [
             matching(names, entry) if is_pattern(entry) else [entry] if entry in names else []
             for entry in self._task.model_input_files
@@ -252,7 +300,7 @@ class DocumentEncoder:
         }
         self._encoder.tally = Tally()
         try:
-            table = self._encoder(read_batch(batch, self._task, directory, ""))
+            rows = self._encoder.features_of(read_batch(batch, self._task, directory, ""))
         except UserCodeError as error:
             return BROKEN, str(error)
         except SystemExit:
@@ -263,10 +311,6 @@ class DocumentEncoder:
                 UNREADABLE,
                 f"{self._encoder.function_name} does not take this document: {failure.file}: {failure.error}",
             )
-        if not table.num_rows:
+        if not rows:
             return LEFT_OUT, f"{self._encoder.function_name} returned None: the model leaves such documents out"
-        row: Row = {
-            name: document_values(pa.chunked_array([table[name].combine_chunks()]), shape_of(name, feature))[0]
-            for name, feature in self.features.items()
-        }
-        return ROW, {**row, ARTIFACT_GUID: guid}
+        return ROW, {**rows[0], ARTIFACT_GUID: guid}
