@@ -1,8 +1,9 @@
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -108,19 +109,38 @@ def test_sys_exit_is_an_error_like_any_other(tmp_path: Path) -> None:
 
 def test_a_hanging_function_is_stopped_with_all_it_started(tmp_path: Path) -> None:
     source = (
-        "import pathlib, subprocess, sys, time\n"
+        "import os, pathlib, subprocess, sys, time\n"
+        "SLEEP = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "def process_func(artifact, directory):\n"
         "    if artifact['hangs']:\n"
-        "        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "        child = subprocess.Popen(SLEEP)\n"
+        "        apart = subprocess.Popen(SLEEP, start_new_session=True)\n"
+        "        if (between := os.fork()) == 0:\n"
+        "            orphan = subprocess.Popen(SLEEP, start_new_session=True)\n"
+        "            (directory / 'orphan').write_text(str(orphan.pid))\n"
+        "            os._exit(0)\n"
+        "        os.waitpid(between, 0)\n"
         "        (directory / 'child').write_text(str(child.pid))\n"
+        "        (directory / 'apart').write_text(str(apart.pid))\n"
         "        time.sleep(600)\n"
     )
     with worker(source, timeout=3.0) as one:
         outcome = one.run({"hangs": True}, tmp_path)
         assert outcome.error == "process_func was stopped after 3 seconds without an end"
-        child = int((tmp_path / "child").read_text())
-        _wait_until_gone(child)
+        for name in ("child", "apart", "orphan"):
+            _wait_until_gone(int((tmp_path / name).read_text()))
         assert one.run({"hangs": False}, tmp_path).error is None
+
+
+def test_it_runs_beside_a_thousand_open_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    with ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while held.enter_context(Path(os.devnull).open("rb")).fileno() <= 1024:
+            pass
+        with worker("def process_func(artifact, directory): pass\n") as one:
+            assert one.run({}, tmp_path).error is None
 
 
 def _wait_until_gone(pid: int) -> None:

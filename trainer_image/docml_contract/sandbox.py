@@ -35,6 +35,8 @@ ALLOWED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PAT
 TIMEOUT_SECONDS = 600.0
 # Loading user_defined_funcs.py may import large libraries.
 STARTUP_SECONDS = 300.0
+# Until what a worker started is gone, once it is killed.
+KILL_SECONDS = 5.0
 # Written by the platform after process_func's files, with their number in the name: `.processed-3`.
 MARKER = ".processed-"
 # A file may be longer than what it holds on disk by so much: it is copied to its full length.
@@ -180,13 +182,15 @@ class Worker:
         """Kill the process, whatever another thread waits for it for, and run nothing from now on."""
         self._ended = True
         if (process := self._process) is not None:
+            _kill_descendants(process)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Kill the process and everything in its group."""
+        """Kill the process and everything that it started, in sessions of their own too."""
         if self._process is None:
             return
+        _kill_descendants(self._process)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -251,9 +255,10 @@ class Worker:
     def _reply(self, seconds: float) -> dict[str, Any] | None:
         """The next reply; None if the worker has gone. Raises TimeoutError, and BadReply for what is none."""
         deadline = time.monotonic() + seconds
+        replies = select.poll()  # select.select() takes no descriptor above 1,023
+        replies.register(self._replies, select.POLLIN)
         while b"\n" not in self._pending:
-            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not replies.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError
             block = os.read(self._replies, 1 << 16)
             if not block:
@@ -284,6 +289,33 @@ class Worker:
     def _last_words(self) -> str:
         beginning = max(0, os.fstat(self._output).st_size - LAST_BYTES)
         return os.pread(self._output, LAST_BYTES, beginning).decode(errors="replace")
+
+
+def _kill_descendants(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what a process started, where the system shows it. The process is halted, so that nothing is added meanwhile."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + KILL_SECONDS
+    while (found := _descendants(process.pid)) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """The processes below another one that have not ended; none where the system does not show them."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent, *_ = path.read_bytes().rpartition(b")")[2].split()
+            if state not in (b"Z", b"X"):
+                children.setdefault(int(parent), []).append(int(path.parent.name))
+    found, level = list[int](), [ancestor]
+    while level:
+        level = [child for pid in level for child in children.get(pid, [])]
+        found += level
+    return found
 
 
 def worker_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # of unshare(2)
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000  # of mount(2)
-_NO_NEW_PRIVILEGES, _SECURE_BITS, _DROP_BOUND = 38, 28, 24  # of prctl(2)
+_NO_NEW_PRIVILEGES, _SECURE_BITS, _DROP_BOUND, _CHILD_SUBREAPER = 38, 28, 24, 36  # of prctl(2)
 EXPOSED = (
     b"This machine allows no user namespaces: the experiment's code runs as a plain process of this user and can read this user's files, "
     b'see "What user code can do" in SECURITY.md\n'
@@ -33,6 +33,7 @@ def main(hidden: list[str], command: list[str]) -> None:
         os.write(2, EXPOSED)
     if hasattr(libc, "prctl"):
         _prctl(libc, _NO_NEW_PRIVILEGES, 1)
+        _prctl(libc, _CHILD_SUBREAPER, 1)  # what it starts stays below it, and is found when it has to end
     os.execvp(command[0], command)
 
 

@@ -172,20 +172,16 @@ def _deliver(batch: Sequence[_Waiting], answers: Iterable[Floats | RequestError]
 
 
 def choose_batch(lengths: Sequence[int], device: str, fixed_batch: int | None) -> set[int]:
-    """Which of the documents that wait, oldest first, go into the next batch: the oldest, and those whose length is nearest to its own."""
+    """Which of the documents that wait go into the next batch: the first, and those whose length is nearest to its own."""
     order = np.argsort(lengths, kind="stable").tolist()
-    place = order.index(0)
-    limit = fixed_batch or BATCH_DOCUMENTS[device]
-    first, last = place, place + 1
-    while last - first < min(limit, len(order)):
-        below = lengths[order[first - 1]] if first else None
-        above = lengths[order[last]] if last < len(order) else None
-        oldest = lengths[0]
-        if above is None or (below is not None and oldest - below <= above - oldest):
-            first -= 1
-        else:
-            last += 1
-        longest = max(1, lengths[order[last - 1]])
-        if fixed_batch is None and longest * (last - first) > BATCH_TOKENS[device]:
+    first = order.index(0)
+    last = first + 1
+    while last - first < min(len(order), fixed_batch or BATCH_DOCUMENTS[device]):
+        shorter = lengths[0] - lengths[order[first - 1]] if first else None
+        longer = lengths[order[last]] - lengths[0] if last < len(order) else None
+        down = longer is None or (shorter is not None and shorter <= longer)
+        longest = lengths[order[last - 1 if down else last]]
+        if fixed_batch is None and longest * (last - first + 1) > BATCH_TOKENS[device]:
             break
+        first, last = (first - 1, last) if down else (first, last + 1)
     return set(order[first:last])

@@ -288,7 +288,7 @@ class DocumentEncoder:
         from docml_trainer.data.shapes import ARTIFACT_GUID
         from docml_trainer.preparation.documents import Tally, read_batch
 
-        names = os.listdir(directory)
+        names = [path.name for path in directory.iterdir()]
         paths = [
             matching(names, entry) if is_pattern(entry) else [entry] if entry in names else []
             for entry in self._task.model_input_files
