@@ -102,12 +102,8 @@ def read_constants(ini: Ini, section: str) -> dict[str, Any]:
         if entry.key in KNOWN:
             _take_known(ini, entry, value, values)
         elif entry.key == MAX_LENGTH and ini.dialect > 2 and not _is_length(value):
-            ini.complain(
-                entry.line,
-                f"{MAX_LENGTH} = {shown(entry.value)}",
-                "a whole number from 1, or null: how many tokens of a document are read",
-                f"write for example {MAX_LENGTH} = 512",
-            )
+            expected = "a whole number from 1, or null: how many tokens of a document are read"
+            _complain_of_length(ini, entry, expected, "512")
         elif not _is_too_long(ini, Entry(entry.key, encode({entry.key: value})[entry.key], entry.line), MAX_VALUE):
             values[entry.key] = value
     return values
@@ -127,6 +123,12 @@ def _is_too_long(ini: Ini, entry: Entry, most: int) -> bool:
 
 def _is_length(value: Any) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
+def _complain_of_length(ini: Ini, entry: Entry, expected: str, example: str) -> None:
+    ini.complain(
+        entry.line, f"{MAX_LENGTH} = {shown(entry.value)}", expected, f"write for example {MAX_LENGTH} = {example}"
+    )
 
 
 def _has_slip(ini: Ini, entry: Entry) -> bool:
@@ -294,6 +296,11 @@ def _words(text: str, dialect: int) -> tuple[list[str], tuple[Any, ...]]:
 
 def _values_fit(ini: Ini, entry: Entry, found: SearchRange) -> bool:
     """Whether the training loop would take every value (of an interval: both ends, and whole numbers where it counts)."""
+    if entry.key == MAX_LENGTH and ini.dialect > 2:
+        lengths = found.values if isinstance(found, Choice) else (int(found.low) if found.integer else None,)
+        if not all(value is not None and _is_length(value) for value in lengths):
+            _complain_of_length(ini, entry, "whole numbers from 1: how many tokens of a document are read", "256, 512")
+            return False
     if entry.key not in KNOWN:
         return True
     values: tuple[Any, ...]

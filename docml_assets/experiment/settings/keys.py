@@ -229,7 +229,8 @@ class Keys(BaseModel):
         "the experiment's image URI",
         ("an image URI", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/docml:exp-3333"),
         shown="the deployment's, DOCML_IMAGE",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}$",
+        pattern=r"^[A-Za-z0-9](?:[:/]?[A-Za-z0-9._@-])*$",  # without a scheme: https:// is none of an image's URI
+        max_length=255,
     )
 
     # Tuning

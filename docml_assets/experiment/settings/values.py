@@ -5,6 +5,7 @@ Each type accepts both the text of settings.ini and the value itself, so that a 
 
 import json
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -136,6 +137,12 @@ def find_constant_slip(text: str) -> Slip | None:
             "a word that would be read as a text",
             "true, false, null, a number or a text",
             f"write {word}, or the text in quotes",
+        )
+    if isinstance(number := _json(text), int | float) and abs(number) > sys.float_info.max:
+        return (
+            "a number beyond all that a float holds",
+            f"a number up to {sys.float_info.max:.0e}",
+            "write a smaller one, or put a text in quotes",
         )
     if _NEARLY_A_NUMBER.fullmatch(text):
         return (

@@ -105,6 +105,7 @@ REFUSED = [  # lines of [settings], which begin on line 6, and what is said
     ("RUN_TRAINING = none", "neither true nor false"),
     ("MAX_ARTIFACTS = 1.000", "a point where some write thousands"),
     ("SPLIT_SEED = 10.000", "a point where some write thousands"),
+    ("DOCKER_IMAGE = https://registry.example/docml:1", "an image URI"),
 ]
 
 
@@ -165,6 +166,9 @@ REFUSED_HYPERPARAMETERS = [
     ("max_length = 512 tokens", "a whole number from 1"),
     ("max_length = 512.0", "a whole number from 1"),
     ("max_length = -1", "a whole number from 1"),
+    ("x = 1e400", "a number beyond all"),
+    ("x = -1e999", "a number beyond all"),
+    ("x = 1" + "0" * 400, "a number beyond all"),
 ]
 
 
@@ -187,6 +191,11 @@ def test_a_hyperparameter_is_refused_at_its_line(line: str, said: str) -> None:
         ("x = 8; 16", "a semicolon"),
         ("x = 8, 16 # few", "a comment behind the value"),
         ("x = yes, no", "read as a text"),
+        ("x = 1e400, 1", "a number beyond all"),
+        ("max_length = 128, 512.0", "whole numbers from 1"),
+        ("max_length = 0 -> 512", "whole numbers from 1"),
+        ("max_length = 64.5 -> 512", "whole numbers from 1"),
+        ("max_length = short, long", "whole numbers from 1"),
     ],
 )
 def test_a_range_is_refused_at_its_line(line: str, said: str) -> None:
