@@ -65,7 +65,8 @@ class TrainingHyperparameters(BaseModel):
     gradient_checkpointing: bool = Field(False, description="trade time for memory, where the model supports it")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="compile the model's layers, at most eight graphs of them; auto: on a GPU, where the training takes minutes",
+        description="compile the model's layers, at most eight graphs of them, and replay the work of packed ones as CUDA graphs where one "
+        "process trains; auto: on a GPU, where the training takes minutes",
     )
     packing: bool | Literal["auto"] = Field(
         "auto",

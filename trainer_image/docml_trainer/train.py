@@ -62,6 +62,7 @@ class Training:
     def __init__(self, setup: TrainingSetup, signal: StopSignal) -> None:
         self.setup, self.processes, self.settings = setup, setup.processes, setup.settings
         self.signal = signal
+        self.parameters = tuple(setup.bare.module.parameters())
         self.progress = TrainingProgress()
         self.counted = time.monotonic()  # until when the time is in progress.seconds
         self.taken: deque[OptimizerStep] = deque()  # steps whose numbers are not read yet
@@ -173,7 +174,9 @@ class Training:
     def batch_of(self, data: datasets.Dataset, part: Rows) -> dict[str, torch.Tensor]:
         """Documents collated, with the plan of their packing, in memory that a GPU reads on its own."""
         batch = self.setup.collate(fetch(data, part))
-        return self.processes.pinned(batch if self.setup.packing is None else self.setup.packing.plan(batch))
+        if self.setup.packing is not None:
+            batch = self.setup.packing.plan(batch, training=data is self.setup.train.data)
+        return self.processes.pinned(batch)
 
     def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch where the model is, for its next forward()."""
@@ -209,9 +212,7 @@ class Training:
 
     def update(self, max_norm: float) -> torch.Tensor:
         """One step of the optimizer and of the schedule, with gradients clipped to a global norm (0: not clipped). Returns what it was."""
-        norm: torch.Tensor = self.processes.accelerator.clip_grad_norm_(
-            self.setup.bare.module.parameters(), max_norm or math.inf
-        )
+        norm: torch.Tensor = self.processes.accelerator.clip_grad_norm_(self.parameters, max_norm or math.inf)
         self.setup.optimizer.step()
         self.setup.optimizer.zero_grad()
         if not self.processes.accelerator.optimizer_step_was_skipped:

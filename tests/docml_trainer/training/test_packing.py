@@ -9,7 +9,8 @@ import transformers
 
 from docml_trainer.data.classifier import Classifier
 from docml_trainer.training.acceleration import MAX_GRAPHS, compile_layers, forget_compilation, repeated_layers
-from docml_trainer.training.packing import PACKED_BOUNDS, PACKED_ROWS, TOKENS_MULTIPLE, Packing
+from docml_trainer.training.packing import PACKED_BOUNDS, PACKED_ROWS, Packing
+from docml_trainer.training.recording import MULTIPLE
 
 SIZES: dict[str, Any] = {"vocab_size": 60, "num_labels": 3, "pad_token_id": 0}
 CONFIGS = {
@@ -46,7 +47,7 @@ def test_packed_documents_have_the_logits_and_gradients_of_padded_ones(name: str
     repeated_layers(model)[0].register_forward_pre_hook(lambda _, positional: seen.append(tuple(positional[0].shape)))
 
     packed = classifier.logits(packing.take(packing.plan(documents)))
-    assert seen == [(1, TOKENS_MULTIPLE, 32)], "45 tokens and a filling, instead of 4 × 24"
+    assert seen == [(1, MULTIPLE, 32)], "45 tokens and a filling, instead of 4 × 24"
     assert torch.allclose(packed, padded, atol=1e-6)
     for ours, theirs in zip(gradients(packing.take(packing.plan(documents))), padded_gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
@@ -58,10 +59,38 @@ def test_packed_documents_have_the_logits_and_gradients_of_padded_ones(name: str
 def test_documents_that_are_not_padded_at_their_ends_have_no_plan() -> None:
     documents = batch(5, 3)
     documents["attention_mask"][0, 1] = 0
-    assert Packing.plan(documents) is documents
-    whole = Packing.plan(batch(8, 8))
+    packing = Packing.find(transformers.BertForSequenceClassification(CONFIGS["bert"]), longest=8)
+    assert packing is not None
+    assert packing.plan(documents) is documents
+    whole = packing.plan(batch(8, 8))
     assert PACKED_ROWS not in whole
     assert whole[PACKED_BOUNDS].tolist() == [0, 8, 16, 16]
+
+
+def test_a_plan_for_a_recording_fills_up_to_its_size() -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(CONFIGS["bert"]).eval()
+    classifier, packing = Classifier.of(model), Packing.find(model, longest=64)
+    assert packing is not None
+    documents, many, long = batch(60, 7, 33), batch(*[3] * 6), batch(*[64] * 4)
+    padded = classifier.logits(documents)
+    packing.apply()
+    packing.record(documents=3)
+    assert packing.recordings is not None
+    assert packing.recordings.sizes == [192, 128, 64]
+    planned = packing.plan(documents, training=True)
+    assert len(planned[PACKED_ROWS]) == 128
+    assert planned[PACKED_BOUNDS].tolist() == [0, 60, 67, 100, 128, 128], "a filling, and an empty document"
+    assert torch.allclose(classifier.logits(packing.take(planned)), padded, atol=1e-6)
+    for other in (many, long):
+        assert len(packing.plan(other, training=True)[PACKED_BOUNDS]) == len(other["labels"]) + 2, (
+            "more than is recorded"
+        )
+    assert packing.plan(documents)[PACKED_BOUNDS].tolist() == [0, 60, 67, 100, 128], "of validation nothing is recorded"
+    packing.longest = 20
+    assert packing.plan(batch(9, 5, 3))[PACKED_BOUNDS].tolist() == [0, 9, 14, 17, 37, 57, 64], "no filling is longer"
+    packing.remove()
+    assert packing.recordings is None
 
 
 def test_models_that_are_not_known_to_take_it() -> None:

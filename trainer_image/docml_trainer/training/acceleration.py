@@ -1,4 +1,4 @@
-"""What else makes a training on a GPU fast: compiled layers, and the largest micro-batch that fits.
+"""What else makes a training on a GPU fast: layers that are compiled and replayed, and the largest micro-batch that fits.
 
 Layers are compiled one kind at a time: all layers of a model share one graph, with lengths that may vary in it. On a CPU none of this
 happens unless asked for, so that results there stay what they are, to the bit.
@@ -14,6 +14,7 @@ from docml_contract.hyperparameters import DEFAULT_BATCH, TrainingHyperparameter
 from docml_trainer.container import is_out_of_memory
 from docml_trainer.data.classifier import Batch, Classifier, find_logits
 from docml_trainer.errors import TrainingError
+from docml_trainer.training.packing import Packing
 from docml_trainer.training.processes import Processes
 
 MAX_GRAPHS = 8  # of a layer; further shapes would be computed without compilation
@@ -59,19 +60,19 @@ def compile_if_asked(
     processes: Processes,
     largest: Callable[[], Batch],
     micro_batches: int,
-) -> None:
-    """Compile the model where `compile` asks for it. TrainingError if it is true and cannot be done.
+) -> bool:
+    """Compile the model where `compile` asks for it, and return whether it is. TrainingError if it is true and cannot be done.
 
     largest: makes a batch as large as any of the `micro_batches` to come. How long it takes says whether compilation pays, and it is what
     is compiled first.
     """
     if not settings.compile or (settings.compile == "auto" and processes.device.type != "cuda"):
-        return
+        return False
     batch = largest()
     if settings.compile == "auto":
         seconds = seconds_of(lambda: forward_and_backward(classifier, batch), processes.device) * micro_batches
         if max(gather_object([seconds])) < COMPILATION_PAYS_AFTER_SECONDS:
-            return
+            return False
     modules = compile_layers(classifier.module)
     try:
         forward_and_backward(classifier, batch)
@@ -83,8 +84,29 @@ def compile_if_asked(
                 f"compile = true: the model could not be compiled: {reason} (leave compile out)"
             ) from error
         processes.say(f"The model is not compiled: {reason}")
-        return
+        return False
     processes.say(f"Compiled {modules} modules; a graph serves all of one kind")
+    return True
+
+
+def record_if_possible(
+    classifier: Classifier,
+    packing: Packing,
+    processes: Processes,
+    longest_documents: Callable[[int, bool], Batch],
+    documents: int,
+) -> None:
+    """Replay the packed layers' work, of micro-batches of so many documents, where a GPU can: a recording is of one process' gradients."""
+    if processes.device.type != "cuda" or processes.count > 1 or processes.settings.gradient_checkpointing:
+        return
+    packing.record(documents)
+    try:
+        forward_and_backward(classifier, longest_documents(documents, True))
+    except Exception as error:  # memory, or a kernel that cannot be recorded
+        packing.recordings = None
+        processes.say(f"The layers' work is not recorded: {type(error).__name__}: {error}")
+        return
+    processes.say("Recorded the layers' work; training replays it")
 
 
 def repeated_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

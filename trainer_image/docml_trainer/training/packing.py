@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch.nn import functional
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from docml_contract.hyperparameters import TrainingHyperparameters
@@ -17,12 +18,12 @@ from docml_trainer.data.classifier import HALF_PRECISION, Classifier
 from docml_trainer.data.shapes import ATTENTION_MASK
 from docml_trainer.errors import TrainingError
 from docml_trainer.training.processes import Processes
+from docml_trainer.training.recording import MULTIPLE, Recordings
 
 # Whose layers know of a token's position only what the embeddings have added to it.
 PACKABLE = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"})
 ATTENTION = "docml_packed"  # the name under which transformers finds `packed_attention`
 PACKED_ROWS, PACKED_BOUNDS = "packed_rows", "packed_bounds"  # travel in a batch beside the features
-TOKENS_MULTIPLE = 64  # tokens of a packed row: matrix products are slow at odd lengths
 
 TOLERANCE = {False: 1e-3, True: 5e-2}  # of a logit, relative to the largest one, by whether precision is half
 
@@ -66,6 +67,8 @@ class Packing:
         self.attention: str = model.config._attn_implementation
         self.rows: torch.Tensor | None = None
         self.bounds: torch.Tensor | None = None
+        self.recordings: Recordings | None = None
+        self.options: dict[str, Any] = {}  # of the encoder's forward(), of the last pass
 
     @classmethod
     def find(cls, model: torch.nn.Module, longest: int) -> "Packing | None":
@@ -91,6 +94,7 @@ class Packing:
 
     def remove(self) -> None:
         """The model as it was."""
+        self.recordings = None
         self.model.set_attn_implementation(self.attention)
         self.encoder.__dict__.pop("forward", None)
         for module in self.encoder.modules():
@@ -114,11 +118,15 @@ class Packing:
             return f"{type(classifier.module).__name__} answers differently when packed (a logit by {difference:.2g} of the largest)"
         return None
 
-    @staticmethod
-    def plan(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch, with where its tokens are (int64[tokens]) and where documents end (int32[documents + 2]), on the CPU.
+    def record(self, documents: int) -> None:
+        """Replay the layers' work from the next pass on, of at most so many documents, in training."""
+        self.recordings = Recordings(self._layers, self.encoder.parameters(), documents=documents, longest=self.longest)
 
-        What fills the row up to TOKENS_MULTIPLE is a document of its own. Without a mask that pads documents at their ends there is no plan.
+    def plan(self, batch: dict[str, torch.Tensor], *, training: bool = False) -> dict[str, torch.Tensor]:
+        """The batch, with where its tokens are (int64[tokens]) and where documents end (int32[at least documents + 2]), on the CPU.
+
+        What fills the row up, to a size that is recorded or to MULTIPLE, are documents too: none may be longer than the longest there is,
+        or attention would leave out its end. Without a mask that pads documents at their ends there is no plan.
         """
         mask = batch.get(ATTENTION_MASK)
         if mask is None or mask.ndim != 2:
@@ -129,13 +137,15 @@ class Packing:
             return batch
         tokens = int(lengths.sum())
         planned = dict(batch)
-        filled = tokens
-        if tokens < mask.numel():
-            filled = -(-tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+        recorded = self.recordings.size_for(tokens, len(lengths)) if self.recordings and training else None
+        filled = recorded or (tokens if tokens == mask.numel() else -(-tokens // MULTIPLE) * MULTIPLE)
+        if tokens < mask.numel() or tokens < filled:
             filler = torch.full((filled - tokens,), mask.numel())
             planned[PACKED_ROWS] = torch.cat([mask.flatten().nonzero().flatten(), filler])
-        ends = [torch.zeros(1, dtype=torch.int64), lengths.cumsum(0), torch.tensor([filled])]
-        planned[PACKED_BOUNDS] = torch.cat(ends).to(torch.int32)
+        ends = [0, *lengths.cumsum(0).tolist(), *range(tokens + self.longest, filled, self.longest), filled]
+        if self.recordings and recorded:
+            ends += [filled] * (self.recordings.bounds - len(ends))
+        planned[PACKED_BOUNDS] = torch.tensor(ends, dtype=torch.int32)
         return planned
 
     def take(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -155,17 +165,22 @@ class Packing:
             tokens = tokens.to(torch.get_autocast_dtype(device))
         if self.rows is not None:
             tokens = functional.pad(tokens, (0, 0, 0, 1)).index_select(0, self.rows)
-        tokens = tokens.unsqueeze(0)
-        torch._dynamo.maybe_mark_dynamic(tokens, 1)  # or the first length would have a graph of its own
-        torch._dynamo.maybe_mark_dynamic(self.bounds, 0)
-        bounds = {"cu_seq_lens_q": self.bounds, "max_length_q": self.longest}
-        output = self.forward(tokens, attention_mask=None, **options, **bounds)
-        states = output.last_hidden_state.squeeze(0)
+        tokens, recordings, self.options = tokens.unsqueeze(0), self.recordings, options
+        replayed = recordings is not None and recordings.take(tokens, self.bounds) and self.encoder.training
+        states = recordings(tokens, self.bounds) if replayed else self._layers(tokens, self.bounds)
+        states = states.squeeze(0)
         if self.rows is not None:
             padded = states.new_zeros(documents * length + 1, width)
             states = padded.index_copy(0, self.rows, states)[:-1]
-        output["last_hidden_state"] = states.reshape(documents, length, width)
-        return output
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states.reshape(documents, length, width))
+
+    def _layers(self, tokens: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        """The encoder's states of documents end to end: [1, tokens, width] each."""
+        torch._dynamo.maybe_mark_dynamic(tokens, 1)  # or the first length would have a graph of its own
+        torch._dynamo.maybe_mark_dynamic(bounds, 0)
+        lengths = {"cu_seq_lens_q": bounds, "max_length_q": self.longest}
+        states: torch.Tensor = self.forward(tokens, attention_mask=None, **self.options, **lengths).last_hidden_state
+        return states
 
 
 def packed_mask(*, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:

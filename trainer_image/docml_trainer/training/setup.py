@@ -34,7 +34,7 @@ from docml_trainer.data.datasets import Rows, document_lengths, fetch, load_spli
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import DataError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.training.acceleration import choose_batch, compile_if_asked
+from docml_trainer.training.acceleration import choose_batch, compile_if_asked, record_if_possible
 from docml_trainer.training.checkpoint import Checkpoints
 from docml_trainer.training.optimization import DocumentLoss, build_optimizer
 from docml_trainer.training.packing import Packing, find_packing
@@ -161,13 +161,17 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     optimizer, scheduler = build_optimizer(model, settings, steps)
     module, optimizer = processes.accelerator.prepare(model, optimizer)
 
-    def longest_documents(number: int) -> dict[str, torch.Tensor]:
-        return to_model(collate(fetch(train.data, order[-number:])), packing, processes)
+    def longest_documents(number: int, training: bool = False) -> dict[str, torch.Tensor]:
+        batch = collate(fetch(train.data, order[-number:]))
+        if packing is None:
+            return processes.to_device(batch)
+        return packing.take(processes.to_device(packing.plan(batch, training=training)))
 
     with explained_model(functions):
         micro_batch = choose_batch(bare, settings, processes, longest_documents, share)
         largest = partial(longest_documents, min(len(train), micro_batch))
-        compile_if_asked(bare, settings, processes, largest, steps * -(-share // micro_batch))
+        if compile_if_asked(bare, settings, processes, largest, steps * -(-share // micro_batch)) and packing:
+            record_if_possible(bare, packing, processes, longest_documents, min(len(train), micro_batch))
     # A checkpoint of another spec, of other hyperparameters (a tuning's other trial) or of other steps is never taken.
     identity = digest([request.spec.spec_hash, request.values, global_batch])
     # Dropout differs between processes; everything else that is random does not depend on them.
@@ -193,13 +197,6 @@ def prepare_training(folders: Folders) -> TrainingSetup:
         identity=identity,
         checkpoints=Checkpoints(folders.checkpoints, identity),
     )
-
-
-def to_model(batch: dict[str, torch.Tensor], packing: Packing | None, processes: Processes) -> dict[str, torch.Tensor]:
-    """A collated batch where the model is, with the plan that its next forward() follows."""
-    if packing is None:
-        return processes.to_device(batch)
-    return packing.take(processes.to_device(packing.plan(batch)))
 
 
 def check_several_labels(train: EncodedSplit) -> None:
