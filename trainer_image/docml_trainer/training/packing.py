@@ -165,9 +165,11 @@ class Packing:
             tokens = tokens.to(torch.get_autocast_dtype(device))
         if self.rows is not None:
             tokens = functional.pad(tokens, (0, 0, 0, 1)).index_select(0, self.rows)
-        tokens, recordings, self.options = tokens.unsqueeze(0), self.recordings, options
-        replayed = recordings is not None and recordings.take(tokens, self.bounds) and self.encoder.training
-        states = recordings(tokens, self.bounds) if replayed else self._layers(tokens, self.bounds)
+        tokens, self.options = tokens.unsqueeze(0), options
+        if self.recordings and self.encoder.training and self.recordings.take(tokens, self.bounds):
+            states = self.recordings(tokens, self.bounds)
+        else:
+            states = self._layers(tokens, self.bounds)
         states = states.squeeze(0)
         if self.rows is not None:
             padded = states.new_zeros(documents * length + 1, width)
