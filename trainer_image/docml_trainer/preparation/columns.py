@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +65,9 @@ class Column:
         """The values document by document, as they come back from a saved row: a number, an array, or a list of arrays where inner
         lists may differ in length.
         """
-        return _split(self.flat, self.lengths, self.shape.axes) if self.lengths else self.flat
+        if not self.lengths:
+            return cast("Sequence[Any]", self.flat)
+        return _split(self.flat, self.lengths, self.shape.axes)
 
     def to_arrow(self) -> pa.Array:
         """Nested lists of the declared type, all of variable length."""
