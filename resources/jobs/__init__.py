@@ -11,6 +11,7 @@ Errors:
     ResourceError
     └── JobError               a job could not be run, followed or completed
         ├── JobRefused         not started: what was asked for is wrong, and the message names it
+        │   ├── JobElsewhere   its job runs in another account or region
         │   └── CostTooHigh    its worst case costs more than MAX_COST_USD
         ├── JobUnreachable     the service could not be asked for longer than the budget allows
         └── JobFailed          ended without success

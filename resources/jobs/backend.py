@@ -40,6 +40,7 @@ class Job:
     nonce: str = (
         ""  # by which the job's events are known from what user code prints; none for jobs of before there were any
     )
+    where: str = ""  # the account and region of its record, which `observe` compares; none where no record names any
 
     @property
     def request_variables(self) -> dict[str, str]:
@@ -137,6 +138,9 @@ class Backend(Protocol):
     def stop_seconds(self) -> float:
         """Within which a job that was told to stop has stopped."""
 
+    def where(self) -> str:
+        """The account and region, or the machine, that jobs run in now."""
+
     def check(self, spec: JobSpec) -> None:
         """Refuse what would be refused later, before anything is written. JobRefused."""
 
@@ -153,7 +157,7 @@ class Backend(Protocol):
         """The spec hash that an existing job of this name was started with; none if it carries none."""
 
     def observe(self, job: Job) -> JobState | None:
-        """The job's state; none: no job of this name is visible."""
+        """The job's state; none: no job of this name is visible. JobElsewhere if it belongs to another account or region."""
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
         """Lines since the last call with this cursor, which starts empty and is moved on; from the start of the log."""

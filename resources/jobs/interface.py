@@ -95,6 +95,10 @@ class JobRefused(JobError):
     """The job was not started: something that was asked for is wrong, and the message names it."""
 
 
+class JobElsewhere(JobRefused):
+    """The job was started in another account or region than the one that is asked now."""
+
+
 class CostTooHigh(JobRefused):
     """The worst case of the job costs more than MAX_COST_USD."""
 

@@ -32,7 +32,9 @@ def explain(error: Exception, what: str) -> Exception:
         return EndpointFailed(f"{what} answers {original}: {(answer or {}).get('OriginalMessage') or message}")
     if _EXISTS.search(message):
         return Exists(what)
-    if _MISSING.search(message) or code in ("ObjectNotFoundException", "ResourceNotFound"):
+    # A CreateModel lacks files or an image, which do not come by waiting.
+    may_appear = getattr(error, "operation_name", "") != "CreateModel"
+    if may_appear and (_MISSING.search(message) or code in ("ObjectNotFoundException", "ResourceNotFound")):
         return Missing(what)
     if _CHANGING.search(message):
         return BusyEndpoint(f"{what}: {message}")

@@ -79,6 +79,8 @@ class Attempts:
 
     def _attempt(self, job: Job) -> JobResult | AttemptEnd:
         record = self.records.read(job.place, job.name)
+        if record is not None and record.status != "Refused":
+            job = replace(job, where=record.where)
         if record is not None and record.spec_hash != self.spec.spec_hash:
             return self._foreign(job, record)
         if record is not None and record.ended:
@@ -86,7 +88,7 @@ class Attempts:
         try:
             self.watch.take(job)
             record, fresh = (record, False) if record else self._intend(replace(job, nonce=secrets.token_hex(16)))
-            job = replace(job, nonce=record.nonce)
+            job = replace(job, nonce=record.nonce, where=record.where if fresh else job.where)
             state = None if fresh else self.watch.ask(job, self.backend.observe)
             self.watch.may_exist = state is not None
             launched = state is None and self._launch(job, record)
@@ -146,9 +148,11 @@ class Attempts:
 
     def _intend(self, job: Job) -> tuple[JobRecord, bool]:
         """(the job's record, whether it is new). Two callers with the same work meet in one record."""
+        where = self.watch.ask(job, lambda job: self.backend.where())
         intent = JobRecord(
             name=job.name,
             backend=self.backend.name,
+            where=where,
             attempt=job.attempt,
             spec_hash=self.spec.spec_hash,
             spec=self.spec,
@@ -168,7 +172,8 @@ class Attempts:
         request = self.backend.request(job)
         if record.status == "Refused" or record.request != request:  # on other machines than first asked for
             update = {"status": "Asked", "reason": "", "request": request, "spec": self.spec, "holder": self.holder}
-            self.records.write(record.model_copy(update=update))
+            where = job.where or self.watch.ask(job, lambda job: self.backend.where())
+            self.records.write(record.model_copy(update={**update, "where": where}))
         self.listener.status(f"starting the job {job.name} (attempt {job.attempt})")
         self.watch.may_exist = True
         while True:

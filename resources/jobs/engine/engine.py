@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 from docml_contract.jobs import JobSpec
 from docml_contract.names import RunPlace
-from resources.jobs.backend import Backend, Busy, Job, JobState
+from resources.jobs.backend import Backend, Busy, JobState
 from resources.jobs.engine.attempts import Attempts
 from resources.jobs.engine.records import ORPHAN_SECONDS, ActiveJob, JobContext, JobRecord, Lease
 from resources.jobs.engine.watch import JobWatch
-from resources.jobs.interface import JobResult, Listener, Orphan, check_cost
+from resources.jobs.interface import JobElsewhere, JobResult, Listener, Orphan, check_cost
 from resources.store import Store
 
 
@@ -42,7 +42,7 @@ class Engine:
         """See `Jobs.orphans`. Entries of jobs that have ended, or never came into being, are tidied away."""
         found = []
         for entry in self.context.records.active():
-            with contextlib.suppress(Busy):  # the next sweep asks again
+            with contextlib.suppress(Busy, JobElsewhere):  # the next sweep asks again; another account's asks its own
                 orphan = self._orphan(entry, was_canceled)
                 if orphan is not None:
                     found.append(orphan)
@@ -64,7 +64,7 @@ class Engine:
             if lease.lapsed(now):
                 records.deactivate(entry.name)
             return None
-        state = self.context.backend.observe(Job(record.spec, record.attempt, record.name))
+        state = self.context.backend.observe(record.job)
         if state is None or state.ended:
             self._tidy(record, state, lease.lapsed(now))
             return None
@@ -109,4 +109,4 @@ class Engine:
             return  # somebody has attached to it since
         self.context.records.write(record.model_copy(update={"swept": True}))
         with contextlib.suppress(Busy):  # the next sweep finds it again
-            self.context.backend.stop(Job(record.spec, record.attempt, record.name))
+            self.context.backend.stop(record.job)

@@ -46,6 +46,7 @@ class JobRecord(Document):
     schema_version: int = 1
     name: str
     backend: str = Field(description="local or sagemaker")
+    where: str = Field("", description="account and region, or the machine: the job is looked for nowhere else")
     attempt: int
     spec_hash: str
     spec: JobSpec
@@ -70,6 +71,11 @@ class JobRecord(Document):
     def ended(self) -> bool:
         """Whether the job's end is on record."""
         return self.status in ENDED
+
+    @property
+    def job(self) -> Job:
+        """The job of this record."""
+        return Job(self.spec, self.attempt, self.name, self.nonce, self.where)
 
     def with_end(self, state: JobState, cost_usd: float | None) -> "JobRecord":
         """The record of a job whose end was seen."""

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -58,6 +59,10 @@ class LocalBackend:
         self.command = tuple(command)
         self.scratch = scratch_folder(environment)
         self._silent_since: dict[str, float] = {}  # job name -> when its supervisor was first seen to stand still
+
+    def where(self) -> str:
+        """This machine, for people: the job's state tells whether its supervisor can be seen from here."""
+        return f"machine {socket.gethostname()}"
 
     def check(self, spec: JobSpec) -> None:
         """Nothing is refused here: the trainer says what it lacks."""

@@ -16,7 +16,7 @@ from resources import aws
 from resources.aws import is_reference
 from resources.errors import SettingError
 from resources.jobs.backend import Cursor, Job, JobState, LogLine
-from resources.jobs.interface import JobError, JobRefused
+from resources.jobs.interface import JobElsewhere, JobError, JobRefused
 from resources.jobs.sagemaker import describe
 from resources.jobs.sagemaker.create import TypedLayer, check_request
 from resources.jobs.sagemaker.describe import NOUNS, Pacer
@@ -144,6 +144,11 @@ class SageMakerBackend:
         return self._client("logs")
 
     @cached_property
+    def sts(self) -> Any:
+        """The client that tells whose the credentials are."""
+        return self._client("sts")
+
+    @cached_property
     def typed_layer(self) -> TypedLayer:
         """The SDK's classes, which create jobs."""
         return TypedLayer(self.session, self.sagemaker)
@@ -156,6 +161,10 @@ class SageMakerBackend:
             raise translate(error, what) from error
 
     # -- Backend
+
+    def where(self) -> str:
+        """The account and region, asked anew: credentials may change under a process that goes on."""
+        return describe.where(self._call("account", self.sts.get_caller_identity)["Account"], self.region)
 
     def check(self, spec: JobSpec) -> None:
         """JobRefused without an image; SettingError if a key would travel in plain text."""
@@ -201,22 +210,34 @@ class SageMakerBackend:
         return next((tag["Value"] for tag in tags if tag["Key"] == SPEC_TAG), None)
 
     def observe(self, job: Job) -> JobState | None:
-        """What Describe answers; None: no such job."""
+        """What Describe answers; None: no such job. JobElsewhere where the record names another account or region."""
         try:
             answer = self._describe(job)
         except NoSuchJob:
+            if job.where:
+                self._check_place(job, self.where())
             return None
         return describe.read_state(job, answer, lambda: self._children(job))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         noun = NOUNS[job.spec.kind]
-        describe = {
+        ask = {
             "processing": self.sagemaker.describe_processing_job,
             "training": self.sagemaker.describe_training_job,
             "tuning": self.sagemaker.describe_hyper_parameter_tuning_job,
         }[job.spec.kind]
-        answer: dict[str, Any] = self._call(job.name, describe, **{f"{noun}Name": job.name})
+        answer: dict[str, Any] = self._call(job.name, ask, **{f"{noun}Name": job.name})
+        if job.where:
+            self._check_place(job, describe.where_of(answer[f"{noun}Arn"]))
         return answer
+
+    def _check_place(self, job: Job, here: str) -> None:
+        """A job that was started elsewhere is neither gone nor another one of the same name."""
+        if here != job.where:
+            raise JobElsewhere(
+                f"job {job.name} was started in {job.where}, this is {here}: run again with the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) "
+                f"and AWS_REGION of there, or take the next run number; its record is {self.store.uri(job.place.job_record(job.name))}"
+            )
 
     def logs(self, job: Job, cursor: Cursor) -> list[LogLine]:
         """New lines of the job's CloudWatch streams."""
@@ -255,8 +276,15 @@ class SageMakerBackend:
         if job.spec.kind == "processing":
             return job.output_prefix
         if job.spec.kind == "training":
-            return f"{job.output_prefix}/model"
+            return self._artifacts(job, self._describe(job))
         return self._collect_best(job)
+
+    def _artifacts(self, job: Job, training: dict[str, Any]) -> str:
+        """The store's key prefix of a training's output, as Describe names it."""
+        uri = training["ModelArtifacts"]["S3ModelArtifacts"].rstrip("/")
+        if not uri.startswith(f"{self.store.url}/"):
+            raise JobError(f"job {job.name} left its output at {uri}, expected a place below {self.store.url}")
+        return str(uri.removeprefix(f"{self.store.url}/"))
 
     def links(self, job: Job) -> Mapping[str, str]:
         """Log and console."""
@@ -290,7 +318,9 @@ class SageMakerBackend:
         best = best_trial(trials, job.spec.tuning)
         if best is None:
             raise JobError(f"job {job.name} completed, and no trial has a value of {job.spec.tuning.objective_metric}")
-        prefix = f"{job.output_prefix}/{best.job}/output/model"
+        prefix = self._artifacts(
+            job, self._call(job.name, self.sagemaker.describe_training_job, TrainingJobName=best.job)
+        )
         add_trials(self.store, prefix, job.spec.tuning, trials)
         others = [
             stored.key for stored in self.store.list(job.output_prefix) if not stored.key.startswith(f"{prefix}/")

@@ -40,10 +40,24 @@ SETTINGS = {
     "MaxParallelTrainingJobs": "MAX_PARALLEL_JOBS",
 }
 
+_SIZES = ("xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "24xlarge", "48xlarge")
+# family -> size -> GB of the local disks that an instance has instead of a volume.
+LOCAL_DISKS_GB: dict[str, dict[str, int]] = {
+    "g4dn": dict(zip(_SIZES, (125, 225, 225, 900, 900, 900), strict=False)),
+    "g5": dict(zip(_SIZES, (250, 450, 600, 900, 3800, 1900, 3800, 7600), strict=True)),
+    "g6": dict(zip(_SIZES, (250, 450, 600, 900, 3760, 1880, 3760, 7520), strict=True)),
+    "g6e": dict(zip(_SIZES, (250, 450, 600, 900, 3800, 1900, 3800, 7600), strict=True)),
+    "m5d": {"large": 75, **dict(zip(_SIZES, (150, 300, 600, 1200, 1800, 2400, 3600), strict=False))},
+    "r5d": {"large": 75, **dict(zip(_SIZES, (150, 300, 600, 1200, 1800, 2400, 3600), strict=False))},
+    "p3dn": {"24xlarge": 1800},
+    "p4d": {"24xlarge": 8000},
+    "p4de": {"24xlarge": 8000},
+}
+
 
 def check_request(operation: str, request: dict[str, Any]) -> None:
     """JobRefused with every problem of the request, each with the setting to change where there is one."""
-    problems = list(_problems(_model().operation_model(operation).input_shape, request, ()))
+    problems = [*_problems(_model().operation_model(operation).input_shape, request, ()), *_full_disks(request, ())]
     if problems:
         raise JobRefused(f"{operation} would be refused:\n" + "\n".join(f"  {problem}" for problem in problems))
 
@@ -109,6 +123,22 @@ def _text(shape: Any, value: str, path: tuple[str, ...]) -> Iterator[str]:
 def _in_python(pattern: str) -> str:
     """Unicode classes, which Python's expressions do not know, by their nearest kin."""
     return pattern.replace(r"\p{L}\p{Z}\p{N}", r"\w\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d")
+
+
+def _full_disks(value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Volumes larger than the local disk that an instance has instead of one."""
+    if not isinstance(value, dict):
+        return
+    family, _, size = str(value.get("InstanceType", "")).removeprefix("ml.").partition(".")
+    disk, volume = LOCAL_DISKS_GB.get(family, {}).get(size), value.get("VolumeSizeInGB")
+    if disk is not None and volume is not None and volume > disk:
+        yield _say(
+            (*path, "VolumeSizeInGB"),
+            f"{volume}",
+            f"at most {disk}, the size of the local disks of {value['InstanceType']}",
+        )
+    for name, member in value.items():
+        yield from _full_disks(member, (*path, name))
 
 
 def _say(path: tuple[str, ...], found: str, expected: str) -> str:

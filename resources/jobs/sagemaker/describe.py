@@ -43,6 +43,17 @@ class Pacer:
             time.sleep(at - now)
 
 
+def where(account: str, region: str) -> str:
+    """How records name an account and a region."""
+    return f"account {account}, region {region}"
+
+
+def where_of(arn: str) -> str:
+    """The account and region of what has this ARN."""
+    _, _, _, region, account, *_ = arn.split(":")
+    return where(account, region)
+
+
 def read_state(job: Job, answer: dict[str, Any], children: Callable[[], list[dict[str, Any]]]) -> JobState:
     """Describe's answer. `children` lists a tuning's trials, and is asked only when it has ended."""
     noun = NOUNS[job.spec.kind]
@@ -90,9 +101,9 @@ def _why(job: Job, status: Status, answer: dict[str, Any], seconds: float) -> tu
         return "work", ""
     reason = str(answer.get("FailureReason", "it gave no reason"))
     own = answer.get("ExitMessage")
-    if own:
-        return "work", str(own)
     cause = cause_of(reason)
+    if own:
+        return cause, str(own)
     # AlgorithmError carries what the container left in its failure file; ClientError is the service's own.
     inner = re.sub(r"^AlgorithmError: (.*?),? exit code: \d+\s*$", r"\1", reason, flags=re.DOTALL)
     if inner != reason and inner.strip():

@@ -24,28 +24,36 @@ _NO_CREDENTIALS = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "NoRegionError", "ProfileNotFound"),
     }
 )
-_GONE = re.compile(
-    r"Requested resource not found|ResourceNotFound|does not exist|Could not find requested job", re.IGNORECASE
+# Nothing else says that there is no such job: "does not exist" is also said of a Create's subnets, security groups, keys and buckets.
+_NO_SUCH_JOB = re.compile(r"Requested resource not found|Could not find requested job", re.IGNORECASE)
+_QUOTA = re.compile(
+    r"limit '(?P<name>[^']+)' is (?P<limit>[\d.]+) (?P<unit>[^,]+), with current utilization of (?P<used>[\d.]+) .*"
+    r"request delta of (?P<asked>[\d.]+)",
+    re.DOTALL,
 )
+_QUOTA_REMEDY = "ask for a higher quota (Service Quotas, Amazon SageMaker), or choose another INSTANCE_TYPE, INSTANCE_COUNT or VOLUME_GB for the step"
 # (what the service says, what to do about it)
 _ADVICE = (
+    (
+        re.compile(
+            r"No S3 objects found|bucket.*(region|not exist|NoSuchBucket)|PermanentRedirect|different region",
+            re.IGNORECASE,
+        ),
+        "set DOCML_STORE to a bucket of the region in which jobs run, or AWS_REGION to the bucket's",
+    ),
     (
         re.compile(r"assume (the )?role|role .*(does not exist|is invalid|not found)|iam:PassRole", re.IGNORECASE),
         "set DOCML_SAGEMAKER_ROLE_ARN to the job role of deploy/cloudformation.yaml, which sagemaker.amazonaws.com may assume "
         "and the orchestrator may pass (iam:PassRole)",
     ),
     (
-        re.compile(r"(repository|image).*(not|cannot|unable|invalid|fail)|cannot (find|pull).*image", re.IGNORECASE),
+        re.compile(
+            r"(repository|image).*(not|cannot|unable|invalid|fail)|cannot (find|pull).*(repository|image)",
+            re.IGNORECASE,
+        ),
         "push the image (docml image push) and set DOCKER_IMAGE in settings.ini, or DOCML_IMAGE, to its URI in the job's region",
     ),
-    (
-        re.compile(r"bucket.*(region|not exist|NoSuchBucket)|PermanentRedirect|different region", re.IGNORECASE),
-        "set DOCML_STORE to a bucket of the region in which jobs run, or AWS_REGION to the bucket's",
-    ),
-    (
-        re.compile(r"service limit|ResourceLimitExceeded|quota", re.IGNORECASE),
-        "ask for a higher quota (Service Quotas, Amazon SageMaker), or choose another INSTANCE_TYPE or INSTANCE_COUNT for the step",
-    ),
+    (re.compile(r"service limit|ResourceLimitExceeded|quota", re.IGNORECASE), _QUOTA_REMEDY),
     (
         re.compile(r"kms|key.*(disabled|not exist|access)", re.IGNORECASE),
         "check DOCML_KMS_KEY, and that the job role may use the key",
@@ -81,15 +89,25 @@ def translate(error: Exception, what: str) -> Exception:
     if _CREDENTIALS.search(code):
         return _credentials(said)
     if code == "ResourceLimitExceeded":
-        # A quota of 0 never frees up; another may, when a running job ends.
-        return JobRefused(advice(said)) if re.search(r"\bis 0 Instances", message) else NoCapacity(advice(said))
-    if "Capacity" in code or "CapacityError" in message:
+        return _over_quota(message, what)
+    if "Capacity" in code or message.startswith("CapacityError"):
         return NoCapacity(message)
     if _BUSY.search(code) or status >= 500:
         return Busy(f"{code}: {message}")
-    if _GONE.search(message) or code.startswith("ResourceNotFound"):
+    is_create = str(getattr(error, "operation_name", "")).startswith("Create")
+    if not is_create and (_NO_SUCH_JOB.match(message) or code.startswith("ResourceNotFound")):
         return NoSuchJob(what)
     return JobRefused(advice(said))
+
+
+def _over_quota(message: str, what: str) -> Exception:
+    """A quota that is smaller than what is asked for is never met; another may be, when a running job ends."""
+    found = _QUOTA.search(message)
+    if found is None or float(found["asked"]) <= float(found["limit"]):
+        return NoCapacity(advice(f"{what}: ResourceLimitExceeded: {message}"))
+    return JobRefused(
+        f"{what}: the quota '{found['name']}' is {found['limit']} {found['unit']}, {found['asked']} are asked for: {_QUOTA_REMEDY}"
+    )
 
 
 def _translate_local(error: Exception, what: str) -> Exception:
@@ -113,10 +131,15 @@ def _credentials(said: str) -> JobUnreachable:
     )
 
 
+# How the service's own reasons begin. What follows, and any other reason, may quote the container's words.
+_NO_MACHINES = re.compile(
+    r"CapacityError|Insufficient (instance )?capacity|Unable to provision requested", re.IGNORECASE
+)
+_SERVICES_FAULT = re.compile(r"Internal ?(Server|Service)? ?(Error|Exception|Failure)|Host ?Health", re.IGNORECASE)
+
+
 def cause_of(reason: str) -> Cause:
-    """Why a job failed, from its FailureReason."""
-    if re.search(r"CapacityError|Insufficient.*capacity|Unable to provision", reason, re.IGNORECASE):
+    """Why a job failed, from the beginning of its FailureReason."""
+    if _NO_MACHINES.match(reason):
         return "capacity"
-    if re.search(r"InternalServerError|InternalServerException|Internal Error|HostHealth|instance .*unhealthy", reason):
-        return "lost"
-    return "work"
+    return "lost" if _SERVICES_FAULT.match(reason) else "work"

@@ -152,7 +152,7 @@ class Actor:
         store = Store(URL, {})
         store._backend = Memory(self.world.objects, self.step)  # type: ignore[assignment]
         backend = SageMakerBackend(store, ENVIRONMENT, session=_connected().session, **PACE)
-        vars(backend).update(_connected().clients)
+        vars(backend).update(_connected().clients, region=self.world.service.region)
         backend._jitter = random.Random(self.name)
         engine = Engine(store, backend)
         engine.context = JobContext(
@@ -181,9 +181,13 @@ class _Connected:
         self.session = boto3.Session(**credentials)
         connect(self.session, _Dispatch())  # type: ignore[arg-type]
         backend = SageMakerBackend(Store(URL, {}), ENVIRONMENT, session=self.session, **PACE)
-        names = ("sagemaker", "cloudwatch", "typed_layer")
+        names = ("sagemaker", "cloudwatch", "sts", "typed_layer")
         self.clients = {name: getattr(backend, name) for name in names}
-        for client in (backend.sagemaker, backend.cloudwatch):  # built anew for every call: half of a schedule's time
+        for client in (
+            backend.sagemaker,
+            backend.cloudwatch,
+            backend.sts,
+        ):  # built anew for every call: half of a schedule's time
             client._user_agent_creator.to_string = lambda: "simulated"
 
 
@@ -245,7 +249,7 @@ class World:
             uri = job.request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
         else:
             assert job.kind is TRAINING
-            uri = f"{job.request['OutputDataConfig']['S3OutputPath']}/{job.name}/output/model"
+            uri = job.artifacts_uri
         prefix = uri.removeprefix("s3://simulated/docml/")
         content = json.dumps({"job": job.name}).encode()
         self.objects[f"{prefix}/result"] = content

@@ -20,6 +20,7 @@ from typing import Any
 from tests.servers.sagemaker.faults import Faults
 from tests.servers.sagemaker.jobs import PROCESSING, TRAINING, TUNING, Job
 from tests.servers.sagemaker.neighbours import CloudWatchLogs
+from tests.servers.sagemaker.refusals import missing_image
 from tests.servers.sagemaker.service import SageMaker
 from tests.servers.sagemaker.transfer import Transfer
 from tests.servers.sagemaker.tuning import Tuner
@@ -99,6 +100,10 @@ class SubprocessRuntime:
     def _run_job(self, job: Job) -> None:
         if self.faults.job("capacity"):
             job.finish("Failed", reason=CAPACITY)
+            return
+        image = job.request.get("AppSpecification", {}).get("ImageUri", "")
+        if job.kind is PROCESSING and image not in self.images:
+            job.finish("Failed", reason=missing_image(image))
             return
         hosts = self._lay_out(job)
         self._jobs.append((job, hosts))
@@ -282,12 +287,10 @@ class SubprocessRuntime:
             job.finish("Completed")
 
     def _upload_training(self, job: Job, host: Host) -> None:
-        output = job.request["OutputDataConfig"]
-        target = f"{output['S3OutputPath'].rstrip('/')}/{job.name}/output"
-        if output.get("CompressionType") == "NONE":
-            self.transfer.upload(host.folder / "model", f"{target}/model")
+        if job.request["OutputDataConfig"].get("CompressionType") == "NONE":
+            self.transfer.upload(host.folder / "model", job.artifacts_uri)
         else:
-            self.transfer.upload_archive(host.folder / "model", f"{target}/model.tar.gz")
+            self.transfer.upload_archive(host.folder / "model", f"{job.artifacts_uri}.tar.gz")
 
     def _upload_processing(self, job: Job, hosts: list[Host], failed: int) -> None:
         message = hosts[0].folder / "output/message"

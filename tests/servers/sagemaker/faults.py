@@ -29,6 +29,28 @@ OPERATION_FAULTS = {
         "The S3 bucket 'docml' is in another region than the one in which the job is created. "
         "Please make sure that the bucket is in region eu-west-1.",
     ),
+    "model_data": lambda: ServiceError(
+        "ValidationException",
+        "Could not find model data at s3://bucket/docml/x/. Please ensure that the role exists and that its trust relationship policy "
+        "allows the action sts:AssumeRole for the service principal sagemaker.amazonaws.com.",
+    ),
+    "subnet": lambda: ServiceError("ValidationException", "The subnet ID 'subnet-0a1b2c3d' does not exist"),
+    "security_group": lambda: ServiceError("ValidationException", "The security group 'sg-0a1b2c3d' does not exist"),
+    "key": lambda: ServiceError(
+        "ValidationException", "Invalid KMS key: Key 'arn:aws:kms:eu-west-1:123456789012:key/1' does not exist"
+    ),
+    "no_inputs": lambda: ServiceError(
+        "ValidationException",
+        'No S3 objects found under S3 URL "s3://docml/in/" given in input data source. Please ensure that the bucket exists in the '
+        "selected region (eu-west-1), that objects exist under that S3 prefix, and that the role has s3:ListBucket permissions on "
+        "bucket docml. Error message from S3: The specified bucket does not exist",
+    ),
+    "resource": lambda: ServiceError("ValidationException", "Requested resource not found."),
+    "storage": lambda: ServiceError(
+        "ResourceLimitExceeded",
+        "The account-level service limit 'Size of EBS volume for a processing job instance' is 1024 Gigabytes, with current "
+        "utilization of 0 Gigabytes and a request delta of 2000 Gigabytes. Please use AWS Service Quotas to request an increase.",
+    ),
 }
 
 

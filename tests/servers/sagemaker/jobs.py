@@ -18,8 +18,8 @@ class Kind:
     noun: str  # TrainingJob
     log_group: str
 
-    def arn(self, job: str) -> str:
-        return f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{self.name}/{job}"
+    def arn(self, job: str, account: str = ACCOUNT, region: str = REGION) -> str:
+        return f"arn:aws:sagemaker:{region}:{account}:{self.name}/{job}"
 
 
 TRAINING = Kind("training-job", "TrainingJob", "/aws/sagemaker/TrainingJobs")
@@ -52,6 +52,9 @@ class Job:
     tuned: dict[str, str] = field(default_factory=dict)
     stop_requested: threading.Event = field(default_factory=threading.Event)
     unseen_describes: int = 0
+    account: str = ACCOUNT
+    region: str = REGION
+    artifacts: str = "output/model"  # below the output path and the job's name, where a training's files go
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -60,7 +63,12 @@ class Job:
 
     @property
     def arn(self) -> str:
-        return self.kind.arn(self.name)
+        return self.kind.arn(self.name, self.account, self.region)
+
+    @property
+    def artifacts_uri(self) -> str:
+        """Where a training's uncompressed output goes."""
+        return f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.name}/{self.artifacts}"
 
     @property
     def done(self) -> bool:
@@ -146,10 +154,10 @@ def _describe_training(job: Job, skew: float) -> dict[str, Any]:
     if job.parent:
         answer["TuningJobArn"] = job.parent.arn
     if job.status == "Completed":
-        output = job.request["OutputDataConfig"]
-        root = f"{output['S3OutputPath'].rstrip('/')}/{job.name}/output"
-        uncompressed = output.get("CompressionType") == "NONE"
-        answer["ModelArtifacts"] = {"S3ModelArtifacts": f"{root}/model/" if uncompressed else f"{root}/model.tar.gz"}
+        uncompressed = job.request["OutputDataConfig"].get("CompressionType") == "NONE"
+        answer["ModelArtifacts"] = {
+            "S3ModelArtifacts": f"{job.artifacts_uri}/" if uncompressed else f"{job.artifacts_uri}.tar.gz"
+        }
     return answer | _optional(TrainingStartTime=job.started, TrainingEndTime=job.ended, skew=skew)
 
 

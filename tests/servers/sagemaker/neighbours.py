@@ -122,11 +122,11 @@ class SecretsManager:
         return {"ARN": arn, "Name": name, "SecretString": self.secrets[name]}
 
 
-def caller_identity() -> str:
+def caller_identity(account: str = ACCOUNT) -> str:
     """STS GetCallerIdentity's XML answer."""
     return (
         '<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>'
-        f"<Arn>arn:aws:iam::{ACCOUNT}:user/tests</Arn><UserId>AIDAEXAMPLE</UserId><Account>{ACCOUNT}</Account>"
+        f"<Arn>arn:aws:iam::{account}:user/tests</Arn><UserId>AIDAEXAMPLE</UserId><Account>{account}</Account>"
         "</GetCallerIdentityResult><ResponseMetadata><RequestId>0</RequestId></ResponseMetadata>"
         "</GetCallerIdentityResponse>"
     )

@@ -101,7 +101,7 @@ class LocalEndpoint:
         self.calls.append(("sts", action, {}))
         if action != "GetCallerIdentity":
             return 400, "text/xml", b"<ErrorResponse><Error><Code>InvalidAction</Code></Error></ErrorResponse>"
-        return 200, "text/xml", caller_identity().encode()
+        return 200, "text/xml", caller_identity(self.sagemaker.account).encode()
 
 
 @contextlib.contextmanager

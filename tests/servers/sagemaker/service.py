@@ -3,13 +3,26 @@
 import threading
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from tests.servers.sagemaker.errors import ServiceError, not_found
 from tests.servers.sagemaker.faults import ROLE, Faults
 from tests.servers.sagemaker.hosting import Hosting
-from tests.servers.sagemaker.jobs import KINDS, PROCESSING, TRAINING, TUNING, Job, Kind, describe, summarize_child
+from tests.servers.sagemaker.jobs import (
+    ACCOUNT,
+    KINDS,
+    PROCESSING,
+    REGION,
+    TRAINING,
+    TUNING,
+    Job,
+    Kind,
+    describe,
+    summarize_child,
+)
+from tests.servers.sagemaker.refusals import check_image, check_machines, check_quota
 from tests.servers.sagemaker.validation import validate_request
 
 
@@ -31,6 +44,7 @@ class SageMaker:
         images: frozenset[str] | None = None,
         roles: frozenset[str] | None = None,
         hosting: Hosting | None = None,
+        region: str = REGION,
     ) -> None:
         self.hosting = hosting
         self.runtime = runtime
@@ -38,14 +52,26 @@ class SageMaker:
         self.clock = clock
         self.images = images
         self.roles = roles
-        self.jobs: dict[tuple[str, str], Job] = {}
+        self.quotas: dict[str, int] = {}  # name -> limit; none: no limit
+        self.artifacts = "output/model"  # where the trainings that are created from here on leave their files
+        self.account, self.region = ACCOUNT, region
+        self._places: defaultdict[tuple[str, str], dict[tuple[str, str], Job]] = defaultdict(dict)
         self.lock = threading.RLock()
+
+    @property
+    def jobs(self) -> dict[tuple[str, str], Job]:
+        """The jobs of the account and region that answer now."""
+        return self._places[self.account, self.region]
+
+    def move(self, *, account: str | None = None, region: str | None = None) -> None:
+        """Answer for another account or region from here on, as under credentials that were changed while a client runs."""
+        self.account, self.region = account or self.account, region or self.region
 
     def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one operation; ServiceError is its error answer."""
         validate_request(operation, request)
         if operation == "CreateModel":
-            self._check_image(request["ExecutionRoleArn"], request["PrimaryContainer"]["Image"])
+            self._check_image(None, request["ExecutionRoleArn"], request["PrimaryContainer"]["Image"])
         if self.hosting is not None and (answer := self.hosting.call(operation, request)) is not None:
             return answer
         for noun, kind in KINDS.items():
@@ -79,9 +105,11 @@ class SageMaker:
                 raise ServiceError(
                     "ResourceInUse",
                     f"{words} names must be unique within an AWS account and region, and a {words.lower()} with this "
-                    f"name already exists ({kind.arn(name)})",
+                    f"name already exists ({kind.arn(name, self.account, self.region)})",
                 )
-            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent)
+            check_quota(kind, request, self.jobs.values(), self.quotas)
+            place = {"account": self.account, "region": self.region, "artifacts": self.artifacts}
+            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent, **place)
             job.unseen_describes = self.faults.describe_lag
             self.jobs[kind.name, name] = job
         self.runtime.start(job)
@@ -90,39 +118,32 @@ class SageMaker:
     def _create(self, kind: Kind, request: dict[str, Any]) -> dict[str, Any]:
         definition = request.get("TrainingJobDefinition", request) if kind is TUNING else request
         self._check_account(kind, definition)
-        if definition.get("EnableManagedSpotTraining"):
-            limits = definition.get("StoppingCondition", {})
-            if limits.get("MaxWaitTimeInSeconds", 0) < limits.get("MaxRuntimeInSeconds", 86_400):
-                raise ServiceError(
-                    "ValidationException",
-                    "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to "
-                    "MaxRuntimeInSeconds",
-                )
+        check_machines(kind, request)
         return {f"{kind.noun}Arn": self.add(kind, request).arn}
 
     def _check_account(self, kind: Kind, definition: dict[str, Any]) -> None:
         specification = definition["AppSpecification" if kind is PROCESSING else "AlgorithmSpecification"]
-        self._check_image(definition["RoleArn"], specification["ImageUri" if kind is PROCESSING else "TrainingImage"])
+        image = specification["ImageUri" if kind is PROCESSING else "TrainingImage"]
+        self._check_image(kind, definition["RoleArn"], image)
 
-    def _check_image(self, role: str, image: str) -> None:
+    def _check_image(self, kind: Kind | None, role: str, image: str) -> None:
         if self.roles is not None and role not in self.roles:
             raise ServiceError("ValidationException", ROLE.format(role=role))
-        if self.images is not None and image not in self.images:
-            raise ServiceError("ValidationException", f"Cannot find repository or image: {image}")
+        check_image(kind, role, image, self.images)
 
     def _find(self, kind: Kind, name: str) -> Job:
         with self.lock:
             job = self.jobs.get((kind.name, name))
         if job is None:
             raise not_found()
+        with self.lock:  # what was just created is not seen by every call yet
+            if job.unseen_describes > 0:
+                job.unseen_describes -= 1
+                raise not_found()
         return job
 
     def _describe(self, kind: Kind, name: str) -> dict[str, Any]:
         job = self._find(kind, name)
-        with self.lock:
-            if job.unseen_describes > 0:
-                job.unseen_describes -= 1
-                raise not_found()
         return describe(job, self.faults.clock_skew)
 
     def _stop(self, kind: Kind, name: str) -> dict[str, Any]:

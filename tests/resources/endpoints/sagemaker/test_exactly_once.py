@@ -266,12 +266,15 @@ def test_what_would_be_refused_is_refused_with_the_setting(bench: Bench, changes
     assert list(bench.endpoints().records()) == []
 
 
-def test_quota_and_permission_are_refusals(bench: Bench) -> None:
+def test_quota_permission_and_missing_files_are_refusals(bench: Bench) -> None:
     for fault, said in (("limit", "ask for a higher quota"), ("denied", "lacks a permission")):
         bench.faults.order("CreateEndpoint", fault)
         with pytest.raises(EndpointRefused, match=said):
             deploy(bench, bench.spec(1))
         assert bench.left() == []
+    bench.faults.order("CreateModel", "model_data")
+    with pytest.raises(EndpointRefused, match="Could not find model data"):
+        deploy(bench, bench.spec(1))
 
 
 def test_the_requests_hold_no_secret_and_lead_back_to_the_run(bench: Bench) -> None:

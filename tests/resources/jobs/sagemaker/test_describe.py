@@ -44,6 +44,10 @@ def test_a_completed_training() -> None:
         (trained("Failed", FailureReason="AlgorithmError: , exit code: 1"), "work", "AlgorithmError: , exit code: 1"),
         (trained("Failed", FailureReason="CapacityError: Unable to provision requested ML compute capacity"), "capacity", ""),
         (trained("Failed", FailureReason="InternalServerError: We encountered an internal error"), "lost", ""),
+        # What the container says may quote anything.
+        (trained("Failed", FailureReason="AlgorithmError: no CapacityError at all, exit code: 1"), "work", "no CapacityError"),
+        (trained("Failed", FailureReason="AlgorithmError: HTTP 500 InternalServerError, exit code: 1"), "work", "HTTP 500"),
+        (trained("Failed", FailureReason="ClientError: Unable to provision x: Internal Error"), "work", "Unable"),
         (trained("Stopped", SecondaryStatus="MaxRuntimeExceeded"), "time", "MAX_RUNTIME_SECONDS"),
         (trained("Stopped", SecondaryStatus="MaxWaitTimeExceeded"), "time", "MAX_WAIT_SECONDS"),
         (trained("Stopped"), "stopped", "stopped"),

@@ -7,8 +7,10 @@ import pytest
 
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobError, JobFailed, JobRefused, JobUnreachable
-from tests.contracts.jobs_contract import FILES, RecordingListener, training
+from resources.jobs.sagemaker.errors import advice
+from tests.contracts.jobs_contract import FILES, RecordingListener, compute, training
 from tests.resources.jobs.simulation import Actor, World
+from tests.servers.sagemaker.refusals import missing_image
 
 ANSWERS: dict[str, tuple[Callable[[World], None], type[JobError], str]] = {
     "wrong role": (
@@ -36,6 +38,17 @@ ANSWERS: dict[str, tuple[Callable[[World], None], type[JobError], str]] = {
         lambda world: world.faults.order("CreateTrainingJob", "denied"),
         JobRefused,
         "deploy/cloudformation.yaml",
+    ),
+    # What a Create lacks is not the job: none of these waits for a job to appear.
+    "no such subnet": (lambda world: world.faults.order("CreateTrainingJob", "subnet"), JobRefused, "DOCML_SUBNETS"),
+    "no such group": (lambda world: world.faults.order("CreateTrainingJob", "security_group"), JobRefused, "DOCML_SEC"),
+    "no such key": (lambda world: world.faults.order("CreateTrainingJob", "key"), JobRefused, "DOCML_KMS_KEY"),
+    "no such bucket": (lambda world: world.faults.order("CreateTrainingJob", "no_inputs"), JobRefused, "DOCML_STORE"),
+    "no such thing": (lambda world: world.faults.order("CreateTrainingJob", "resource"), JobRefused, "not found"),
+    "quota of another unit": (
+        lambda world: world.faults.order("CreateTrainingJob", "storage"),
+        JobRefused,
+        "the quota 'Size of EBS volume for a processing job instance' is 1024 Gigabytes, 2000 are asked for",
     ),
 }
 
@@ -90,6 +103,42 @@ def test_a_service_that_does_not_answer_is_given_up_after_the_budget() -> None:
     assert isinstance(error, JobUnreachable)
     assert "run again to attach" in str(error)
     assert 900 < world.clock.now - started < 1500
+
+
+INSTANCES = "ml.m5.xlarge for training job usage"
+
+
+def test_a_quota_that_can_never_be_met_is_refused_at_once_by_its_name() -> None:
+    world = World()
+    world.service.quotas = {INSTANCES: 4}
+    begun = world.clock.now
+    spec = training(compute=compute(instance_count=11))
+    actor = world.actor(
+        "run-a", lambda actor: actor.engine().run(spec, FILES, holder="run-a", listener=RecordingListener())
+    )
+    world.run()
+    assert isinstance(actor.error, JobRefused)
+    assert f"the quota '{INSTANCES}' is 4 Instances, 11 are asked for" in str(actor.error)
+    assert world.clock.now - begun < 60
+
+
+def test_a_quota_that_others_use_is_waited_for() -> None:
+    world = World()
+    world.service.quotas = {INSTANCES: 1}
+    world.runtime.seconds = 900
+    other = training().model_copy(update={"run": 2})
+    for name, spec in (("run-a", training()), ("run-b", other)):
+        world.actor(
+            name, lambda actor, s=spec: actor.engine().run(s, FILES, holder=actor.name, listener=RecordingListener())
+        )
+    world.run()
+    assert [actor.error for actor in world.actors] == [None, None]
+    first, second = world.jobs()
+    assert second.created >= (first.ended or 0)
+
+
+def test_a_missing_image_of_a_processing_job_is_told_when_it_starts() -> None:
+    assert "DOCKER_IMAGE" in advice(missing_image("123456789012.dkr.ecr.eu-west-1.amazonaws.com/docml:2"))
 
 
 def test_throttling_for_a_while_is_waited_for() -> None:

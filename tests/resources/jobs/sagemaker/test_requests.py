@@ -98,6 +98,12 @@ def test_channels_that_list_their_files_get_a_manifest() -> None:
         (preparation(compute=compute(instance_type="g5.xlarge")), PLAIN, "INSTANCE_TYPE"),
         (preparation(compute=compute(max_runtime_seconds=800_000)), PLAIN, "MAX_RUNTIME_SECONDS"),
         (preparation(compute=compute(volume_gb=50_000)), PLAIN, "VOLUME_GB"),
+        (preparation(compute=compute(instance_type="ml.m5d.large", volume_gb=76)), PLAIN, "VOLUME_GB"),
+        (
+            tuning(SEARCH).model_copy(update={"compute": compute(instance_type="ml.g5.xlarge", volume_gb=300)}),
+            PLAIN,
+            "VOLUME_GB",
+        ),
         (training({"text": "x" * 2501}), PLAIN, "[hyperparameters]"),
         (training({f"key_{n}": n for n in range(101)}), PLAIN, "[hyperparameters]"),
         (training(metric_definitions=tuple((f"m{n}", "x=(.*)") for n in range(40))), PLAIN, "METRIC_DEFINITIONS"),
