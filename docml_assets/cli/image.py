@@ -15,10 +15,15 @@ from docml_assets.terminal import say
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = "trainer_image/Dockerfile"
 _REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/")
+_IMMUTABLE = re.compile(r"tag.*already exists|immutable", re.IGNORECASE)
 
 
 class ImageError(DocmlError):
-    """An image cannot be built or pushed."""
+    """An image cannot be built or pushed. `said`: docker's own words, where it said some."""
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 @click.group(name="image")
@@ -63,7 +68,7 @@ def push(experiment: str, dry_run: bool) -> None:
     """Push EXPERIMENT's image, as `docml image build` tagged it."""
     uri, _ = _target(experiment)
     _sign_in(uri, dry_run)
-    _docker(["push", uri], dry_run)
+    _push(uri, dry_run)
     say(f"{'would push' if dry_run else 'pushed'} {uri}")
     say("jobs use it if DOCKER_IMAGE in settings.ini, or DOCML_IMAGE, names it")
 
@@ -124,16 +129,47 @@ def _password(account: str, region: str) -> str:
     return token.partition(":")[2]
 
 
+def _push(uri: str, dry_run: bool) -> None:
+    """Push the image. A registry that keeps its tags as they are is told by what to change."""
+    try:
+        _docker(["push", uri], dry_run)
+    except ImageError as error:
+        if not _IMMUTABLE.search(error.said):
+            raise
+        name, _, tag = uri.rpartition(":")
+        raise ImageError(
+            f"{uri} exists already, and the tags of its repository are immutable (what jobs ran in stays what it was): name another tag, "
+            f"for example {name}:{_next_tag(tag)}, in DOCKER_IMAGE or DOCML_IMAGE, then build and push that one"
+        ) from error
+
+
+def _next_tag(tag: str) -> str:
+    """A tag of the same kind: its last number raised by one."""
+    head, number = re.fullmatch(r"(.*?)(\d*)", tag).groups()  # type: ignore[union-attr]
+    return f"{head}{int(number) + 1}" if number else f"{tag}-2"
+
+
 def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None) -> None:
+    """Run docker, or show how. People see what it says while it runs; of a push ImageError carries it, too."""
     line = ["docker", *arguments]
     say(f"$ {shlex.join(line)}", fg="cyan")
     if dry_run:
         return
+    said = []
+    heard = subprocess.PIPE if arguments[0] == "push" else None  # a build that is listened to shows no progress
     try:
-        done = subprocess.run(line, input=password, text=True, check=False)
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stderr=heard, text=True)
     except FileNotFoundError as error:
         raise ImageError(
             "docker is not installed, or not on the PATH: install Docker, or look with --dry-run"
         ) from error
-    if done.returncode:
-        raise ImageError(f"docker {arguments[0]} failed with exit code {done.returncode}; its own message stands above")
+    with process:
+        assert process.stdin is not None
+        process.stdin.write(password or "")
+        process.stdin.close()
+        for text in process.stderr or ():
+            said.append(text)
+            click.echo(text, err=True, nl=False)
+    if process.returncode:
+        message = f"docker {arguments[0]} failed with exit code {process.returncode}; its own message stands above"
+        raise ImageError(message, "".join(said))

@@ -68,6 +68,24 @@ def test_docker_is_run_and_its_failure_told(experiment: Path, tmp_path: Path, mo
     assert [line.split()[0] for line in called] == ["build", "push"]
 
 
+def test_a_tag_that_exists_is_told_with_the_next_one(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    said = "tag invalid: The image tag 'v9' already exists in the 'docml' repository and cannot be overwritten because the tag is immutable."
+    docker.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
+    docker.chmod(docker.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCML_IMAGE", "registry.example/docml:v9")
+    result = call("push", experiment.name)
+    assert "registry.example/docml:v9 exists already, and the tags of its repository are immutable" in str(
+        result.exception
+    )
+    assert "for example registry.example/docml:v10, in DOCKER_IMAGE or DOCML_IMAGE" in str(result.exception)
+    assert said in result.output, "docker's own words are passed on"
+
+
 def test_the_dockerfile_passes_hadolint() -> None:
     program = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([program, ROOT / "trainer_image/Dockerfile"], capture_output=True, text=True, check=False)

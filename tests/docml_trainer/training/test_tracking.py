@@ -170,12 +170,23 @@ def test_disabled_starts_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_key_may_be_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+REGIONS = {  # what a container may have of its region
+    "AWS_DEFAULT_REGION": "eu-central-1",
+    "AWS_REGION": "eu-central-1",
+    "TRAINING_JOB_ARN": "arn:aws:sagemaker:eu-central-1:123456789012:training-job/x",
+}
+
+
+@pytest.mark.parametrize("variable", REGIONS)
+def test_a_key_may_be_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    for name in REGIONS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv(variable, REGIONS[variable])
     with moto.mock_aws():
-        secrets = boto3.client("secretsmanager")
+        secrets = boto3.client("secretsmanager", region_name="eu-central-1")
         secrets.create_secret(Name="team/wandb", SecretString=json.dumps({"key": "abc"}))
         secrets.create_secret(Name="plain", SecretString="def")
         assert resolve_key("secretsmanager:team/wandb#key") == "abc"

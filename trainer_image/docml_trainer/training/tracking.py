@@ -136,8 +136,15 @@ def resolve_key(value: str) -> str:
     import boto3
 
     name, _, field = value.removeprefix(SECRET_REFERENCE).partition("#")
-    text: str = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
+    secrets = boto3.client("secretsmanager", region_name=_region(os.environ))
+    text: str = secrets.get_secret_value(SecretId=name)["SecretString"]
     return str(json.loads(text)[field]) if field else text
+
+
+def _region(environment: Mapping[str, str]) -> str | None:
+    """The job's. SageMaker's containers may have AWS_REGION only, which boto3 does not read; a training's ARN names it, too."""
+    arn = environment.get("TRAINING_JOB_ARN", "").split(":")
+    return environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or (arn[3] if len(arn) > 3 else None)
 
 
 def client() -> None:
