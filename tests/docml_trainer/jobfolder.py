@@ -69,9 +69,10 @@ class JobFolder:
         """What SageMaker passes to a training job (a tuning's trial gets `_tuning_objective_metric` as well)."""
         self._write_json("input/config/hyperparameters.json", encoding.encode(values))
 
-    def write_hosts(self, current: str, hosts: list[str]) -> None:
+    def write_hosts(self, current: str, hosts: list[str], interface: str = "lo") -> None:
         folder = "input/config" if self.command == "train" else "config"
-        self._write_json(f"{folder}/resourceconfig.json", {"current_host": current, "hosts": hosts})
+        content = {"current_host": current, "hosts": hosts, "network_interface_name": interface}
+        self._write_json(f"{folder}/resourceconfig.json", content)
 
     def run(self, *, timeout: float = 240, **environment: str) -> Finished:
         """`python -m docml_trainer <command>` in a process of its own."""

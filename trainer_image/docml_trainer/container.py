@@ -38,6 +38,7 @@ class ResourceConfig:
 
     current_host: str
     hosts: tuple[str, ...]
+    interface: str | None = None  # the network interface that leads to the other hosts
 
     @property
     def index(self) -> int:
@@ -152,7 +153,7 @@ class Folders:
         current, hosts = str(content.get("current_host")), tuple(content.get("hosts") or ())
         if current not in hosts:
             raise FolderError(f"{path}: current_host {current!r} is not among hosts {list(hosts)}")
-        return ResourceConfig(current, hosts)
+        return ResourceConfig(current, hosts, content.get("network_interface_name") or None)
 
     def fail(self, reason: str, detail: str = "") -> None:
         """Leave the reason of a failure where SageMaker reads it (training: `failure`, processing: `message`).

@@ -4,9 +4,12 @@ The launcher is what the image's ENTRYPOINT becomes, so that tuning's child jobs
 on to the processes and gives them the grace period; a process that dies takes the others down, and its own reason becomes the job's.
 """
 
+import fcntl
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import time
@@ -22,7 +25,7 @@ import torch
 from docml_contract.base import ContractError, digest
 from docml_contract.jobs import TrainTask
 from docml_contract.log_lines import nonce_for_children
-from docml_trainer.container import EXIT_STOPPED, Folders, explained_out_of_memory
+from docml_trainer.container import EXIT_STOPPED, Folders, ResourceConfig, explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
@@ -30,6 +33,8 @@ FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons 
 FIRST_PORT, PORTS = 20_000, 10_000
 GRACE_SECONDS = 100  # SageMaker kills 120 seconds after SIGTERM
 START_SECONDS = 900  # hosts do not all start at once
+INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 def main(folders: Folders, train: Callable[[], None]) -> None:
@@ -67,6 +72,7 @@ def launch(folders: Folders, processes: int) -> None:
 
     hosts = folders.resource_config()
     alone = len(hosts.hosts) == 1
+    address = None if alone else join_network(hosts)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     with tempfile.TemporaryDirectory(prefix="docml-failures-") as reasons:
         os.environ.update({FAILURES: reasons, **nonce_for_children()})
@@ -76,7 +82,8 @@ def launch(folders: Folders, processes: int) -> None:
             nproc_per_node=processes,
             run_id="docml",
             rdzv_backend="c10d" if alone else "static",
-            rdzv_endpoint="localhost:0" if alone else f"{sorted(hosts.hosts)[0]}:{meeting_port(folders)}",
+            rdzv_endpoint="localhost:0" if alone else f"{leader(hosts, address)}:{meeting_port(folders)}",
+            local_addr=address,
             rdzv_configs={"timeout": START_SECONDS} | ({} if alone else {"rank": hosts.index}),
             max_restarts=0,
             monitor_interval=0.2,
@@ -88,6 +95,48 @@ def launch(folders: Folders, processes: int) -> None:
             sys.exit(EXIT_STOPPED)
         except ChildFailedError as error:
             _explain(folders, Path(reasons), {rank: failure.exitcode for rank, failure in error.failures.items()})
+
+
+def join_network(hosts: ResourceConfig) -> str | None:
+    """Let NCCL and Gloo talk through the interface that leads to the other hosts, before anything of theirs starts; its address.
+
+    By themselves they take the interface of the host's own name, or any. None if the machine has no such interface.
+    """
+    if hosts.interface is None or hosts.interface not in (name for _, name in socket.if_nameindex()):
+        return None
+    for variable in INTERFACE_VARIABLES:
+        os.environ[variable] = hosts.interface
+    request = struct.pack("256s", hosts.interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
+        except OSError:  # no IPv4 address
+            return None
+
+
+def leader(hosts: ResourceConfig, address: str | None, patience: float = START_SECONDS) -> str:
+    """Where all hosts meet: the first host by its name, at itself by its address, since its own name need not be known to it.
+
+    Names of hosts that start later come to be known later. TrainingError if the leader's does not.
+    """
+    name = sorted(hosts.hosts)[0]
+    if hosts.index == 0 and address is not None:
+        return address
+    begun = time.monotonic()
+    while True:
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError as error:
+            if time.monotonic() - begun > patience:
+                raise TrainingError(
+                    f"{hosts.current_host} has not found the host {name} for {patience:.0f} s ({error}); expected a name that the network "
+                    "of the job knows (do the security groups let the job's hosts talk to each other and to DNS?)"
+                ) from error
+        else:
+            return name
+        if time.monotonic() - begun < 1:
+            print(f"Waiting until the name of the host {name} is known.", flush=True)
+        time.sleep(1)
 
 
 def grace(config: type[Any]) -> dict[str, Any]:
