@@ -158,6 +158,8 @@ def needed_of_services(cloud: Cloud) -> set[Needed]:
     kinds = {"Training": "training-job", "Processing": "processing-job", "HyperParameter": "hyper-parameter-tuning-job"}
     found = set()
     for service, operation, _ in cloud.endpoint.calls:
+        if service == "sts":  # who one is may be asked by anybody
+            continue
         if service == "logs":
             group = "arn:aws:logs:us-east-1:123456789012:log-group:/aws/sagemaker/TrainingJobs:log-stream:x"
             found.add(Needed(f"logs:{operation}", group))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,7 +149,9 @@ def test_jobs_never_see_production_nor_write_what_is_finished() -> None:
     assert not any("s3:DeleteObject" in as_list(statement["Action"]) for statement in job)
     orchestrator = statements("docml-orchestrator")
     on_production = [s for s in orchestrator if "production-documents" in json.dumps(s["Resource"])]
-    assert {action for s in on_production for action in as_list(s["Action"])} == {"s3:ListBucket", "s3:GetObject"}
+    assert {action for s in on_production for action in as_list(s["Action"])} == {
+        *("s3:ListBucket", "s3:GetObject", "s3:GetObjectTagging")
+    }
     passed = [s for s in orchestrator if s["Action"] == "iam:PassRole"]
     assert passed[0]["Resource"] == [
         f"arn:aws:iam::{ACCOUNT}:role/docml-job",
@@ -188,6 +191,46 @@ def test_an_experiments_role_ends_at_the_experiment(action: str, resource: str, 
     create(EXPERIMENT_ROLE, Experiment="EXP-1")
     arn = f"arn:aws:s3:::{resource.replace('docml', f'docml-{ACCOUNT}-{REGION}', 1)}"
     assert bool(allowing(statements("docml-job-EXP-1"), Needed(action, arn, prefix))) is allowed
+
+
+DEPLOYMENT = TEMPLATE.parents[1] / "docs" / "deployment.md"
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_documented_host_gets_the_orchestrators_credentials() -> None:
+    commands = DEPLOYMENT.read_text(encoding="utf-8")
+    (overrides,) = re.findall(r"--parameter-overrides (.*)", commands)
+    parameters = dict(item.split("=") for item in overrides.split())
+    outputs = create(**parameters)
+    asked = set(re.findall(r"OutputKey=='(\w+)'", commands))
+    assert asked == {"OrchestratorInstanceProfile"}
+    iam = boto3.client("iam")
+    profile = iam.get_instance_profile(InstanceProfileName=outputs["OrchestratorInstanceProfile"])["InstanceProfile"]
+    assert [role["RoleName"] for role in profile["Roles"]] == ["docml-orchestrator"]
+    trust = iam.get_role(RoleName="docml-orchestrator")["Role"]["AssumeRolePolicyDocument"]
+    assert [statement["Principal"] for statement in trust["Statement"]] == [{"Service": "ec2.amazonaws.com"}]
+    # What a container asks of the metadata service is one hop further away than what its host asks.
+    assert "modify-instance-metadata-options" in commands
+    assert "--http-put-response-hop-limit 2" in commands
+
+
+@pytest.mark.usefixtures("aws")
+def test_production_documents_may_have_tags_and_a_key_of_their_own() -> None:
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/22222222-2222-3333-4444-555555555555"
+    create(ProductionBucketName="production", ProductionPrefix="documents/", ProductionKmsKeyArn=key)
+    orchestrator = statements("docml-orchestrator")
+    ours = f"arn:aws:s3:::docml-{ACCOUNT}-{REGION}/experiments/EXP-1/data/x"
+    assert allowing(orchestrator, Needed("s3:GetObjectTagging", "arn:aws:s3:::production/documents/g/raw_text.json"))
+    assert not allowing(orchestrator, Needed("s3:PutObjectTagging", "arn:aws:s3:::production/documents/g/x"))
+    assert allowing(orchestrator, Needed("s3:PutObjectTagging", ours))
+    iam = boto3.client("iam")
+    attached = iam.list_attached_role_policies(RoleName="docml-orchestrator")["AttachedPolicies"]
+    (arn,) = [policy["PolicyArn"] for policy in attached if "ProductionKey" in policy["PolicyName"]]
+    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+    document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    (statement,) = (document if isinstance(document, dict) else ast.literal_eval(document))["Statement"]
+    assert (statement["Action"], statement["Resource"]) == ("kms:Decrypt", key)
+    assert iam.list_attached_role_policies(RoleName="docml-job")["AttachedPolicies"] == []
 
 
 @pytest.mark.usefixtures("aws")

@@ -56,7 +56,11 @@ def actions(method: str, target: str, headers: dict[str, str], body: bytes) -> I
         yield Needed("s3:PutObject", on_object)
         source = headers.get("x-amz-copy-source")
         if source:
-            yield Needed("s3:GetObject", f"arn:aws:s3:::{unquote(source).lstrip('/')}")
+            copied = f"arn:aws:s3:::{unquote(source).lstrip('/')}"
+            yield Needed("s3:GetObject", copied)
+            if headers.get("x-amz-tagging-directive", "COPY") == "COPY":  # of objects that have tags
+                yield Needed("s3:GetObjectTagging", copied)
+                yield Needed("s3:PutObjectTagging", on_object)
 
 
 @contextmanager
