@@ -8,6 +8,7 @@ from pathlib import Path
 from docml_assets.errors import ExperimentError, Problem, SettingsError
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, dockerfile_problems, read_text
 from docml_assets.experiment.functions import check_functions, defined_functions
+from docml_assets.experiment.image_contents import download_problems, image_problems
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
 from docml_assets.runs.claims import run_folders
@@ -43,6 +44,10 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
         folder.functions_source, str(path / USER_FUNCTIONS), environment.get("DOCML_WORKER_PYTHON") or None
     )
     problems += dockerfile_problems(path)
+    if environment.get("DOCML_ENV") == "aws":
+        problems += image_problems(folder.functions_source, str(path / USER_FUNCTIONS), path)
+        if not has_way_out(environment):
+            problems += download_problems(folder.functions_source, str(path / USER_FUNCTIONS), path)
     try:
         settings = folder.settings
     except SettingsError as error:
@@ -178,6 +183,11 @@ def _complaints(settings: Settings, environment: Mapping[str, str]) -> Iterator[
         yield from _aws(settings, environment)
 
 
+def has_way_out(environment: Mapping[str, str]) -> bool:
+    """Whether jobs reach the internet: with the network of SageMaker's own, or in subnets that are said to have a way out."""
+    return not environment.get("DOCML_SUBNETS") or environment.get("DOCML_SUBNETS_INTERNET") == "true"
+
+
 def _costs(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:
     """The prices, and on aws the worst cases of all jobs of the run, together."""
     try:
@@ -232,6 +242,13 @@ def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> 
             f"a reference {SECRET_REFERENCE}NAME#key, which containers resolve with the job's role",
             "put the key into Secrets Manager and refer to it",
         )
+    if kind == "aws" and not has_way_out(environment) and not environment.get("WANDB_BASE_URL"):
+        yield (
+            "WANDB_MODE = online with jobs in DOCML_SUBNETS, from which nothing leads to Weights & Biases",
+            "a tracker that jobs reach",
+            "set WANDB_MODE = offline (the curves are kept for wandb sync) or WANDB_BASE_URL to a server in the network, or "
+            "DOCML_SUBNETS_INTERNET = true if the subnets do have a way out (a NAT gateway)",
+        )
 
 
 def _aws(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complaint]:
@@ -250,6 +267,13 @@ def _aws(settings: Settings, environment: Mapping[str, str]) -> Iterator[Complai
         )
     if bool(environment.get("DOCML_SUBNETS")) != bool(environment.get("DOCML_SECURITY_GROUPS")):
         yield "only one of DOCML_SUBNETS and DOCML_SECURITY_GROUPS", "both or none", "set the other one too"
+    internet = environment.get("DOCML_SUBNETS_INTERNET") or "false"
+    if internet not in ("true", "false"):
+        yield (
+            f"DOCML_SUBNETS_INTERNET = {internet}",
+            "true or false",
+            "say whether the subnets have a way to the internet",
+        )
     given = [name for name in _STATIC_KEYS if environment.get(name)]
     if len(given) == 1:
         yield f"{given[0]} alone", " and ".join(_STATIC_KEYS), "set both, or neither and use a profile or role"

@@ -15,7 +15,7 @@ from docml_contract.jobs import JobSpec, TrainTask
 from resources import aws
 from resources.aws import is_reference
 from resources.errors import SettingError
-from resources.jobs.backend import Cursor, Job, JobState, LogLine
+from resources.jobs.backend import Busy, Cursor, Job, JobState, LogLine
 from resources.jobs.interface import JobElsewhere, JobError, JobRefused
 from resources.jobs.sagemaker import describe
 from resources.jobs.sagemaker.create import TypedLayer, check_request
@@ -276,12 +276,16 @@ class SageMakerBackend:
         if job.spec.kind == "processing":
             return job.output_prefix
         if job.spec.kind == "training":
-            return self._artifacts(job, self._describe(job))
+            return self._artifacts(job, job.name)
         return self._collect_best(job)
 
-    def _artifacts(self, job: Job, training: dict[str, Any]) -> str:
-        """The store's key prefix of a training's output, as Describe names it."""
-        uri = training["ModelArtifacts"]["S3ModelArtifacts"].rstrip("/")
+    def _artifacts(self, job: Job, training: str) -> str:
+        """The store's key prefix of the output of a training, `job` itself or a trial of it, as Describe names it."""
+        try:
+            found = self._call(job.name, self.sagemaker.describe_training_job, TrainingJobName=training)
+        except NoSuchJob as error:  # SageMaker does not show everything at once
+            raise Busy(f"{training} is not visible") from error
+        uri = found["ModelArtifacts"]["S3ModelArtifacts"].rstrip("/")
         if not uri.startswith(f"{self.store.url}/"):
             raise JobError(f"job {job.name} left its output at {uri}, expected a place below {self.store.url}")
         return str(uri.removeprefix(f"{self.store.url}/"))
@@ -318,9 +322,7 @@ class SageMakerBackend:
         best = best_trial(trials, job.spec.tuning)
         if best is None:
             raise JobError(f"job {job.name} completed, and no trial has a value of {job.spec.tuning.objective_metric}")
-        prefix = self._artifacts(
-            job, self._call(job.name, self.sagemaker.describe_training_job, TrainingJobName=best.job)
-        )
+        prefix = self._artifacts(job, best.job)
         add_trials(self.store, prefix, job.spec.tuning, trials)
         others = [
             stored.key for stored in self.store.list(job.output_prefix) if not stored.key.startswith(f"{prefix}/")

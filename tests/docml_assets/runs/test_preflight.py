@@ -102,6 +102,10 @@ def test_a_complete_deployment() -> None:
     assert complaints(AWS) == []
 
 
+NO_WAY_OUT = {"DOCML_SUBNETS": "subnet-1", "DOCML_SECURITY_GROUPS": "sg-1"}
+TRACKER = {"WANDB_API_KEY": "secretsmanager:wandb#key"}
+
+
 @pytest.mark.parametrize(
     ("changed", "settings", "complaint"),
     [
@@ -118,6 +122,12 @@ def test_a_complete_deployment() -> None:
         ({"DOCML_WORKER_PYTHON": "/no/such/python"}, "", "DOCML_WORKER_PYTHON = /no/such/python"),
         ({}, "WANDB_MODE = online", "WANDB_MODE = online without WANDB_API_KEY"),
         ({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online", "WANDB_API_KEY as plain text on aws"),
+        (
+            NO_WAY_OUT | TRACKER,
+            "WANDB_MODE = online",
+            "WANDB_MODE = online with jobs in DOCML_SUBNETS, from which nothing leads to Weights & Biases",
+        ),
+        (NO_WAY_OUT | {"DOCML_SUBNETS_INTERNET": "yes"}, "", "DOCML_SUBNETS_INTERNET = yes"),
     ],
 )
 def test_what_a_deployment_lacks(changed: dict[str, str], settings: str, complaint: str) -> None:
@@ -128,6 +138,8 @@ def test_an_experiments_own_image_is_enough() -> None:
     assert complaints({**AWS, "DOCML_IMAGE": ""}, "DOCKER_IMAGE = repository/image:tag") == []
     assert complaints({**AWS, "WANDB_API_KEY": "secretsmanager:wandb#key"}, "WANDB_MODE = online") == []
     assert complaints({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online") == []
+    for way_out in ({"DOCML_SUBNETS_INTERNET": "true"}, {"WANDB_BASE_URL": "https://wandb.internal"}):
+        assert complaints({**AWS, **NO_WAY_OUT, **TRACKER, **way_out}, "WANDB_MODE = online") == []
 
 
 MACHINE_PRICES = {"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}
@@ -165,6 +177,21 @@ def test_mistakes_of_both_files_and_of_the_environment_come_together(tmp_path: P
     assert [problem.place for problem in validate(right, environment(tmp_path, DOCML_ENV="cloud"))] == [
         "the environment"
     ]
+
+
+def test_on_aws_the_image_and_the_network_are_looked_at(tmp_path: Path) -> None:
+    functions = FUNCTIONS.replace("import json", "import json\nimport scipy\n\nimport spacy")
+    functions += "\n\nmodel = lambda hub: hub.from_pretrained('bert-base-uncased')\n"
+    folder = write_experiment(tmp_path, functions=functions)
+    assert validate(folder, environment(tmp_path)) == [], "jobs run on this machine"
+    found = [problem.found for problem in validate(folder, AWS)]
+    assert found == ["import spacy, which the jobs' image lacks"]
+    (folder / "sagemaker.Dockerfile").write_text("ARG DOCML_BASE\nFROM ${DOCML_BASE}\nRUN pip install spacy==3.8.7\n")
+    assert validate(folder, AWS) == []
+    (problem,) = validate(folder, AWS | NO_WAY_OUT)
+    assert problem.found == "hub.from_pretrained('bert-base-uncased'), a download"
+    assert "HF_HUB_OFFLINE=1" in problem.remedy
+    assert validate(folder, AWS | NO_WAY_OUT | {"DOCML_SUBNETS_INTERNET": "true"}) == []
 
 
 def test_a_missing_file_does_not_hide_the_mistakes_of_the_other(tmp_path: Path) -> None:
