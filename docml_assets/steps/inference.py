@@ -9,6 +9,7 @@ import pyarrow as pa
 from docml_assets.report.schema import read_report
 from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
+from docml_assets.steps.answers import Answers, find_answers
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest, recorded_data
 from docml_assets.steps.reuse import earlier_runs, find_finished, read_required, reused_outcome, take_earlier
@@ -21,7 +22,6 @@ from docml_contract.manifests import Manifest, PreparedData, cache_key
 from docml_contract.names import (
     BASELINE_TABLE,
     BEST_MODEL,
-    DOCUMENTS,
     ENCODED_SPLITS,
     EXPORT,
     HISTORY,
@@ -33,14 +33,11 @@ from docml_contract.names import (
     REPORT_HTML,
     REPORT_JSON,
     SPLITS_TABLE,
-    TIMINGS,
     TORCHSCRIPT,
-    VALIDATION,
     RunPlace,
 )
 from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
-from resources.jobs.interface import JobResult
 from resources.store.manifests import read_manifest, read_recorded
 
 if TYPE_CHECKING:
@@ -66,8 +63,8 @@ def run_inference(work: Work) -> Outcome | None:
     inputs = {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
     exported = {name: _exported(work, folders[name], manifests[name]) for name in work.settings.model_names}
     spec = specs.inference_spec(work, prepared=recorded_data(work), models=exported, inputs=inputs)
-    result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
-    report = _report(work, data, folders, manifests, result)
+    answers = find_answers(work, data, manifests, spec)
+    report = _report(work, data, folders, manifests, answers)
     make_deployments(work, report.report.policies)
     manifest = work.publish(
         INFERENCE_REPORT,
@@ -82,7 +79,7 @@ def run_inference(work: Work) -> Outcome | None:
         data_version=report.data_version,
         inputs=inputs,
     )
-    return Outcome.of(work, manifest, folder, how="made", why=report.summary[0], jobs=(result,))
+    return Outcome.of(work, manifest, folder, how="made", why=report.summary[0], jobs=answers.jobs)
 
 
 def _skip(work: Work) -> Outcome | None:
@@ -116,21 +113,18 @@ def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
 
 
 def _report(
-    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], result: JobResult
+    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], answers: Answers
 ) -> "ReportFiles":
-    """What can be said about the job's predictions, beside the store, where earlier runs can be compared."""
+    """What can be said about the models' answers, beside the store, where earlier runs can be compared."""
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
-
-    def handed_over(name: str) -> bytes:
-        return read_recorded(work.store, result.output_prefix, result.output.file(name))
 
     return build_report(
         experiment=work.place.experiment,
         run=work.place.number,
-        predictions=read_parquet(handed_over(PREDICTIONS)),
+        predictions=answers.predictions,
         labels=read_labels(work),
-        documents=read_parquet(handed_over(DOCUMENTS)),
-        timings=json.loads(handed_over(TIMINGS)),
+        documents=answers.documents,
+        timings=answers.timings,
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
         lineage=_lineage(work, data, manifests),
         previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
@@ -144,7 +138,7 @@ def _report(
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
         target=work.settings.auto_accept_precision,
-        validation=read_parquet(handed_over(VALIDATION)) if work.settings.auto_accept_precision is not None else None,
+        validation=answers.validation,
     )
 
 

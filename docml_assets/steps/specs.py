@@ -10,6 +10,7 @@ from docml_contract.jobs import (
     Channel,
     Compute,
     ExportedModel,
+    InferencePhase,
     InferTask,
     JobSpec,
     PredictTask,
@@ -75,6 +76,10 @@ def training_spec(
 ) -> JobSpec:
     """Train one model, or search for its hyperparameters, on prepared data."""
     settings = work.settings
+    compute = step_compute(work, "training")
+    infers = settings.inference_in_training and work.performs(INFERENCE) and not work.tunes
+    phase = InferencePhase(validation=settings.auto_accept_precision is not None)
+    inference = phase if infers and compute.instance_count == 1 else None
     return JobSpec(
         kind="tuning" if work.tunes else "training",
         experiment=work.place.experiment,
@@ -91,15 +96,18 @@ def training_spec(
             objective_metric=settings.objective_metric_name,
             objective_type=settings.objective_type,
             tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes),
+            inference=inference,
         ),
         hyperparameters=settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model),
-        channels=tuple(_split_channel(prepared, split) for split in ("train", "valid")),
+        channels=tuple(
+            _split_channel(prepared, split) for split in ("train", "valid", *(["test"] if inference else []))
+        ),
         files=hash_files(files),
         tuning=_search(work, model) if work.tunes else None,
         metric_definitions=settings.metric_definitions,
         inputs=dict(inputs),
         provenance=dict(provenance),
-        compute=step_compute(work, "training"),
+        compute=compute,
     )
 
 

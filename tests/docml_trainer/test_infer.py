@@ -1,20 +1,25 @@
 """`python -m docml_trainer infer`, mostly as a real process over a real folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from docml_contract.jobs import ExportedModel, InferencePhase
+from docml_contract.manifests import JobOutput, sha256_file
 from docml_trainer import infer
 from docml_trainer.errors import DataError, TrainerError
 from docml_trainer.inference.prediction import LATENCY_DOCUMENTS, sample_rows
 from tests.docml_trainer.inferences import Positional, bert, inference, one_at_a_time, table, write_model, write_spec
-from tests.docml_trainer.jobfolder import assert_gone, children_of
-from tests.docml_trainer.trainings import LABELS, split
+from tests.docml_trainer.jobfolder import JobFolder, assert_gone, children_of
+from tests.docml_trainer.trainings import LABELS, split, training_job
+from tests.docml_trainer.trainings import run_here as train_here
 
 
 def test_predictions_do_not_depend_on_batches(tmp_path: Path) -> None:
@@ -52,6 +57,75 @@ def test_the_validation_split_is_answered_where_a_decision_policy_is_made(tmp_pa
     for row in rows:
         assert np.abs(np.array(row["tiny_probabilities"]) - expected[row["artifact_guid"]]).max() < 1e-5
     assert table(job, "documents.parquet").num_rows == 12
+
+
+def trained_job(base: Path, **task: Any) -> JobFolder:
+    """A training that is to answer 25 test documents, and its validation documents."""
+    job = training_job(base, inference=InferencePhase(validation=True), **task)
+    split(25, seed=7).save_to_disk(str(job.channel("test")))
+    return job
+
+
+def answers(job: JobFolder) -> JobOutput:
+    return JobOutput.from_bytes((job.output / "inference/OUTPUT.json").read_bytes(), "OUTPUT.json")
+
+
+def test_a_training_answers_as_a_job_of_its_own_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, plain = trained_job(tmp_path / "training"), training_job(tmp_path / "plain")
+    assert [train_here(each, monkeypatch) for each in (job, plain)] == [0, 0]
+    model, expected = job.result(), plain.result()
+    assert model.data_version == expected.data_version
+    assert {entry.path for entry in model.files} == {entry.path for entry in expected.files}
+
+    alone = JobFolder(tmp_path / "alone", "infer")
+    for name in ("test", "valid"):
+        alone.fill_channel(name, job.channel(name))
+    folder = alone.channel("models") / "bag"
+    folder.mkdir()
+    for name in ("model.pt", "export.json"):
+        shutil.copy(job.output / name, folder)
+    hashes = (sha256_file(folder / name) for name in ("model.pt", "export.json"))
+    write_spec(alone, {"bag": ExportedModel(path="bag", **dict(zip(EXPORTED, hashes, strict=True)))})
+    spec = alone.folders.spec()
+    alone.write_spec(spec.model_copy(update={"task": spec.task.model_copy(update={"validation": True})}))
+    infer.main(alone.folders)
+    assert answers(job).data_version == alone.result().data_version
+    for name in ("predictions.parquet", "documents.parquet", "validation.parquet"):
+        assert pq.read_table(job.output / "inference" / name).equals(table(alone, name))
+
+
+EXPORTED = ("torchscript_sha256", "export_sha256")
+
+
+def test_an_attempt_after_a_death_in_the_phase_leaves_it_out_and_trains_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = trained_job(tmp_path)
+    assert train_here(job, monkeypatch) == 0
+    version = job.result().data_version
+    (mark,) = job.folders.checkpoints.glob("*/inference-phase")
+    for said, is_answered in (("begun", False), ("ended", True)):  # killed; stopped by SIGTERM
+        mark.write_text(said)
+        shutil.rmtree(job.output)
+        capfd.readouterr()
+        assert train_here(job, monkeypatch) == 0
+        printed = capfd.readouterr().out
+        assert "Resumed from step-" in printed
+        assert "Epoch 1/2" not in printed
+        assert job.result().data_version == version
+        assert (job.output / "inference").exists() is is_answered
+        assert ("left to a job of its own" in printed) is not is_answered
+
+
+def test_what_goes_wrong_in_the_phase_does_not_cost_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = trained_job(tmp_path)
+    shutil.rmtree(job.channel("test"))
+    assert train_here(job, monkeypatch) == 0
+    assert job.result().command == "train"
+    assert not (job.output / "inference").exists()
+    assert "Warning: the test split is left to a job of its own: DataError" in capfd.readouterr().out
 
 
 def test_output_and_timings(tmp_path: Path) -> None:

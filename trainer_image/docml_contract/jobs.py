@@ -96,6 +96,12 @@ class Tracking(Document):
     job_type: Literal["training", "tuning", "comparison"]
 
 
+class InferencePhase(Document):
+    """After a training, in the same job: answer the test split with the exported model."""
+
+    validation: bool = Field(False, description="the validation split as well")
+
+
 class TrainTask(Document):
     """Train one model, keep its best epoch, export it. Hyperparameters travel beside the task (`JobSpec.hyperparameters`)."""
 
@@ -109,6 +115,9 @@ class TrainTask(Document):
     objective_metric: str = "valid_f1"
     objective_type: Literal["Maximize", "Minimize"] = "Maximize"
     tracking: Tracking
+    inference: InferencePhase | None = Field(
+        None, description="none: a job of its own answers; no weight depends on it"
+    )
 
 
 class ExportedModel(Document):
@@ -198,10 +207,14 @@ class JobSpec(Document):
     def spec_hash(self) -> str:
         """sha256 of what decides the result: equal hashes mean the same work.
 
-        Left out are machines, provenance, where curves are reported, numbers of processes, and whether a baseline stands beside the
-        encoded data: no row and no weight depends on them.
+        Left out are machines, provenance, where curves are reported, numbers of processes, whether a baseline stands beside the
+        encoded data, and what a training's job does when it has trained: no row and no weight depends on them.
         """
-        content = self.model_dump(mode="json", exclude={**NOT_HASHED, "task": {"tracking", "processes", "baseline"}})
+        content = self.model_dump(
+            mode="json", exclude={**NOT_HASHED, "task": {"tracking", "processes", "baseline", "inference"}}
+        )
+        if isinstance(self.task, TrainTask):
+            content["channels"] = [channel for channel in content["channels"] if channel["name"] != "test"]
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any

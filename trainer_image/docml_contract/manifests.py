@@ -87,12 +87,12 @@ def sha256_file(path: Path) -> str:
 
 
 def describe_folder(folder: Path, exclude: Iterable[str] = (OUTPUT,)) -> tuple[FileEntry, ...]:
-    """Entries of all files below `folder`, sorted by path."""
+    """Entries of all files below `folder`, sorted by path; exclude: files and folders directly below it."""
     left_out = set(exclude)
     entries = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder).as_posix()
-        if relative not in left_out:
+        if relative.split("/", 1)[0] not in left_out:
             entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=sha256_file(path)))
     return tuple(entries)
 
@@ -131,9 +131,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
-def write_output(folder: Path, command: str, data_version: str, facts: dict[str, Any]) -> JobOutput:
-    """Describe `folder` and write its OUTPUT.json, the last file of a job."""
-    output = JobOutput(command=command, data_version=data_version, files=describe_folder(folder), facts=facts)
+def write_output(
+    folder: Path, command: str, data_version: str, facts: dict[str, Any], exclude: Iterable[str] = ()
+) -> JobOutput:
+    """Describe `folder` and write its OUTPUT.json, the last file of a job. exclude: folders with an OUTPUT.json of their own."""
+    files = describe_folder(folder, (OUTPUT, *exclude))
+    output = JobOutput(command=command, data_version=data_version, files=files, facts=facts)
     write_atomically(folder / OUTPUT, output.to_bytes())
     return output
 

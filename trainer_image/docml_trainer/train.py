@@ -27,6 +27,7 @@ from docml_trainer.data.classifier import explained_model
 from docml_trainer.data.datasets import Rows, ahead, evaluation_batches, fetch, global_batches, micro_batches
 from docml_trainer.data.shapes import LABELS
 from docml_trainer.errors import TrainingError
+from docml_trainer.inference.answers import predict_after_training
 from docml_trainer.training import checkpoint, results
 from docml_trainer.training.acceleration import forget_compilation
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
@@ -49,7 +50,12 @@ def train(folders: Folders) -> None:
         tracker.finish(results.kept_metrics(training.progress.best))
         seconds = time.monotonic() - started
         results.write_results(
-            training.setup, training.progress, training.best_model(), seconds=seconds, tracker=tracker
+            training.setup,
+            training.progress,
+            training.best_model(),
+            seconds=seconds,
+            tracker=tracker,
+            then=lambda: predict_after_training(folders, training.setup.checkpoints.folder / "inference-phase"),
         )
 
 

@@ -224,6 +224,12 @@ class Keys(BaseModel):
     inference_instance_count: int = instance_count("inference")
     inference_volume_gb: int = volume(50, "inference")
     inference_max_runtime_seconds: int = max_runtime(9 * DAY, "inference")
+    inference_in_training: Flag = key(
+        True,
+        "where one machine trains: its job predicts the test split with the exported model afterwards, so that none is started for it",
+        FLAG,
+        operational=True,
+    )
     docker_image: Annotated[str | None, OrNone] = key(
         None,
         "the experiment's image URI",

@@ -24,11 +24,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Here:
 
 def test_a_second_run_launches_no_job_and_says_why(finished: Here) -> None:
     jobs = finished.jobs(1)
-    assert len(jobs) == 3
+    assert len(jobs) == 2, "the training's job has predicted the test split"
     said = finished.docml("run", "EXP-7-words")
     assert finished.jobs(1) == jobs
     assert "starting the job" not in said
     assert len(re.findall("verified; no job was launched", said)) == 5
+
+
+def test_a_job_of_its_own_would_have_made_the_same_report(finished: Here) -> None:
+    run = finished.root / "storage/EXP-7-words/run_1"
+    (answers,) = run.glob("jobs/*/output/inference")
+    with_training = finished.version("run_1/inference")
+    kept = finished.root / "kept"
+    (run / "inference").rename(kept)
+    answers.rename(finished.root / "answers")
+    said = finished.docml("run", "EXP-7-words", "--run", "1", "--steps", "inference")
+    assert "starting the job" in said
+    assert len(finished.jobs(1)) == 3
+    assert finished.version("run_1/inference") == with_training
+    # With the answers back, and no report: it is made of them, and no job is launched.
+    (run / "inference").rename(finished.root / "made by a job")
+    (finished.root / "answers").rename(answers)
+    said = finished.docml("run", "EXP-7-words", "--run", "1", "--steps", "inference")
+    assert "the jobs of the trainings have predicted the test split" in said
+    assert len(finished.jobs(1)) == 3
+    assert finished.version("run_1/inference") == with_training
 
 
 def test_the_next_run_trains_anew_on_the_same_data(finished: Here) -> None:

@@ -1,7 +1,7 @@
 """Settings -> job specs."""
 
 from docml_assets.steps import specs
-from docml_contract.jobs import Channel, ExportedModel, PrepareTask, RecordedFiles, TrainTask
+from docml_contract.jobs import Channel, ExportedModel, InferencePhase, PrepareTask, RecordedFiles, TrainTask
 from docml_contract.manifests import FileEntry
 from tests.docml_assets.world import World
 
@@ -43,6 +43,7 @@ def test_machines_do_not_change_the_work(world: World) -> None:
     assert spec.spec_hash == spec_hash()
     assert spec_hash(wandb_mode="offline", wandb_project="other") == spec_hash()
     assert spec_hash(training_instance_count=2) != spec_hash()
+    assert spec_hash(inference_in_training=False) == spec_hash()
 
     def preparation_hash(**operation: object) -> str:
         channel = Channel(name="artifacts", prefix="p")
@@ -50,6 +51,23 @@ def test_machines_do_not_change_the_work(world: World) -> None:
         return specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).spec_hash
 
     assert preparation_hash(preparation_processes=3) == preparation_hash()
+
+
+def test_one_machine_that_trains_predicts_the_test_split_too(world: World) -> None:
+    world.write_experiment(auto_accept_precision="0.9", use_distributed="true")
+    claim = world.claim(1)
+
+    def phase(performed: frozenset[str] | None = None, **operation: object) -> object:
+        work = world.work(claim, performed=performed, **operation)
+        spec = specs.training_spec(work, "small", prepared=DATA, files={}, inputs={}, provenance={})
+        assert isinstance(spec.task, TrainTask)
+        assert ("test" in {channel.name for channel in spec.channels}) is (spec.task.inference is not None)
+        return spec.task.inference
+
+    assert phase() == InferencePhase(validation=True)
+    assert phase(inference_in_training=False) is None
+    assert phase(training_instance_count=2) is None
+    assert phase(performed=frozenset({"training"})) is None, "nobody asked for a report"
 
 
 def test_tasks_carry_what_the_settings_say(world: World) -> None:
@@ -65,9 +83,9 @@ def test_tasks_carry_what_the_settings_say(world: World) -> None:
     assert isinstance(spec.task, TrainTask)
     assert spec.task.model_names == ("one", "two")
     assert spec.hyperparameters["epochs"] == 2
-    assert [channel.prefix for channel in spec.channels] == ["data/train", "data/valid"]
+    assert [channel.prefix for channel in spec.channels] == ["data/train", "data/valid", "data/test"]
     recorded = [channel.recorded for channel in spec.channels]
-    assert [[entry.path for entry in found.files] for found in recorded if found] == [["a.arrow"], ["b/c.arrow"]]
+    assert [[entry.path for entry in found.files] for found in recorded if found] == [["a.arrow"], ["b/c.arrow"], []]
 
 
 def test_inference_reads_the_models_of_whichever_run_made_them(world: World) -> None:

@@ -5,7 +5,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -149,11 +149,12 @@ def write_results(
     *,
     seconds: float,
     tracker: Tracker,
+    then: Callable[[], None] = lambda: None,
 ) -> None:
     """The best epoch's weights, their TorchScript, and everything that is said about them; OUTPUT.json last.
 
     model: bare, on the CPU, with the weights of the best epoch. seconds: of this attempt. tracker: whose offline runs are kept.
-    ExportError if the TorchScript model is not the trained one.
+    then: what is done when all of it is there, before OUTPUT.json says so. ExportError if the TorchScript model is not the trained one.
     """
     task, best, output = setup.request.task, progress.best, setup.request.folders.output
     assert best is not None
@@ -182,7 +183,8 @@ def write_results(
         "seconds": round(progress.seconds, 1),
     }
     version_of_model = model_version({task.model_name: weights}, {task.model_name: exported.content})
-    write_output(output, "train", version_of_model, facts)
+    then()
+    write_output(output, "train", version_of_model, facts, exclude=(names.INFERENCE,))
 
 
 def export_model(setup: TrainingSetup, model: torch.nn.Module, path: Path) -> ExportResult:
