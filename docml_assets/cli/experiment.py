@@ -18,15 +18,19 @@ from docml_assets.errors import Problem
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
-from docml_assets.experiment.settings.settings import SECTIONS
+from docml_assets.experiment.settings.settings import SECTIONS, Settings
 from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
+from docml_assets.runs.cost_plan import CostPlan
+from docml_assets.runs.preflight import ANSWER_SECONDS
 from docml_assets.runs.preflight import validate as find_problems
 from docml_assets.sample import LABELS_URL
 from docml_assets.terminal import say
 from docml_contract.names import STEPS, check_experiment_name
 from resources.errors import ResourceError
+from resources.jobs.interface import read_prices
 from resources.label_values import column_named, describe_idle, idle_names, look_alikes
 from resources.labels import LabelSource
+from resources.store import Store
 
 
 @click.command()
@@ -74,7 +78,18 @@ def validate(context: click.Context, experiment: str) -> None:
     say(f"{folder.name}: nothing wrong", fg="green")
     say(f"run {settings.run_num}: {', '.join(steps) or 'no step'}")
     say(f"models: {', '.join(settings.model_names)}")
+    for line in plan_lines(folder.name, settings, steps, os.environ):
+        say(line)
     _preview(loaded, os.environ)
+
+
+def plan_lines(experiment: str, settings: Settings, steps: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """What performing the steps starts, what that may cost, and what it took before."""
+    on_aws = environment.get("DOCML_ENV") == "aws"
+    store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
+    plan = CostPlan.make(settings, steps, read_prices(environment))
+    patient = store.with_patience(ANSWER_SECONDS)
+    return plan.with_records(patient, experiment, "sagemaker" if on_aws else "local").describe(on_aws=on_aws)
 
 
 def _preview(folder: ExperimentFolder, environment: Mapping[str, str]) -> None:

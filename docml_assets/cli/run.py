@@ -123,6 +123,11 @@ def _execute(
     if not performed:
         raise click.UsageError(f"every RUN_* flag of {claim.experiment} is off: turn one on, or use --steps")
     say(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
+    if deployment.kind == "aws":
+        from docml_assets.cli.experiment import plan_lines
+
+        for line in plan_lines(claim.experiment, settings, performed, deployment.environment):
+            say(line)
     with dagster_instance(home) as instance:
         swept = sweep(instance, deployment.jobs, spared=claim.place)
         if swept.ended_runs or swept.stopped_jobs:

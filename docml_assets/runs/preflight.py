@@ -10,14 +10,15 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, dockerfil
 from docml_assets.experiment.functions import check_functions, defined_functions
 from docml_assets.experiment.image_contents import download_problems, image_problems
 from docml_assets.experiment.settings.ini import parse_ini
-from docml_assets.experiment.settings.settings import SECTIONS, Settings, Step, parse_settings
+from docml_assets.experiment.settings.settings import SECTIONS, Settings, parse_settings
 from docml_assets.runs.claims import run_folders
+from docml_assets.runs.cost_plan import CostPlan
 from docml_contract.base import BadName
 from docml_contract.file_names import is_optional
-from docml_contract.names import MANIFEST, SECRET_REFERENCE, USER_FUNCTIONS, RunPlace
+from docml_contract.names import MANIFEST, SECRET_REFERENCE, STEPS, USER_FUNCTIONS, RunPlace
 from resources.aws import is_reference
 from resources.errors import ResourceError, SettingError
-from resources.jobs.interface import most, read_prices
+from resources.jobs.interface import read_prices
 from resources.store import Store
 
 ENVIRONMENT = "the environment"
@@ -197,7 +198,8 @@ def _costs(settings: Settings, environment: Mapping[str, str], kind: str) -> Ite
         yield found, "JSON, instance type to USD an hour", 'write for example {"ml.g5.xlarge": 1.41}'
         return
     limit = settings.max_cost_usd if kind == "aws" else None
-    worst = worst_cases(settings, prices)
+    flagged = [step for step in STEPS if getattr(settings, f"run_{step}")]
+    worst = CostPlan.make(settings, flagged, prices).worst_cases()
     if limit is None or sum(worst.values()) <= limit:
         return
     parts = ", ".join(f"{step} {usd:.2f}" for step, usd in worst.items())
@@ -207,23 +209,6 @@ def _costs(settings: Settings, environment: Mapping[str, str], kind: str) -> Ite
         "lower MAX_RUNTIME_SECONDS, INSTANCE_TYPE or INSTANCE_COUNT of a step, MAX_JOBS or the number of models, or raise "
         "MAX_COST_USD",
     )
-
-
-def worst_cases(settings: Settings, prices: Mapping[str, float]) -> dict[str, float]:
-    """Step -> USD if each of its jobs, in one attempt, runs into its time limit; of the steps that the RUN_* flags turn on, where the
-    price is known."""
-    models = len(settings.model_names)
-    jobs: dict[Step, int] = {
-        "preparation": int(settings.run_preparation),
-        "training": models * (settings.max_jobs if settings.run_tuning else int(settings.run_training)),
-        "inference": int(settings.run_inference),
-    }
-    found: dict[str, float | None] = {
-        step: most(settings.compute(step), prices, count) for step, count in jobs.items() if count
-    }
-    if settings.run_preparation and settings.preparation_instance_count > 1:
-        found["merging of shards"] = most(settings.compute("preparation", hosts=1), prices)
-    return {step: worst for step, worst in found.items() if worst is not None}
 
 
 def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> Iterator[Complaint]:

@@ -76,10 +76,8 @@ def training_spec(
 ) -> JobSpec:
     """Train one model, or search for its hyperparameters, on prepared data."""
     settings = work.settings
-    compute = step_compute(work, "training")
-    infers = settings.inference_in_training and work.performs(INFERENCE) and not work.tunes
-    phase = InferencePhase(validation=settings.auto_accept_precision is not None)
-    inference = phase if infers and compute.instance_count == 1 else None
+    infers = settings.infers_in_training and work.performs(INFERENCE) and not work.tunes
+    inference = InferencePhase(validation=settings.auto_accept_precision is not None) if infers else None
     return JobSpec(
         kind="tuning" if work.tunes else "training",
         experiment=work.place.experiment,
@@ -107,7 +105,7 @@ def training_spec(
         metric_definitions=settings.metric_definitions,
         inputs=dict(inputs),
         provenance=dict(provenance),
-        compute=compute,
+        compute=step_compute(work, "training"),
     )
 
 

@@ -311,6 +311,7 @@ RUNS: dict[str, Keys] = {
         "OVERWRITE": ("true", lambda run: not run.versions() & run.other(1).versions()),
         "WORSE_THAN_PREVIOUS": ("block", lambda run: "is worse than" in run.said),
         "RERUN_ON_NEW_DATA": ("true", lambda run: len(restarted(run)) == 1),
+        "INFERENCE_IN_TRAINING": ("false", lambda run: list(run.folder.glob("jobs/*-inference-*.json"))),
     },
     "steps": {
         "RUN_NUM": ("8", lambda run: run.folder.name == "run_8"),

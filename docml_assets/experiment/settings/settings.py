@@ -91,6 +91,11 @@ class Settings(Keys):
         """Whether the run trains several models on the same data."""
         return len(self.model_names) > 1
 
+    @property
+    def infers_in_training(self) -> bool:
+        """Whether the jobs of trainings predict the test split."""
+        return self.inference_in_training and self.training_instance_count == 1
+
     def compute(self, step: Step, *, image: str | None = None, hosts: int | None = None) -> Compute:
         """The machines of a step's jobs; `hosts` overrides the instance count."""
         training = step == "training"

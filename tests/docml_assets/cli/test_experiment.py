@@ -135,6 +135,8 @@ def test_a_right_experiment_by_name_and_by_path(tmp_path: Path) -> None:
             "EXP-1: nothing wrong",
             "run 1: reconciliation, preparation, training, inference",
             "models: averaged-words",
+            "jobs: 2 (preparation 1, training 1)",
+            "expected: not known: no earlier run had a job like those of preparation",
         ]
         assert re.fullmatch(r"labels: \d+ in \d+ rows: \S+ \d+, .*", labels)
     assert tree(tmp_path) == before

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from docml_assets.experiment.settings.settings import parse_settings
-from docml_assets.runs.preflight import deployment_problems, finished_in, step_problems, validate, worst_cases
+from docml_assets.runs.preflight import deployment_problems, finished_in, step_problems, validate
 from docml_contract.names import MANIFEST, RunPlace
 from resources.errors import StoreError
 from resources.store import Store
-from tests.docml_assets.experiment.experiments import FUNCTIONS, MACHINES, settings_text, write_experiment
+from tests.docml_assets.experiment.experiments import FUNCTIONS, settings_text, write_experiment
 
 AWS = {
     "DOCML_ENV": "aws",
@@ -94,7 +94,7 @@ def test_tuning_counts_all_trials() -> None:
     settings = parse_settings(settings_text(keys, tunable="epochs = 1 -> 3"), "f")
     (problem,) = deployment_problems(settings, AWS | PRICES)
     # 2 models x 4 trials x 2 hours
-    assert problem.found == "a run that may cost 24.40 USD (preparation 0.20, training 24.00, inference 0.20)"
+    assert problem.found == "a run that may cost 24.40 USD (preparation 0.20, tuning 24.00, inference 0.20)"
 
 
 def test_a_complete_deployment() -> None:
@@ -140,14 +140,6 @@ def test_an_experiments_own_image_is_enough() -> None:
     assert complaints({"WANDB_API_KEY": "0123"}, "WANDB_MODE = online") == []
     for way_out in ({"DOCML_SUBNETS_INTERNET": "true"}, {"WANDB_BASE_URL": "https://wandb.internal"}):
         assert complaints({**AWS, **NO_WAY_OUT, **TRACKER, **way_out}, "WANDB_MODE = online") == []
-
-
-MACHINE_PRICES = {"ml.m5.xlarge": 0.2, "ml.g5.xlarge": 1.5}
-
-
-def test_worst_cases_are_known_where_prices_are() -> None:
-    worst = worst_cases(parse_settings(settings_text(MACHINES), "f"), MACHINE_PRICES)
-    assert worst == pytest.approx({"preparation": 0.3, "merging of shards": 0.1, "training": 2.25})
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
