@@ -253,8 +253,16 @@ def _check_share(step: _Step, failed: list[dict[str, Any]], out: set[str], candi
     raise TooManyFailures(
         f"{len(out)} of {candidates} artifacts failed or lack files, more than MAX_FAILED_SHARE = {allowed:g} allows:\n{listed}"
         + (f"\n  … and {len(failed) - 20} more" if len(failed) > 20 else "")
-        + f"\nAll of them: {step.inputs.store.uri(key)}{traceback}"
+        + f"\nAll of them: {step.inputs.store.uri(key)}{_remedy(failed)}{traceback}"
     )
+
+
+def _remedy(failed: list[dict[str, Any]]) -> str:
+    """What to do where documents merely lack files."""
+    lacking = dict.fromkeys(row["file"] for row in failed if row["file"])
+    if not lacking:
+        return ""
+    return f"\nFiles that a document may lack stand in FILES_OPTIONAL: {', '.join(list(lacking)[:5])}{', …' if len(lacking) > 5 else ''}?"
 
 
 def _table(step: _Step, artifacts: pl.DataFrame, files: pl.DataFrame, plan: ReconciliationPlan) -> pa.Table:
