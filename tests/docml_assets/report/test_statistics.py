@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn.calibration import calibration_curve
 
 from bench.report_statistics import simulate_coverage, simulate_verdicts
 from docml_assets.report.statistics import (
@@ -38,6 +40,26 @@ def test_calibration_bins_are_closed_on_the_right() -> None:
     edges = np.array([0.0, 1 / 15, 2 / 15, 1.0])
     _, bins = calibration(edges, np.ones(4, dtype=bool))
     assert [index for index, entry in enumerate(bins) for _ in range(entry.count)] == [0, 0, 1, 14]
+
+
+def test_calibration_is_scikit_learns() -> None:
+    random = np.random.default_rng(0)
+    probability = np.append(random.uniform(0.3, 1, 500), np.arange(1, 16) / 15)
+    right = random.uniform(size=len(probability)) < probability
+    _, bins = calibration(probability, right)
+    accuracy, confidence = calibration_curve(right, probability, n_bins=15, strategy="uniform")
+    filled = [entry for entry in bins if entry.count]
+    assert [entry.accuracy for entry in filled] == pytest.approx(accuracy, abs=1e-12)
+    assert [entry.confidence for entry in filled] == pytest.approx(confidence, abs=1e-12)
+
+
+def test_the_interval_is_scipys() -> None:
+    """Of data that lie evenly on both sides of their mean: there scipy's BCa has no acceleration, and is the bias-corrected interval."""
+    half = np.random.default_rng(0).exponential(size=40)
+    data = np.concatenate([half, -half])
+    found = stats.bootstrap((data,), np.mean, method="BCa", n_resamples=RESAMPLES, rng=np.random.default_rng(1))
+    expected = found.confidence_interval
+    assert interval(float(data.mean()), found.bootstrap_distribution) == pytest.approx((expected.low, expected.high))
 
 
 def test_calibration_of_a_sure_and_right_model() -> None:
