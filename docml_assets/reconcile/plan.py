@@ -14,7 +14,7 @@ from docml_assets.reconcile.findings import MAX_ROWS, ReconciliationFindings, fi
 from docml_assets.reconcile.labels import drop_duplicates, near_misses
 from docml_contract.base import short
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
-from docml_contract.sandbox import MARKER
+from docml_contract.untrusted_files import MARKER
 from resources.store import LINK_SIZE
 
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}/[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"

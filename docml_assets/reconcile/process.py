@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract.manifests import sha256_file
-from docml_contract.sandbox import MARKER, TIMEOUT_SECONDS, TaskOutcome, Worker, find_misdeeds
+from docml_contract.sandbox import TIMEOUT_SECONDS, TaskOutcome, Worker
+from docml_contract.untrusted_files import MARKER, Misdeed, UntrustedFolder, find_misdeeds, open_made
 from resources.label_values import as_text
 from resources.store import Store
 
@@ -113,26 +114,29 @@ def _process(task: ArtifactTask, store: Store, idle: "queue.Queue[Worker]", scra
         for name in task.files:
             store.get_file(f"{task.folder}/{name}", directory / name)
         before = {name: sha256_file(directory / name) for name in task.files}
-        worker = idle.get()
-        try:
-            outcome = worker.run(json.loads(json.dumps(dict(task.row), default=as_text)), directory)
-        finally:
-            idle.put(worker)
-        if outcome.error is None:
-            complaint = "; ".join(find_misdeeds(directory, before))
-            if complaint:
-                return TaskOutcome(complaint)
-            _keep(directory, task, store)
+        with UntrustedFolder(directory) as folder:
+            worker = idle.get()
+            try:
+                outcome = worker.run(json.loads(json.dumps(dict(task.row), default=as_text)), directory)
+            finally:
+                idle.put(worker)
+            if outcome.error is None:
+                if complaint := "; ".join(find_misdeeds(folder, before)):
+                    return TaskOutcome(complaint)
+                _keep(folder, task, store)
         return outcome
+    except Misdeed as misdeed:  # between the look at what was made and its storing
+        return TaskOutcome(str(misdeed))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _keep(directory: Path, task: ArtifactTask, store: Store) -> None:
+def _keep(folder: UntrustedFolder, task: ArtifactTask, store: Store) -> None:
     """Store what was made. What is there already stays: a finished run's manifest may name it."""
-    made = {path.name for path in directory.iterdir() if path.name not in task.files}
+    made = {name for name in folder.names() if name not in task.files}
     for name in sorted(made - task.made):
-        store.put_file(f"{task.folder}/{name}", directory / name)
+        with open_made(folder, name) as stream:
+            store.put_file(f"{task.folder}/{name}", stream)
     store.put(f"{task.folder}/{MARKER}{len(made | task.made)}", b"")
 
 

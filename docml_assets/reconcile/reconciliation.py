@@ -38,7 +38,8 @@ from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores,
 from docml_assets.reconcile.use_case import apply_use_case
 from docml_contract.base import canonical_json
 from docml_contract.names import RunPlace
-from docml_contract.sandbox import MARKER, find_exposure
+from docml_contract.sandbox import find_exposure
+from docml_contract.untrusted_files import MARKER
 from resources.label_values import column_named
 from resources.labels import LabelSource
 from resources.store import Store

@@ -34,7 +34,7 @@ from docml_contract.names import (
     PREDICTIONS,
     STAGED_DOCUMENTS,
 )
-from docml_contract.sandbox import MARKER
+from docml_contract.untrusted_files import MARKER
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
 

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from io import BufferedReader
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -126,10 +126,10 @@ class FolderBackend:
                 raise
             return True
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
+    def put_file(self, key: str, file: Path | BinaryIO) -> StoredObject:
         """A reflink where the file system can, else a copy."""
         with self._draft(key) as draft:
-            _reflink_or_copy(path, draft)
+            _reflink_or_copy(file, draft)
             return self._placed(draft, key)
 
     def get_file(self, key: str, path: Path) -> None:
@@ -310,15 +310,17 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _reflink_or_copy(source: Path, target: Path) -> None:
+def _reflink_or_copy(source: Path | BinaryIO, target: Path) -> None:
     """Share the source's blocks where the file system can, else copy. Never a hard link: that would be one file under two
     names, and a write to one would change both."""
-    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Darwin":
+    if isinstance(source, Path) and os.uname().sysname == "Darwin":
         with suppress(OSError, AttributeError):
             if ctypes.CDLL(None).clonefile(os.fsencode(source), os.fsencode(target), 0) == 0:
                 return
-    with _open(source) as reader, target.open("wb") as writer:
+    opened = _open(source) if isinstance(source, Path) else nullcontext(source)
+    with opened as reader, target.open("wb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
+            reader.seek(0)
             shutil.copyfileobj(reader, writer, 1 << 20)

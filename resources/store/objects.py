@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,7 +103,7 @@ class StoreBackend(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Whether this call made the object: of several at once exactly one does."""
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
+    def put_file(self, key: str, file: Path | BinaryIO) -> StoredObject:
         """Put a local file's content."""
 
     def get_file(self, key: str, path: Path) -> None:

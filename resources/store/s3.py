@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import obstore
 import pyarrow as pa
@@ -61,16 +62,20 @@ class S3Backend:
         """One request, or a multipart upload."""
         return self._put(key, data, len(data))
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
+    def put_file(self, key: str, file: Path | BinaryIO) -> StoredObject:
         """The same, read from the file part by part."""
-        return self._put(key, path, path.stat().st_size)
+        size = file.stat().st_size if isinstance(file, Path) else os.fstat(file.fileno()).st_size
+        return self._put(key, file, size)
 
-    def _put(self, key: str, content: bytes | Path, size: int) -> StoredObject:
+    def _put(self, key: str, content: bytes | Path | BinaryIO, size: int) -> StoredObject:
         client = self.clients.transfers if size > PART_BYTES else self.clients.client
-        result = self.clients.ask(
-            self.uri(key),
-            lambda: obstore.put(client, self.full(key), content, chunk_size=PART_BYTES, max_concurrency=4),
-        )
+
+        def transfer() -> Any:
+            if not isinstance(content, bytes | Path):
+                content.seek(0)  # an earlier attempt has read it
+            return obstore.put(client, self.full(key), content, chunk_size=PART_BYTES, max_concurrency=4)
+
+        result = self.clients.ask(self.uri(key), transfer)
         return StoredObject(key, size, _plain_etag(result["e_tag"]))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -113,9 +113,9 @@ class Store:
         """
         return self.backend.put_if_absent(check_key(key), data)
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
-        """Write an object from a file of any size."""
-        return self.backend.put_file(check_key(key), path)
+    def put_file(self, key: str, file: Path | BinaryIO) -> StoredObject:
+        """Write an object from a file of any size; from an opened one, all of it."""
+        return self.backend.put_file(check_key(key), file)
 
     def get_file(self, key: str, path: Path) -> None:
         """Write an object's content to a file, whose folder is made; raises MissingKey."""

@@ -206,6 +206,9 @@ class StoreContract:
         content = os.urandom(1 << 20) * 40  # more than two parts
         (tmp_path / "big").write_bytes(content)
         stored = store.put_file("big/file", tmp_path / "big")
+        with (tmp_path / "big").open("rb") as opened:
+            opened.read(1)
+            assert store.put_file("big/file", opened).etag == stored.etag
         assert stored.size == len(content)
         store.get_file("big/file", tmp_path / "new" / "folder" / "copy")
         assert (tmp_path / "new" / "folder" / "copy").read_bytes() == content

@@ -12,21 +12,18 @@ import secrets
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from docml_contract.base import ProcessFuncBroken
-from docml_contract.file_names import refusal
-from docml_contract.manifests import sha256_file
 from docml_contract.names import USER_FUNCTIONS
 
 # Of the environment, only these reach user code: what a Python needs to start, and nothing that opens a door.
@@ -37,12 +34,6 @@ TIMEOUT_SECONDS = 600.0
 STARTUP_SECONDS = 300.0
 # Until what a worker started is gone, once it is killed.
 KILL_SECONDS = 5.0
-# Written by the platform after process_func's files, with their number in the name: `.processed-3`.
-MARKER = ".processed-"
-# A file may be longer than what it holds on disk by so much: it is copied to its full length.
-HOLLOW_BYTES = 1 << 30
-# What S3 copies as one object.
-FILE_BYTES = 5 << 30
 _SCRIPT = Path(__file__).with_name("sandbox_script.py")
 # A reply holds an error and its traceback, cut by the script; more is not one.
 MAX_REPLY_BYTES = 1 << 20
@@ -329,38 +320,3 @@ def worker_environment(environment: Mapping[str, str], home: Path) -> dict[str, 
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def find_misdeeds(directory: Path, before: Mapping[str, str]) -> Iterator[str]:
-    """What process_func must not have done to its directory."""
-    for name, digest in before.items():
-        path = directory / name
-        if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
-            yield f"process_func changed or removed {name!r}, which comes from production; write to a file of another name"
-    for path in sorted(directory.iterdir()):
-        if path.name in before:
-            continue
-        if path.is_symlink() or not path.is_file():
-            yield f"process_func left {path.name!r}, which is not a plain file; an artifact is a flat folder of files"
-        elif (reason := refusal(path.name)) is not None:
-            yield f"process_func left a file with the name {path.name!r}: {reason}"
-        elif path.name.startswith(MARKER):
-            yield f"process_func left {path.name!r}: names that start with {MARKER!r} are the platform's"
-        elif is_hollow(path):
-            yield (
-                f"process_func left {path.name!r}, which is {path.stat().st_size} bytes long and holds next to nothing: a sparse file would "
-                "be copied to its full length; write what is needed, and not beyond"
-            )
-        elif path.stat().st_size > FILE_BYTES:
-            yield f"process_func left {path.name!r} of {path.stat().st_size} bytes; a file may have {FILE_BYTES} at most"
-
-
-def open_left(path: Path) -> BinaryIO:
-    """A file where user code can write, to read; OSError for a link, which may lead to what that code may not read itself."""
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
-
-
-def is_hollow(path: Path) -> bool:
-    """Whether a file is far longer than what it holds on disk."""
-    status = path.stat()
-    return stat.S_ISREG(status.st_mode) and status.st_size - 512 * status.st_blocks > HOLLOW_BYTES

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from docml_contract.jobs import JobSpec
-from docml_contract.sandbox import make_unreadable, open_left
+from docml_contract.sandbox import make_unreadable
+from docml_contract.untrusted_files import open_left
 from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused

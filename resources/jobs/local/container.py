@@ -21,7 +21,8 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
-from docml_contract.sandbox import is_hollow, make_unreadable, open_left, seclude
+from docml_contract.sandbox import make_unreadable, seclude
+from docml_contract.untrusted_files import is_hollow, open_left
 from resources.aws import resolve
 from resources.jobs.backend import Job
 from resources.processes import cpu_ticks, kill_marked
@@ -208,7 +209,7 @@ class Container:
             if path.stat().st_size != entry.size:
                 return f"{entry.path} has {path.stat().st_size} bytes, and {OUTPUT} says {entry.size}"
         for path in self.output.rglob("*"):
-            if path.is_file() and is_hollow(path):
+            if path.is_file() and is_hollow(path.stat()):
                 return (
                     f"{path.relative_to(self.output)} is {path.stat().st_size} bytes long and holds next to nothing: a sparse file "
                     "would be copied out to its full length; write what is needed, and not beyond"

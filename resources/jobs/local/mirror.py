@@ -1,10 +1,13 @@
-"""Keeps a folder in the store equal to a local one while a job runs: checkpoints survive the machine."""
+"""Keeps a folder in the store equal to a local one while a job runs: checkpoints survive the machine.
+
+The job may write in the folder at any moment, and its user code may put links there: `docml_contract.untrusted_files`.
+"""
 
 import contextlib
 import threading
 from pathlib import Path
 
-from docml_contract.sandbox import is_hollow
+from docml_contract.untrusted_files import UntrustedFolder, is_hollow
 from resources.errors import ResourceError
 from resources.store import Store
 
@@ -18,13 +21,14 @@ class Mirror:
         self.store = store
         self.folder = folder
         self.prefix = prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        self._opened = UntrustedFolder(folder)
         self._known: dict[str, tuple[int, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
 
     def restore(self) -> int:
         """Fetch what an earlier attempt left; how many files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         count = self.store.download(self.prefix, self.folder)
         self._known = self._files()
         return count
@@ -39,6 +43,7 @@ class Mirror:
         if self._thread.ident is not None:
             self._thread.join()
         self.sync()
+        self._opened.close()
 
     def _work(self) -> None:
         while not self._over.wait(SECONDS):
@@ -54,24 +59,19 @@ class Mirror:
         for name, state in sorted(files.items(), key=lambda item: item[1]):
             if self._known.get(name) == state:
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                self.store.put_file(f"{self.prefix}/{name}", self.folder / name)
-                self._known[name] = state
+            try:
+                stream = self._opened.open(name)
+            except OSError:  # gone, or something else by now
+                continue
+            with stream:
+                self.store.put_file(f"{self.prefix}/{name}", stream)
+            self._known[name] = state
         gone = [name for name in self._known if name not in files]
         self.store.delete([f"{self.prefix}/{name}" for name in gone])
         for name in gone:
             del self._known[name]
 
     def _files(self) -> dict[str, tuple[int, int]]:
-        """Path -> (modified in ns, size) of every file, but for sparse ones, which would be copied to their full length, and links, which
-        may lead to what the job itself may not read."""
-        found = {}
-        for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder)
-            if any(part.startswith(".") for part in name.parts):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not path.is_symlink() and not is_hollow(path):
-                    status = path.stat()
-                    found[name.as_posix()] = (status.st_mtime_ns, status.st_size)
-        return found
+        """Path -> (modified in ns, size) of every plain file, but for sparse ones, which would be copied to their full length."""
+        files = self._opened.plain_files()
+        return {name: (status.st_mtime_ns, status.st_size) for name, status in files if not is_hollow(status)}

@@ -25,7 +25,8 @@ from typing import Any
 from docml_contract.base import ProcessFuncBroken
 from docml_contract.file_names import is_pattern, matching
 from docml_contract.manifests import sha256_file
-from docml_contract.sandbox import Worker, find_misdeeds
+from docml_contract.sandbox import Worker
+from docml_contract.untrusted_files import UntrustedFolder, find_misdeeds
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.serving.documents import RequestError, SentDocument
@@ -160,11 +161,12 @@ class _Encoder:
         """The document's files, and those that process_func makes of them."""
         write_files(document.files, directory)
         before = {name: sha256_file(directory / name) for name in document.files}
-        try:
-            outcome = sandbox.run({"artifact_guid": document.guid}, directory)
-        except ProcessFuncBroken as error:
-            raise RequestError(500, str(error).splitlines()[0]) from None
-        complaint = outcome.error or "; ".join(find_misdeeds(directory, before))
+        with UntrustedFolder(directory) as folder:
+            try:
+                outcome = sandbox.run({"artifact_guid": document.guid}, directory)
+            except ProcessFuncBroken as error:
+                raise RequestError(500, str(error).splitlines()[0]) from None
+            complaint = outcome.error or "; ".join(find_misdeeds(folder, before))
         if complaint:
             raise RequestError(422, f"process_func does not take this document: {complaint}")
 

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,29 @@ def test_while_it_runs_changes_arrive_and_the_end_is_complete(store: Store, tmp_
     (tmp_path / "folder" / "b").write_bytes(b"b")
     mirror.stop()
     assert keys(store) == {"checkpoints/a": b"a", "checkpoints/b": b"b"}
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder", "whole"])
+def test_what_is_put_in_a_files_place_while_it_is_copied_is_not_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    (tmp_path / "secret/step-1").mkdir(parents=True)
+    (tmp_path / "secret/step-1/model").write_bytes(b"CANARY")
+    folder = tmp_path / "folder"
+    mirror = Mirror(store, folder, "checkpoints")
+    (folder / "step-1").mkdir()
+    (folder / "step-1/model").write_bytes(b"own")
+    of_the_job = {"file": "folder/step-1/model", "folder": "folder/step-1", "whole": "folder"}[swapped]
+    put_file = Store.put_file
+
+    def swap_and_put(store: Store, key: str, file: Any) -> Any:
+        path = tmp_path / of_the_job
+        if not path.is_symlink():
+            path.rename(tmp_path / "aside")
+            path.symlink_to(tmp_path / of_the_job.replace("folder", "secret"))
+        return put_file(store, key, file)
+
+    monkeypatch.setattr(Store, "put_file", swap_and_put)
+    for _ in range(2):
+        mirror.sync()
+    assert b"CANARY" not in keys(store).values()
