@@ -114,7 +114,7 @@ def as_nobody(command: list[str], folder: Path, **environment: str) -> subproces
 
 
 def secluded(command: list[str], folder: Path) -> list[str]:
-    return [PYTHON or sys.executable, *sandbox.seclude(command, {"HOME": str(folder / "home")})[1:]]
+    return [PYTHON or sys.executable, *sandbox.seclude(command, {"HOME": str(folder / "home")}, "none")[1:]]
 
 
 def found_by_process_func(folder: Path) -> list[str]:
@@ -135,7 +135,7 @@ def test_where_there_are_no_namespaces_other_environments_stay_closed(
     # The fallback, without the launcher's namespaces: what the orchestrator's own undumpability gives by itself.
     script = ORCHESTRATOR.replace(
         "folder = ",
-        "from docml_contract import sandbox\nsandbox.seclude = lambda command, environment: command\nfolder = ",
+        "from docml_contract import sandbox\nsandbox.seclude = lambda command, environment, network: command\nfolder = ",
     ).replace("from docml_contract.sandbox import Worker", "")
     script = script.replace("worker = Worker", "worker = sandbox.Worker")
     (folder / "functions.py").write_text(PROCESS_FUNC)
@@ -171,7 +171,7 @@ def test_no_privilege_is_gained_inside(folder: Path) -> None:
 def test_where_there_are_no_namespaces_it_runs_all_the_same_and_one_line_says_so() -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import seclude\nseclude._enter = None\n"
-        "seclude.main([], [sys.executable, '-c', 'print(1)'])"
+        "seclude.main('none', [], [sys.executable, '-c', 'print(1)'])"
     )
     folder = str(Path(sandbox.__file__).parent)
     done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
@@ -181,7 +181,7 @@ def test_where_there_are_no_namespaces_it_runs_all_the_same_and_one_line_says_so
 
 
 def test_whether_there_are_namespaces_is_known() -> None:
-    unshared = subprocess.run(["unshare", "--user", "--mount", "true"], capture_output=True, check=False)
+    unshared = subprocess.run(["unshare", "--user", "--mount", "--net", "true"], capture_output=True, check=False)
     assert (sandbox.find_exposure() is None) == (unshared.returncode == 0)
 
 
@@ -196,6 +196,6 @@ def test_files_are_hidden_however_their_variables_name_them(tmp_path: Path, monk
         "KUBECONFIG": f"{tmp_path}/first:{tmp_path}/second",
         "NETRC": str(tmp_path / "nowhere"),
     }
-    hidden = json.loads(sandbox.seclude(["true"], environment)[4])
+    hidden = json.loads(sandbox.seclude(["true"], environment, "host")[5])
     assert {str(tmp_path / name) for name in ("relative", "in-home", "first", "second")} <= set(hidden)
     assert str(tmp_path / "nowhere") not in hidden

@@ -204,6 +204,12 @@ class JobSpec(Document):
         return {SPEC_HASH_VARIABLE: hashlib.sha256(self.to_bytes()).hexdigest()}
 
     @property
+    def needs_network(self) -> bool:
+        """Whether it loads models and tokenizers from a hub, or reports. Inference and the merging of shards run nothing of the
+        experimenter's."""
+        return self.step not in ("inference", "preparation-merge")
+
+    @property
     def spec_hash(self) -> str:
         """sha256 of what decides the result: equal hashes mean the same work.
 

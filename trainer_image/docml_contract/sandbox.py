@@ -1,6 +1,6 @@
 """Worker processes that run process_func; user code is never imported here.
 
-A worker gets an allow-listed environment without credentials, a home of its own, and a process group, so that it goes with
+A worker gets an allow-listed environment without credentials, a home of its own, no network, and a process group, so that it goes with
 everything it started. One that dies or hangs costs its artifact, and is replaced.
 """
 
@@ -61,10 +61,10 @@ _SECLUDE = Path(__file__).with_name("seclude.py")
 _DUMPABLE = 4  # of prctl(2)
 
 
-def seclude(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+def seclude(command: Sequence[str], environment: Mapping[str, str], network: str) -> list[str]:
     """The command line that runs user code where it finds no credentials of this user's: see `seclude.py`.
 
-    environment: the orchestrator's, which says where they lie.
+    environment: the orchestrator's, which says where they lie. network: "none", "host" or "gateway:FD".
     """
     homes = {environment.get("HOME", "")}
     with suppress(KeyError):  # a user without an account, as containers have them
@@ -75,13 +75,13 @@ def seclude(command: Sequence[str], environment: Mapping[str, str]) -> list[str]
     if environment.get("HF_HOME"):
         hidden.append(str(Path(environment["HF_HOME"]) / "token"))
     there = [path for path in hidden if os.access(path, os.F_OK)]
-    return [sys.executable, "-I", "-S", str(_SECLUDE), json.dumps(there), *command]
+    return [sys.executable, "-I", "-S", str(_SECLUDE), network, json.dumps(there), *command]
 
 
 @cache
 def find_exposure() -> str | None:
     """A sentence on what user code can do on this machine beyond what `seclude` lets it; None where it keeps its promise."""
-    tried = subprocess.run([sys.executable, "-I", "-S", str(_SECLUDE), "[]", "true"], capture_output=True, check=False)
+    tried = subprocess.run(seclude(["true"], {}, "none"), capture_output=True, check=False)
     return tried.stderr.decode(errors="replace").strip() or None
 
 
@@ -128,7 +128,7 @@ class Worker:
         self._module = self._home / module
         self._module.write_text(functions_source, encoding="utf-8")
         self._python = environment.get("DOCML_WORKER_PYTHON") or sys.executable
-        self._command = seclude([self._python, "-u", str(_SCRIPT), str(self._module)], environment)
+        self._command = seclude([self._python, "-u", str(_SCRIPT), str(self._module)], environment, "none")
         self._environment = worker_environment(environment, self._home)
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = self._output = -1

@@ -25,6 +25,7 @@ from docml_contract.sandbox import make_unreadable, seclude
 from docml_contract.untrusted_files import is_hollow, open_left
 from resources.aws import resolve
 from resources.jobs.backend import Job
+from resources.jobs.local.gateway import Gateway
 from resources.processes import cpu_ticks, kill_marked
 from resources.store import Store
 
@@ -66,6 +67,7 @@ class Container:
         self.hosts = tuple(hosts)
         self.index = index
         self._process: subprocess.Popen[bytes] | None = None
+        self._gateway: Gateway | None = None
         self._told: float | None = None
         self._complete_since: float | None = None
         self._is_left_over = False
@@ -118,16 +120,24 @@ class Container:
         """Make the container's first process, which waits for `go`: the container can be noted before anything of it runs."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         init = [sys.executable, "-I", "-S", str(INIT), str(self.log), str(LOG_BYTES), str(LINE_BYTES)]
+        spec = self.job.spec
+        network = network_of(spec)
+        if network == "gateway":
+            self._gateway = Gateway(environment)
+            network = f"gateway:{self._gateway.theirs}"
         make_unreadable()
         self._process = subprocess.Popen(
-            [*init, *seclude([*command, self.job.spec.task.command], environment)],
-            env={**trainer_environment(environment, self.job.spec, self.base), **self.job.request_variables},
+            [*init, *seclude([*command, spec.task.command], environment, network)],
+            env={**trainer_environment(environment, spec, self.base), **self.job.request_variables},
             cwd=self.base,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[self._gateway.theirs] if self._gateway else [],
         )
+        if self._gateway is not None:
+            self._gateway.start()
 
     def go(self) -> None:
         """Run the step's command."""
@@ -188,6 +198,8 @@ class Container:
             process.kill()
             process.wait()
         kill_marked(f"{BASE_VARIABLE}={self.base}")
+        if self._gateway is not None:
+            self._gateway.close()
 
     # -- after
 
@@ -248,6 +260,15 @@ class Container:
 def signs_of_life(containers: Sequence[Container]) -> list[tuple[int, int]]:
     """Of every container that runs: (processor time, length of the log), which do not change while everything in it stands still."""
     return [container.sign_of_life() for container in containers if container.exit_code is None]
+
+
+def network_of(spec: JobSpec) -> str:
+    """Which network a job has. Models and tokenizers come from hubs through a gateway; the machine's own network is for hosts that must find
+    each other, and for the tracker's program."""
+    if not spec.needs_network:
+        return "none"
+    online = isinstance(spec.task, TrainTask) and spec.task.tracking.mode == "online"
+    return "host" if online or spec.compute.instance_count > 1 else "gateway"
 
 
 def trainer_environment(environment: Mapping[str, str], spec: JobSpec, base: Path) -> dict[str, str]:

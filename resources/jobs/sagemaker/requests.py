@@ -74,7 +74,7 @@ def processing_request(job: Job, account: Account) -> Request:
     """A preparation or an inference. The image's ENTRYPOINT runs; the step's command is its argument."""
     spec = job.spec
     compute = spec.compute
-    network: Request = {"EnableNetworkIsolation": _needs_no_network(spec)}
+    network: Request = {"EnableNetworkIsolation": not spec.needs_network}
     if account.subnets:
         network["VpcConfig"] = _vpc(account)
     cluster = {
@@ -245,11 +245,6 @@ def _environment(job: Job, account: Account) -> dict[str, str]:
     elif isinstance(spec.task, PrepareTask):
         read = ENCODING_VARIABLES
     return job.request_variables | {key: account.environment[key] for key in read if key in account.environment}
-
-
-def _needs_no_network(spec: JobSpec) -> bool:
-    """Inference loads exported models and merging loads shards: neither runs the experimenter's code."""
-    return spec.step in ("inference", "preparation-merge")
 
 
 def _vpc(account: Account) -> Request:

@@ -72,7 +72,8 @@ def launch(folders: Folders, processes: int) -> None:
 
     hosts = folders.resource_config()
     alone = len(hosts.hosts) == 1
-    address = None if alone else join_network(hosts)
+    # Alone: the host's own name may lead to a network that the job does not have.
+    address = "localhost" if alone else join_network(hosts)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     with tempfile.TemporaryDirectory(prefix="docml-failures-") as reasons:
         os.environ.update({FAILURES: reasons, **nonce_for_children()})
