@@ -18,18 +18,41 @@ FUNCTIONS = ("process_func", "get_dataset_features", "encode_data", "load_model"
 WATCH = """
 import functools, sys
 def _watched(function):
+    looked = []
     @functools.wraps(function)
     def wrapper(*arguments):
-        found = look(HOME, parent=False)  # which is the trainer itself
+        found = [] if looked else look(HOME, parent=False)  # which is the trainer itself
         if found:
             raise RuntimeError(f"{function.__name__} found {found}")
-        print(f"looked in {function.__name__}", file=sys.stderr, flush=True)
+        if not looked:
+            print(f"looked in {function.__name__}", file=sys.stderr, flush=True)
+        looked.append(1)
         return function(*arguments)
     return wrapper
 def process_func(artifact, directory):
     (directory / "looked.txt").write_text("process_func found nothing")
 """
 EXPERIMENT = "EXP-1-canaries"
+
+
+def watch_functions(folder: Path, home: Path) -> None:
+    """Let all five functions of a new experiment look for credentials, in `home` too."""
+    functions = folder / "user_defined_funcs.py"
+    wrapped = "".join(f"{name} = _watched({name})\n" for name in FUNCTIONS)
+    functions.write_text(f"{functions.read_text()}\nHOME = {str(home)!r}\n{ATTACK}{WATCH}{wrapped}")
+    settings = folder / "settings.ini"
+    settings.write_text(
+        settings.read_text().replace(
+            "RUN_NUM = 1", "RUN_NUM = 1\nMAX_ARTIFACTS = 60\nFILES_ON_RESEARCH = raw_text.json, looked.txt"
+        )
+    )
+
+
+def write_credentials(home: Path) -> None:
+    """Canaries where programs keep credentials."""
+    (home / ".aws").mkdir(parents=True)
+    for name in (".aws/credentials", ".netrc", ".pgpass"):
+        (home / name).write_text(f"[default]\naws_access_key_id = {CANARY}\naws_secret_access_key = {CANARY}\n")
 
 
 @pytest.fixture
@@ -58,18 +81,11 @@ def metadata() -> Iterator[list[str]]:
 @pytest.mark.timeout(900)
 def test_no_function_of_an_experiment_finds_a_credential(tmp_path: Path, metadata: list[str]) -> None:
     home, folder = tmp_path / "home", tmp_path / "experiments" / EXPERIMENT
-    (home / ".aws").mkdir(parents=True)
-    for name in (".aws/credentials", ".netrc", ".pgpass"):
-        (home / name).write_text(f"[default]\naws_access_key_id = {CANARY}\naws_secret_access_key = {CANARY}\n")
+    write_credentials(home)
     new_experiment(folder, None)
-    functions = folder / "user_defined_funcs.py"
-    wrapped = "".join(f"{name} = _watched({name})\n" for name in FUNCTIONS)
-    functions.write_text(f"{functions.read_text()}\nHOME = {str(home)!r}\n{ATTACK}{WATCH}{wrapped}")
+    watch_functions(folder, home)
     settings = folder / "settings.ini"
-    text = settings.read_text().replace("epochs = 10", "epochs = 1")
-    settings.write_text(
-        text.replace("RUN_NUM = 1", "RUN_NUM = 1\nMAX_ARTIFACTS = 60\nFILES_ON_RESEARCH = raw_text.json, looked.txt")
-    )
+    settings.write_text(settings.read_text().replace("epochs = 10", "epochs = 1"))
     command = [sys.executable, "-c", "from docml_assets.cli import main; main()", "run", EXPERIMENT]
     if os.getuid() == 0:
         command = [*AS_ANOTHER, *command]

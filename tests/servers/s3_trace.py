@@ -1,4 +1,4 @@
-"""A proxy before the tests' S3 server that keeps which IAM actions its clients needed, as the service authorizes them.
+"""A proxy before the tests' S3 server that keeps which IAM actions its clients needed, and denies what their role may not.
 
 Signatures cover the Host header, which is passed on as it came.
 """
@@ -7,12 +7,14 @@ import http.client
 import http.server
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.servers.s3 import S3Server
+
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Needed:
 
 @dataclass
 class Trace:
-    """The server behind the proxy, and what was needed so far."""
+    """The server behind the proxy, what was needed so far, and what of it was denied."""
 
     server: S3Server
     needed: set[Needed] = field(default_factory=set)
+    denied: set[Needed] = field(default_factory=set)
+    allows: Callable[[Needed], bool] = lambda need: True
 
 
 def actions(method: str, target: str, headers: dict[str, str], body: bytes) -> Iterator[Needed]:
@@ -78,8 +82,14 @@ def traced(server: S3Server) -> Iterator[Trace]:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
             lower = {name.lower(): value for name, value in headers.items()}
+            needed = set(actions(self.command, self.path, lower, body))
+            denied = {need for need in needed if not trace.allows(need)}
             with lock:
-                trace.needed.update(actions(self.command, self.path, lower, body))
+                trace.needed |= needed
+                trace.denied |= denied
+            if denied:
+                self._send(403, [], DENIED)
+                return
             connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=60)
             try:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -90,14 +100,18 @@ def traced(server: S3Server) -> Iterator[Trace]:
                 content = answer.read()
             finally:
                 connection.close()
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
+            self._send(answer.status, answer.getheaders(), content)
+
+        def _send(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+            self.send_response_only(status)
+            given = {name.lower(): value for name, value in headers}
+            for name, value in headers:
                 if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                     self.send_header(name, value)
-            size = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-            self.send_header("Content-Length", size or "0")
+            is_head = self.command == "HEAD"
+            self.send_header("Content-Length", given.get("content-length", "0") if is_head else str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(b"" if is_head else content)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
 

@@ -60,11 +60,12 @@ def cloud(
     bucket: str | None = None,
     jobs_s3: S3Server | None = None,
     containers: Mapping[str, str] | None = None,
+    role: str = ROLE,
     grace: float = 2.0,
 ) -> Iterator[Cloud]:
     """A cloud with one image, whose ENTRYPOINT is `command`, and a fresh bucket.
 
-    jobs_s3: where the jobs reach S3, if not where the orchestrator does. containers: further variables of theirs.
+    jobs_s3: where the jobs reach S3, if not where the orchestrator does. containers: further variables of theirs. role: the jobs'.
     """
     faults = Faults()
     logs = CloudWatchLogs(faults)
@@ -73,7 +74,7 @@ def cloud(
     runtime = SubprocessRuntime(work, transfer, logs, faults, {IMAGE: list(command)}, environment, grace=grace)
     served = ServedContainers(work, transfer, logs, runtime.images, environment)
     hosting = Hosting(served, faults, transfer)
-    account = {"images": frozenset({IMAGE}), "roles": frozenset({ROLE}), "region": s3.environment["AWS_REGION"]}
+    account = {"images": frozenset({IMAGE}), "roles": frozenset({role}), "region": s3.environment["AWS_REGION"]}
     service = SageMaker(runtime, faults=faults, hosting=hosting, **account)
     runtime.service = service
     endpoint = LocalEndpoint(service, logs, SecretsManager())
@@ -88,7 +89,7 @@ def cloud(
                 **s3.environment,
                 **{f"AWS_ENDPOINT_URL_{service}": address for service in services},
                 "PATH": os.environ["PATH"],
-                "DOCML_SAGEMAKER_ROLE_ARN": ROLE,
+                "DOCML_SAGEMAKER_ROLE_ARN": role,
                 "DOCML_IMAGE": IMAGE,
             }
             yield Cloud(endpoint, Store.open(url, environment=orchestrator), orchestrator)
