@@ -19,6 +19,8 @@ from docml_assets.terminal import console
 from docml_contract.plain_text import plain, plain_line
 
 SECONDS_BETWEEN_PLAIN_PROGRESS = 5.0
+LINE_CHARACTERS = 2_000  # of a job's log line; the whole of it is in the log
+MOST_BARS = 8  # of one step: a job names what it counts
 
 
 class Display:
@@ -65,6 +67,12 @@ def epoch_text(model: str | None, event: dict[str, Any]) -> str:
     return f"{f'{model}: ' if model else ''}epoch {event.get('epoch', '?')}{total}: {', '.join(values)}"
 
 
+def log_line(model: str | None, text: str) -> str:
+    """A job's log line as it is shown: one line, and not endless."""
+    cut = f" … ({len(text) - LINE_CHARACTERS:,} characters more)" if len(text) > LINE_CHARACTERS else ""
+    return plain_line(f"{f'[{model}] ' if model else ''}{text[:LINE_CHARACTERS]}{cut}")
+
+
 class PlainDisplay(Display):
     """One line for everything that is said; progress every few seconds."""
 
@@ -97,7 +105,7 @@ class PlainDisplay(Display):
     def job_line(self, asset: str, model: str | None, text: str) -> None:
         """One line, where all are asked for."""
         if self._verbose:
-            self._print(asset, f"  | {f'[{model}] ' if model else ''}{text}")
+            self._print(asset, f"  | {log_line(model, text)}")
 
     def progressed(self, asset: str, what: str, done: int, total: int | None) -> None:
         """One line every few seconds, and one when all is done."""
@@ -155,6 +163,8 @@ class TerminalDisplay(Display):
 
     def _task(self, asset: str, what: str, total: int | None) -> Any:
         key = (asset, what)
+        if key not in self._tasks and sum(each[0] == asset for each in self._tasks) >= MOST_BARS:
+            key, what = (asset, "…"), "…"
         if key not in self._tasks:
             shown = asset if what == asset else f"  {plain_line(what[:60])}"
             self._tasks[key] = self._progress.add_task(shown, total=total, line="")
@@ -167,7 +177,7 @@ class TerminalDisplay(Display):
     def job_line(self, asset: str, model: str | None, text: str) -> None:
         """A line above the bars where all are asked for, else the end of the step's bar."""
         if self._verbose:
-            self._console.print(Text(f"    {f'[{model}] ' if model else ''}{text}", style="dim"), soft_wrap=True)
+            self._console.print(Text(f"    {log_line(model, text)}", style="dim"), soft_wrap=True)
         else:
             self._progress.update(self._task(asset, asset, None), line=plain_line(text[:60]))
 

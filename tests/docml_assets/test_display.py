@@ -2,7 +2,7 @@
 
 import io
 
-from docml_assets.display import Display, PlainDisplay, TerminalDisplay, display, epoch_text, shown_on
+from docml_assets.display import MOST_BARS, Display, PlainDisplay, TerminalDisplay, display, epoch_text, shown_on
 
 EVENT = {
     "epoch": 2,
@@ -53,6 +53,19 @@ def test_a_terminal_keeps_what_was_said() -> None:
     said = capture.get()
     assert "[small] [loading]" in said
     assert "split [in three]" in said
+    assert not display._tasks
+
+
+def test_a_jobs_output_takes_a_line_and_its_counts_few_bars() -> None:
+    stream = io.StringIO()
+    PlainDisplay(stream, verbose=True).job_line("a", None, "one\ntwo\n" + "x" * 3_000)
+    assert stream.getvalue() == f"a:   | one\\ntwo\\n{'x' * 1_992} … (1,008 characters more)\n"
+    display = TerminalDisplay(verbose=True)
+    with display:
+        for number in range(1_000):
+            display.progressed("encoded_splits", f"kind {number}", number, None)
+        assert len(display._tasks) == MOST_BARS + 1
+        display.finished("encoded_splits", "done")
     assert not display._tasks
 
 
