@@ -178,3 +178,58 @@ def test_logs_are_paged_and_lag(bench: Bench, url: str) -> None:
     bench.faults.log_lag = 5
     late = logs.get_log_events(logGroupName="/group", logStreamName="job/algo-1", startFromHead=True)
     assert late["events"] == []
+
+
+NVME = {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
+KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ResourceConfig": NVME | {"VolumeKmsKeyId": KEY}}, "VolumeKmsKeyId is not supported for instance type ml.g5"),
+        ({"ResourceConfig": NVME | {"VolumeSizeInGB": 251}}, "exceeds the total size of the local instance storage"),
+        (
+            {
+                "ResourceConfig": TRAINING["ResourceConfig"] | {"KeepAlivePeriodInSeconds": 600},  # type: ignore[operator]
+                "EnableManagedSpotTraining": True,
+                "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200},
+            },
+            "KeepAlivePeriodInSeconds is not supported for managed spot training",
+        ),
+        (
+            {
+                "AlgorithmSpecification": {
+                    "TrainingImage": "1.dkr.ecr.x.amazonaws.com/none:2",
+                    "TrainingInputMode": "File",
+                }
+            },
+            "Cannot find repository: none in registry ID: 1",
+        ),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused_too(bench: Bench, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ClientError, match=said) as error:
+        bench.client.create_training_job(**{**TRAINING, **changes})
+    assert code(error) == "ValidationException"
+
+
+def test_names_are_those_of_one_account_and_region(bench: Bench) -> None:
+    service = bench.endpoint.sagemaker
+    bench.client.create_training_job(**TRAINING)
+    for move in ({"account": "210987654321"}, {"region": "us-west-2"}):
+        service.move(**move)
+        with pytest.raises(ClientError, match="Requested resource not found"):
+            bench.client.describe_training_job(TrainingJobName="docml-training-1")
+        bench.client.create_training_job(**TRAINING)
+        arn = bench.client.describe_training_job(TrainingJobName="docml-training-1")["TrainingJobArn"]
+        assert f":{service.region}:{service.account}:" in arn
+
+
+def test_what_was_just_created_is_not_seen_by_every_call(bench: Bench) -> None:
+    bench.faults.describe_lag = 2
+    bench.client.create_training_job(**TRAINING)
+    for call in (bench.client.stop_training_job, bench.client.describe_training_job):
+        with pytest.raises(ClientError, match="Requested resource not found"):
+            call(TrainingJobName="docml-training-1")
+    assert bench.client.describe_training_job(TrainingJobName="docml-training-1")["TrainingJobStatus"] == "InProgress"
