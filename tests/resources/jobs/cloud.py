@@ -74,8 +74,14 @@ def cloud(
     runtime = SubprocessRuntime(work, transfer, logs, faults, {IMAGE: list(command)}, environment, grace=grace)
     served = ServedContainers(work, transfer, logs, runtime.images, environment)
     hosting = Hosting(served, faults, transfer)
-    account = {"images": frozenset({IMAGE}), "roles": frozenset({role}), "region": s3.environment["AWS_REGION"]}
-    service = SageMaker(runtime, faults=faults, hosting=hosting, **account)
+    service = SageMaker(
+        runtime,
+        faults=faults,
+        images=frozenset({IMAGE}),
+        roles=frozenset({role}),
+        hosting=hosting,
+        region=s3.environment["AWS_REGION"],
+    )
     runtime.service = service
     endpoint = LocalEndpoint(service, logs, SecretsManager())
     url = s3.bucket(bucket or f"jobs-{uuid.uuid4().hex[:12]}") + "/experiments"

@@ -108,8 +108,8 @@ class SageMaker:
                     f"name already exists ({kind.arn(name, self.account, self.region)})",
                 )
             check_quota(kind, request, self.jobs.values(), self.quotas)
-            place = {"account": self.account, "region": self.region, "artifacts": self.artifacts}
-            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent, **place)
+            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent)
+            job.account, job.region, job.artifacts = self.account, self.region, self.artifacts
             job.unseen_describes = self.faults.describe_lag
             self.jobs[kind.name, name] = job
         self.runtime.start(job)
