@@ -1,4 +1,4 @@
-# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | fuzz | licences | sbom | clean
+# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | test-image | fuzz | licences | sbom | clean
 #
 # PYTHON       the interpreter .venv is made from (else python3, or the newest beside it that docml supports)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
-.PHONY: help demo test test-slow test-faults test-distros fuzz licences sbom ui bench clean
+.PHONY: help demo test test-slow test-faults test-distros test-image fuzz licences sbom ui bench clean
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-slow   the tests that take minutes each'
 	@echo 'make test-faults   kill and damage whole runs, for hours (SCHEDULES=200:folder keeps what has passed)'
 	@echo 'make test-distros   set up and run the demo on bare machines of other distributions (root, debootstrap)'
+	@echo 'make test-image   build the images and run every job in containers (root; Docker, or podman and debootstrap)'
 	@echo 'make fuzz [EXAMPLES=10000]   give every reader of untrusted input so many generated inputs'
 	@echo 'make licences   list the licences of everything that is installed'
 	@echo 'make sbom   write sbom.json (CycloneDX) of everything that is installed'
@@ -55,6 +56,14 @@ test-distros: $(VENV)/.dev
 	  echo 'Installing debootstrap with apt-get …' && $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq debootstrap debian-archive-keyring iproute2 >/dev/null; } || true
 	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m distros -rP --durations 0 tests/distros
+
+# Images are kept in DOCML_IMAGE_CACHE (~/.cache/docml/images, some 6 GB).
+test-image: $(VENV)/.dev
+	@{ command -v debootstrap && { docker info || { command -v podman && command -v runc; }; }; } >/dev/null 2>&1 || \
+	  { command -v apt-get >/dev/null && echo 'Installing debootstrap and podman with apt-get …' && $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    debootstrap debian-archive-keyring podman runc >/dev/null; } || true
+	TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest -m 'image or not image' -rP --durations 0 tests/image
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ONLY)

@@ -40,7 +40,7 @@ def python(path: Path, version: str) -> Path:
 
 def test_no_target_shows_the_targets(folder: Path) -> None:
     shown = make(folder).stdout
-    targets = ("demo", "ui", "test", "test-slow", "test-faults", "test-distros", "bench", "clean")
+    targets = ("demo", "ui", "test", "test-slow", "test-faults", "test-distros", "test-image", "bench", "clean")
     assert all(f"make {target}" in shown for target in targets)
 
 

