@@ -6,7 +6,7 @@ from typing import Any
 import cfnlint.decode
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = ("cloudformation.yaml", "experiment-role.yaml")
+TEMPLATES = ("cloudformation.yaml", "experiment-role.yaml", "services.yaml")
 HEAD = """# What each AWS role may do
 
 Made from the policies of deploy/ by `python docs/make_permissions.py`; a test compares. Everything that is not listed is denied.
@@ -21,7 +21,7 @@ def written(value: Any) -> str:
     """A resource as the template names it, its functions left out."""
     if isinstance(value, dict):
         ((_, inner),) = value.items()
-        return ".".join(inner) if isinstance(inner, list) else str(inner)
+        return ".".join(map(written, inner)) if isinstance(inner, list) else str(inner)
     return str(value)
 
 
