@@ -93,14 +93,18 @@ def find_engine() -> Engine:
             "none",
         ),
     )
-    # Nothing beyond this process's limits may be asked for where the kernel does not let root raise them.
-    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-    asked = [f"{name}={hard}:{hard}" for name, number in limits.items() if (hard := resource.getrlimit(number)[1]) >= 0]
+    # Podman asks for more than root may have where it lacks CAP_SYS_RESOURCE, unless it is told.
+    limits = {"nofile": (resource.RLIMIT_NOFILE, 16_384), "nproc": (resource.RLIMIT_NPROC, 4_096)}
+    asked = []
+    for name, (number, enough) in limits.items():
+        hard = resource.getrlimit(number)[1]
+        count = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        asked += ["--ulimit", f"{name}={count}:{count}"]
     folders = [path for path in pip_settings()[1] if path.is_dir()]
     return Engine(
         command,
         to_build=("--isolation", "chroot", "--layers", *(f"--volume={path}:{HOST}{path}:ro" for path in folders)),
-        to_run=(*shared, *(word for limit in asked for word in ("--ulimit", limit))),
+        to_run=(*shared, *asked),
     )
 
 
