@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench import inference
+from bench._deployments import deployment_folder
 from docml_contract import names
 from docml_contract.jobs import Compute, InferTask, JobSpec, PredictTask, Task
-from docml_contract.manifests import Manifest, ModelContext, describe_folder, sha256_file, utc_now
+from docml_contract.manifests import sha256_file
 
 TRAINER = Path(__file__).parents[1] / "trainer_image"
 DOCUMENTS = 3_000
@@ -83,32 +84,7 @@ def lay_out(base: Path, texts: list[str], label_names: list[str]) -> Path:
     """The folder of a prediction job."""
     channels = base / "processing/input"
     deployment = channels / "deployment"
-    inference.export(deployment, MODEL, label_names)
-    context = ModelContext(
-        experiment="EXP-1-bench",
-        run=1,
-        model_name=MODEL,
-        model_names=(MODEL,),
-        labels=tuple(label_names),
-        own_hyperparameters={},
-        production_files=("text.txt",),
-        model_input_files=("text.txt",),
-        has_process_func=False,
-    )
-    (deployment / names.MODEL_CONTEXT).write_bytes(context.to_bytes())
-    (deployment / names.USER_FUNCTIONS).write_text(FUNCTIONS)
-    manifest = Manifest(
-        asset=names.DEPLOYMENT,
-        experiment="EXP-1-bench",
-        run=1,
-        created_at=utc_now(),
-        cache_key="0" * 64,
-        data_version="0" * 64,
-        inputs={},
-        code_version="1",
-        files=describe_folder(deployment),
-    )
-    (deployment / names.MANIFEST).write_bytes(manifest.to_bytes())
+    deployment_folder(deployment, MODEL, label_names, "text.txt", FUNCTIONS)
     guids = [f"{number:05d}" for number in range(len(texts))]
     for guid, text in zip(guids, texts, strict=True):
         path = channels / "documents" / guid / "text.txt"

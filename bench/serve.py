@@ -1,10 +1,13 @@
 """docml serve against LitServe and a plain starlette handler, with and without threads: the same requests, the same encode_data, the same TorchScript file.
 
-Sixteen clients keep their connections and send their next request as soon as they have an answer. The servers take turns, twice each, and the
-better turn counts. What a lone request costs beside the model's own call is measured on one document, in turns with that call alone.
+Sixteen clients keep their connections and send their next request as soon as they have an answer. The servers take turns and are halted
+meanwhile; the median of their turns counts. What a lone request costs beside the model's own call is measured on one document, in turns with
+that call alone.
+
+The models are a BERT of two layers of width 128 and MiniLM: what answers on two cores without a GPU. The documents are as long as messages or tickets
+are (20 to 120 words), and with MiniLM posts of 20 Newsgroups as well, to 512 tokens.
 
 LitServe comes into a folder of its own (bench/.cache), with the libraries that it brings, so that it changes nothing of docml's environment.
-BENCH_SERVE_REQUESTS=100000 measures memory over that many requests (20,000 by default).
 """
 
 import asyncio
@@ -18,24 +21,28 @@ import tempfile
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.inference import export, minilm
+from bench import inference
+from bench._deployments import deployment_folder
 from docml_contract import names
-from docml_contract.manifests import Manifest, ModelContext, describe_folder, utc_now
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(__file__).parent / ".cache"
 LITSERVE = "litserve==0.2.19"
 LABELS = [f"label_{index:02d}" for index in range(20)]
 CLIENTS = 16
-SECONDS = {"tiny": 8.0, "minilm": 15.0}  # of a turn
-ALONE = {"tiny": 400, "minilm": 150}  # requests of one client
+ROUNDS = 4
+SECONDS, WARM_UP_SECONDS = 4.0, 2.0  # of a turn
+ALONE = {"tiny": 800, "minilm": 200}  # requests of one client
+REQUESTS = 100_000  # over which memory is measured
+DOCUMENTS = 200
 SERVERS = ("docml", "litserve", "threads", "plain")
 FUNCTIONS = """
 import json
@@ -43,7 +50,7 @@ import json
 from tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.from_file({path!r})
-TOKENIZER.enable_truncation(128)
+TOKENIZER.enable_truncation({length})
 TOKENIZER.no_padding()
 
 
@@ -65,12 +72,19 @@ def encode_data(instance, context):
 def run() -> list[dict[str, Any]]:
     install_litserve()
     rows = []
+    short, long = requests(short_texts()), requests(posts())
     with tempfile.TemporaryDirectory(prefix="docml-bench-") as folder:
-        for name in SECONDS:
-            deployment = deployment_folder(Path(folder), name)
-            rows += measure_alone(Path(folder), deployment, name)
-            rows += measure_together(Path(folder), deployment, name)
-        rows += measure_memory(Path(folder), Path(folder) / "tiny")
+        for name in ("tiny", "minilm"):
+            source = FUNCTIONS.format(path=str(inference.minilm() / "tokenizer.json"), length=inference.LENGTH)
+            deployment = deployment_folder(Path(folder) / name, name, LABELS, "raw_text.json", source)
+            with ExitStack() as stack:
+                servers = {kind: stack.enter_context(serving(kind, deployment, Path(folder))) for kind in SERVERS}
+                rows += measure_alone(servers["docml"], deployment, name, short[0])
+                rows += measure_together(servers, f"{name}, 20 to 120 words", short)
+                if name == "minilm":
+                    rows += measure_together(servers, f"{name}, posts of 20 Newsgroups", long)
+                else:
+                    rows += measure_memory(servers["docml"], short)
     return rows
 
 
@@ -81,60 +95,66 @@ def install_litserve() -> None:
         subprocess.run([*command, "--target", str(CACHE / LITSERVE), LITSERVE], check=True)
 
 
-def deployment_folder(folder: Path, name: str) -> Path:
-    """A deployment folder of a random classifier that has MiniLM's tokenizer."""
-    export(folder / name, name, LABELS)
-    context = ModelContext(
-        experiment="EXP-1-bench",
-        run=1,
-        model_name=name,
-        model_names=(name,),
-        labels=tuple(LABELS),
-        own_hyperparameters={},
-        production_files=("raw_text.json",),
-        model_input_files=("raw_text.json",),
-        optional_files=(),
-        has_process_func=False,
-    )
-    (folder / name / names.MODEL_CONTEXT).write_bytes(context.to_bytes())
-    source = FUNCTIONS.format(path=str(minilm() / "tokenizer.json"))
-    (folder / name / names.USER_FUNCTIONS).write_text(source)
-    (folder / name / names.REQUIREMENTS).write_text("")
-    manifest = Manifest(
-        asset=names.DEPLOYMENT,
-        experiment="EXP-1-bench",
-        run=1,
-        created_at=utc_now(),
-        cache_key="0" * 64,
-        data_version="0" * 64,
-        inputs={},
-        code_version="1",
-        files=describe_folder(folder / name),
-    )
-    (folder / name / names.MANIFEST).write_bytes(manifest.to_bytes())
-    return folder / name
-
-
-def requests(count: int) -> list[bytes]:
-    """HTTP requests with pieces of the bundled documents, of 20 to 120 words."""
-    random = np.random.default_rng(0)
-    files = sorted((ROOT / "docml_assets/sample/artifacts").glob("*/raw_text.json"))
+def requests(texts: Sequence[str]) -> list[bytes]:
+    """HTTP requests with these texts as raw_text.json."""
     made = []
-    for index in range(count):
-        words = json.loads(files[index % len(files)].read_text())["text"].split()
-        text = " ".join(words[: int(random.integers(20, 120))])
+    for text in texts:
         body = json.dumps({"files": {"raw_text.json": json.dumps({"text": text})}}).encode()
         head = f"POST /invocations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         made.append(head.encode() + body)
     return made
 
 
+def short_texts() -> list[str]:
+    """Beginnings of the bundled documents, of 20 to 120 words: as long as a message or a ticket."""
+    random = np.random.default_rng(0)
+    files = sorted((ROOT / "docml_assets/sample/artifacts").glob("*/raw_text.json"))
+    found = []
+    for index in range(DOCUMENTS):
+        words = json.loads(files[index % len(files)].read_text())["text"].split()
+        found.append(" ".join(words[: int(random.integers(20, 120))]))
+    return found
+
+
+def posts() -> list[str]:
+    """Posts of 20 Newsgroups as they are: 226 tokens on average, where they are cut at 512."""
+    texts, _, _ = inference.documents()
+    return [texts[index] for index in np.random.default_rng(0).permutation(len(texts))[:DOCUMENTS]]
+
+
 # --- servers
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that answers. It is halted while another one is measured."""
+
+    port: int
+    group: int  # of its processes
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        """Its port, where it answers within the block."""
+        os.killpg(self.group, signal.SIGCONT)
+        try:
+            yield self.port
+        finally:
+            os.killpg(self.group, signal.SIGSTOP)
+
+    def memory_mb(self) -> float:
+        """Proportional set size of its processes: memory that they share counts once."""
+        total = 0
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if int((path / "stat").read_text().rpartition(")")[2].split()[2]) == self.group:
+                    lines = (path / "smaps_rollup").read_text().splitlines()
+                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total / 1024
+
+
 @contextmanager
-def serving(server: str, deployment: Path, folder: Path) -> Iterator[tuple[int, int]]:
-    """A server that answers: its port, and its process group."""
+def serving(server: str, deployment: Path, folder: Path) -> Iterator[Served]:
+    """A server, halted once it answers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     kept = {
@@ -162,7 +182,8 @@ def serving(server: str, deployment: Path, folder: Path) -> Iterator[tuple[int, 
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{server} does not answer:\n{log.read_text()[-3000:]}")
             time.sleep(0.1)
-        yield port, process.pid
+        os.killpg(process.pid, signal.SIGSTOP)
+        yield Served(port, process.pid)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -175,17 +196,6 @@ def _answers(port: int) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def memory_mb(group: int) -> float:
-    """Proportional set size of a server's processes: memory that they share counts once."""
-    total = 0
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if int((path / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                lines = (path / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
 
 
 # --- clients
@@ -222,15 +232,16 @@ async def _ask(port: int, sent: Sequence[bytes], clients: int, seconds: float, c
 # --- measurements
 
 
-def measure_alone(folder: Path, deployment: Path, name: str) -> list[dict[str, Any]]:
-    """One client, one document, against encode_data and the model alone."""
-    (sent,) = requests(1)
-    with serving("docml", deployment, folder) as (port, _):
+def measure_alone(served: Served, deployment: Path, name: str, sent: bytes) -> list[dict[str, Any]]:
+    """One client, one document, against the model alone."""
+    count = ALONE[name] // ROUNDS
+    turns = []
+    with served.running() as port:
         ask(port, [sent], 1, count=50)
-        turns = [
-            (ask(port, [sent], 1, count=ALONE[name] // 4), bare_calls(deployment, sent, ALONE[name] // 4))
-            for _ in range(4)
-        ]
+    for _ in range(ROUNDS):
+        with served.running() as port:
+            ours = ask(port, [sent], 1, count=count)
+        turns.append((ours, bare_calls(deployment, sent, count)))
     ours = np.array([second for served, _ in turns for second in served]) * 1000
     model = np.array([second for _, bare in turns for second in bare]) * 1000
     p50, p99 = np.percentile(ours, (50, 99))
@@ -266,41 +277,43 @@ def _encoded(deployment: Path, sent: bytes) -> list[int]:
     return Model(deployment).encode(json.loads(sent.partition(b"\r\n\r\n")[2]))
 
 
-def measure_together(folder: Path, deployment: Path, name: str) -> list[dict[str, Any]]:
-    """Sixteen clients: answers a second, and how long one takes."""
-    sent = requests(200)
-    best: dict[str, tuple[float, Any]] = {}
-    for server in SERVERS * 2:
-        with serving(server, deployment, folder) as (port, _):
-            ask(port, sent, CLIENTS, count=100)
-            started = time.perf_counter()
-            took = ask(port, sent, CLIENTS, seconds=SECONDS[name])
-            rate = len(took) / (time.perf_counter() - started)
-        best[server] = max(best.get(server, (0.0, None)), (rate, tuple(np.percentile(np.array(took) * 1000, (50, 99)))))
-    rates = {server: rate for server, (rate, _) in best.items()}
-    ours = rates.pop("docml")
-    what = f"{name}: {CLIENTS} clients"
+def measure_together(servers: Mapping[str, Served], what: str, sent: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Sixteen clients: answers a second, and how long one takes; the median of several turns, which the servers take in turn."""
+    rates: dict[str, list[float]] = {kind: [] for kind in servers}
+    took: dict[str, list[float]] = {kind: [] for kind in servers}
+    for number in range(-1, ROUNDS):
+        for kind, served in servers.items():
+            with served.running() as port:
+                started = time.perf_counter()
+                seconds = ask(port, sent, CLIENTS, seconds=SECONDS if number >= 0 else WARM_UP_SECONDS)
+                if number >= 0:
+                    rates[kind].append(len(seconds) / (time.perf_counter() - started))
+                    took[kind] += seconds
+    medians = {kind: float(np.median(found)) for kind, found in rates.items()}
+    latencies = {kind: np.percentile(np.array(found) * 1000, (50, 99)) for kind, found in took.items()}
+    ours = medians.pop("docml")
+    what = f"{what}, {CLIENTS} clients"
     return [
-        _row(what, "documents/s", ours, rates, ratio=ours / max(rates.values())),
-        _row(f"{what}, times the plain handler (goal 2)", "", ours / rates["plain"]),
+        _row(what, "documents/s", ours, medians, ratio=ours / max(medians.values())),
+        _row(f"{what}, times the plain handler (goal 2)", "", ours / medians["plain"]),
         *(
-            _row(f"{what}: p{percentile}", "ms", best["docml"][1][place], {s: best[s][1][place] for s in rates})
+            _row(f"{what}: p{percentile}", "ms", latencies["docml"][place], {k: latencies[k][place] for k in medians})
             for place, percentile in enumerate((50, 99))
         ),
     ]
 
 
-def measure_memory(folder: Path, deployment: Path) -> list[dict[str, Any]]:
-    """What the server's processes hold after a tenth of the requests, and after all of them."""
-    count = int(os.environ.get("BENCH_SERVE_REQUESTS") or 20_000)
-    sent = requests(200)
-    with serving("docml", deployment, folder) as (port, group):
-        ask(port, sent, CLIENTS, count=count // 10)
-        before = memory_mb(group)
-        ask(port, sent, CLIENTS, count=count - count // 10)
-        after = memory_mb(group)
+def measure_memory(served: Served, sent: Sequence[bytes]) -> list[dict[str, Any]]:
+    """What the server's processes hold after each tenth of the requests."""
+    held = []
+    for _ in range(10):
+        with served.running() as port:
+            ask(port, sent, CLIENTS, count=REQUESTS // 10)
+        held.append(served.memory_mb())
+    what = f"memory after {REQUESTS:,} requests"
     return [
-        _row(f"memory gained from request {count // 10:,} to {count:,} (holds {before:,.0f})", "MB", after - before)
+        _row(what, "MB", held[-1], {f"after {REQUESTS // 10 * (i + 1):,}": value for i, value in enumerate(held[:-1])}),
+        _row(f"{what}, beyond that after a tenth", "MB", held[-1] - held[0]),
     ]
 
 

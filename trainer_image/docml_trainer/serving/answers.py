@@ -22,6 +22,9 @@ from docml_trainer.serving.documents import References, RequestError, SentDocume
 from docml_trainer.serving.encoding import MAX_SECONDS, Encoders, Row
 
 MAX_ENCODERS = 8
+# What a call costs beside its tokens, in tokens: with one core 0.3 ms and 7 µs a token for two layers of 128, 6 ms and 0.13 ms for MiniLM.
+# A GPU takes milliseconds to be told what to do, in which it computes thousands of tokens.
+CALL_TOKENS = {"cpu": 40, "cuda": 4096}
 
 
 class Answers:
@@ -172,16 +175,21 @@ def _deliver(batch: Sequence[_Waiting], answers: Iterable[Floats | RequestError]
 
 
 def choose_batch(lengths: Sequence[int], device: str, fixed_batch: int | None) -> set[int]:
-    """Which of the documents that wait go into the next batch: the first, and those whose length is nearest to its own."""
+    """Which of the documents that wait go into the next batch: the first, and those of about its length.
+
+    One is left for another batch where its company would pad more than a call of the model costs by itself.
+    """
     order = np.argsort(lengths, kind="stable").tolist()
     first = order.index(0)
     last = first + 1
     while last - first < min(len(order), fixed_batch or BATCH_DOCUMENTS[device]):
-        shorter = lengths[0] - lengths[order[first - 1]] if first else None
-        longer = lengths[order[last]] - lengths[0] if last < len(order) else None
-        down = longer is None or (shorter is not None and shorter <= longer)
-        longest = lengths[order[last - 1 if down else last]]
-        if fixed_batch is None and longest * (last - first + 1) > BATCH_TOKENS[device]:
+        longest = lengths[order[last - 1]]
+        candidates = [(longest - lengths[order[first - 1]], first - 1, last)] if first else []
+        if last < len(order):
+            candidates.append(((lengths[order[last]] - longest) * (last - first), first, last + 1))
+        padding, lower, upper = min(candidates)
+        too_many = lengths[order[upper - 1]] * (upper - lower) > BATCH_TOKENS[device]
+        if fixed_batch is None and (too_many or padding > CALL_TOKENS[device]):
             break
-        first, last = (first - 1, last) if down else (first, last + 1)
+        first, last = lower, upper
     return set(order[first:last])

@@ -34,6 +34,8 @@ from docml_trainer.serving.documents import RequestError, SentDocument
 ROW, UNREADABLE, LEFT_OUT, BROKEN, READY = "row", "unreadable", "left out", "broken", "ready"
 MAX_SECONDS = 50.0  # of one document: an endpoint gives a request 60 seconds
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
+MEMORY = Path("/dev/shm")
+MEMORY_ROOM = 1 << 28  # bytes; Docker gives a container 64 MB unless it is told otherwise
 SIZE_BYTES = 4  # of the length that stands before a reply
 Row = dict[str, Any]  # feature -> array, as the collator takes it
 
@@ -42,7 +44,7 @@ class Encoders:
     """A few processes that encode one document at a time; more documents than processes wait."""
 
     def __init__(self, deployment: DeploymentFolder, count: int, seconds: float) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="docml-serve-"))
+        self._scratch = _make_scratch(deployment.context.has_process_func)
         self._encoders = [_Encoder(deployment, self._scratch / str(index), seconds) for index in range(count)]
         self._idle: asyncio.Queue[_Encoder] = asyncio.Queue()
         self._restarts: set[asyncio.Task[None]] = set()
@@ -218,6 +220,13 @@ class _Encoder:
             await asyncio.to_thread(self._sandbox.close)
 
 
+def _make_scratch(has_process_func: bool) -> Path:
+    """A folder for documents: in memory, where there is room, since a disk takes milliseconds for a file that lives for one."""
+    room = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
+    in_memory = room > MEMORY_ROOM and not has_process_func  # what process_func leaves may be of any size
+    return Path(tempfile.mkdtemp(prefix="docml-serve-", dir=MEMORY if in_memory else None))
+
+
 def write_files(files: Mapping[str, bytes], directory: Path) -> None:
     """A folder with these files."""
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -257,11 +266,15 @@ def _serve_encodings(server: socket.socket, deployment: DeploymentFolder) -> Non
     while True:
         try:
             guid, directory, files = pickle.load(tasks)
+        except (EOFError, OSError):
+            return
+        try:
             write_files(files, Path(directory))
             reply(*encode(guid, Path(directory)))
-        except (EOFError, ConnectionError):
+        except ConnectionError:
             return
-        shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _exit_with_parent(parent: int) -> None:
