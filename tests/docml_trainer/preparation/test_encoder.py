@@ -62,6 +62,9 @@ def test_encode_batch_gives_the_same_rows_as_encode_data(tmp_path: Path) -> None
     assert rows.equals(at_once(documents))
     assert rows["@position"].to_pylist() == [1, 2, 3, 5, 6, 7]
     assert one_by_one.tally == at_once.tally
+    features = one_by_one.features_of(documents)
+    assert [row["input_ids"].tolist() for row in features] == rows["input_ids"].to_pylist()
+    assert [row["boxes"].tolist() for row in features] == rows["boxes"].to_pylist()
     assert at_once.tally.returned_none == {"a": 3}
 
 
