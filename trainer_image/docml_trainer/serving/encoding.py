@@ -4,39 +4,40 @@ Files that process_func makes are made anew, in the sandboxed worker of reconcil
 """
 
 import asyncio
-import gc
 import itertools
 import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from docml_contract.base import ProcessFuncBroken
-from docml_contract.file_names import is_pattern, matching
 from docml_contract.manifests import sha256_file
 from docml_contract.sandbox import Worker
 from docml_contract.untrusted_files import UntrustedFolder, find_misdeeds
-from docml_trainer.errors import TrainerError, UserCodeError
+from docml_trainer.errors import UserCodeError
 from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.serving.documents import RequestError, SentDocument
+from docml_trainer.serving.encoder_process import (
+    BROKEN,
+    READY,
+    ROW,
+    SIZE_BYTES,
+    UNREADABLE,
+    EncoderSettings,
+    serve_encodings,
+    write_files,
+)
 
-ROW, UNREADABLE, LEFT_OUT, BROKEN, READY = "row", "unreadable", "left out", "broken", "ready"
 MAX_SECONDS = 50.0  # of one document: an endpoint gives a request 60 seconds
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
 MEMORY = Path("/dev/shm")
 MEMORY_ROOM = 1 << 28  # bytes; Docker gives a container 64 MB unless it is told otherwise
-SIZE_BYTES = 4  # of the length that stands before a reply
 Row = dict[str, Any]  # feature -> array, as the collator takes it
 
 
@@ -91,7 +92,8 @@ class _Encoder:
     """One process for encode_data, and one for process_func where there is one; started again after one had to be ended."""
 
     def __init__(self, deployment: DeploymentFolder, folder: Path, seconds: float) -> None:
-        self._deployment, self._folder, self._seconds = deployment, folder, seconds
+        self._folder, self._seconds = folder, seconds
+        self._settings = EncoderSettings(deployment.functions, deployment.encoding_context, deployment.encoding_task(1))
         self._folder.mkdir(mode=0o700)
         self._numbers = itertools.count()
         self._process: Any = None
@@ -106,7 +108,7 @@ class _Encoder:
         """Start the process."""
         context = multiprocessing.get_context("spawn")
         self._socket, theirs = socket.socketpair()
-        self._process = context.Process(target=_serve_encodings, args=(theirs, self._deployment), daemon=True)
+        self._process = context.Process(target=serve_encodings, args=(theirs, self._settings), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -225,107 +227,3 @@ def _make_scratch(has_process_func: bool) -> Path:
     room = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
     in_memory = room > MEMORY_ROOM and not has_process_func  # what process_func leaves may be of any size
     return Path(tempfile.mkdtemp(prefix="docml-serve-", dir=MEMORY if in_memory else None))
-
-
-def write_files(files: Mapping[str, bytes], directory: Path) -> None:
-    """A folder with these files."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
-
-
-# --- what runs in the encoding process
-
-
-def _serve_encodings(server: socket.socket, deployment: DeploymentFolder) -> None:
-    """Encode documents one by one until the server closes the connection or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server decides, and finishes what is in flight
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    tasks = server.makefile("rb")
-
-    def reply(kind: str, content: Any) -> None:
-        data = pickle.dumps((kind, content), pickle.HIGHEST_PROTOCOL)
-        server.sendall(len(data).to_bytes(SIZE_BYTES) + data)
-
-    try:
-        encode = DocumentEncoder(deployment)
-    except BaseException as error:
-        reply(BROKEN, str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}")
-        return
-    reply(READY, encode.features.to_dict())
-    with Path(os.devnull).open("w") as nowhere:  # what encode_data prints of a document is nothing for the server's log
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere.fileno(), stream.fileno())
-    gc.collect()
-    gc.freeze()
-    while True:
-        try:
-            guid, directory, files = pickle.load(tasks)
-        except (EOFError, OSError):
-            return
-        try:
-            write_files(files, Path(directory))
-            reply(*encode(guid, Path(directory)))
-        except ConnectionError:
-            return
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-@dataclass
-class DocumentEncoder:
-    """encode_data of a deployment folder, over folders of files."""
-
-    deployment: DeploymentFolder
-
-    def __post_init__(self) -> None:
-        from docml_trainer.functions import UserFunctions
-        from docml_trainer.preparation.encoder import Encoder
-
-        functions = UserFunctions.load(self.deployment.functions)
-        self._task = self.deployment.encoding_task(1)
-        self._encoder = Encoder(functions, (self.deployment.encoding_context,), False, lambda first, count: None)
-        self.features = self._encoder.features
-
-    def __call__(self, guid: str, directory: Path) -> tuple[str, Any]:
-        """(ROW, the row), or (why there is none, a sentence)."""
-        from docml_trainer.data.shapes import ARTIFACT_GUID
-        from docml_trainer.preparation.documents import Tally, read_batch
-
-        names = [path.name for path in directory.iterdir()]
-        paths = [
-            matching(names, entry) if is_pattern(entry) else [entry] if entry in names else []
-            for entry in self._task.model_input_files
-        ]
-        unknown = [[None] * len(own) for own in paths]  # what was sent has no recorded hash
-        batch: dict[str, list[Any]] = {
-            **{"position": [0], "artifact_guid": [guid], "label": [""]},
-            **{"paths": [paths], "digests": [unknown]},
-        }
-        self._encoder.tally = Tally()
-        try:
-            rows = self._encoder.features_of(read_batch(batch, self._task, directory, ""))
-        except UserCodeError as error:
-            return BROKEN, str(error)
-        except SystemExit:
-            return UNREADABLE, f"{self._encoder.function_name} called sys.exit for this document"
-        if self._encoder.tally.failures:
-            failure = self._encoder.tally.failures[0]
-            return (
-                UNREADABLE,
-                f"{self._encoder.function_name} does not take this document: {failure.file}: {failure.error}",
-            )
-        if not rows:
-            return LEFT_OUT, f"{self._encoder.function_name} returned None: the model leaves such documents out"
-        return ROW, {**rows[0], ARTIFACT_GUID: guid}
