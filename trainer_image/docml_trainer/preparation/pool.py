@@ -140,13 +140,13 @@ class _Workers:
 
     def _start(self, entry: Callable[..., None], *arguments: Any) -> None:
         process = self._context.Process(target=entry, args=arguments)
-        with _environment(self.encoding.plan.parallel_tokenizer):
+        with encoder_environment(self.encoding.plan.parallel_tokenizer):
             process.start()
         self.processes.append(process)
 
 
 @contextmanager
-def _environment(parallel: bool) -> Iterator[None]:
+def encoder_environment(parallel: bool) -> Iterator[None]:
     """A tokenizer's own threads are for a lone encoder; several would only get into each other's way.
 
     Nor do other libraries start threads then, so that the first process can be forked: the numerical ones, and Arrow's allocator.

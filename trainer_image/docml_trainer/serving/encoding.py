@@ -22,6 +22,7 @@ from docml_contract.sandbox import Worker
 from docml_contract.untrusted_files import UntrustedFolder, find_misdeeds
 from docml_trainer.errors import UserCodeError
 from docml_trainer.inference.model import DeploymentFolder
+from docml_trainer.preparation.pool import encoder_environment
 from docml_trainer.serving.documents import RequestError, SentDocument
 from docml_trainer.serving.encoder_process import (
     BROKEN,
@@ -109,7 +110,8 @@ class _Encoder:
         context = multiprocessing.get_context("spawn")
         self._socket, theirs = socket.socketpair()
         self._process = context.Process(target=serve_encodings, args=(theirs, self._settings), daemon=True)
-        self._process.start()
+        with encoder_environment(parallel=False):
+            self._process.start()
         theirs.close()
 
     def await_ready(self, seconds: float) -> dict[str, Any]:
