@@ -129,7 +129,7 @@ def observe_production(instance: dg.DagsterInstance, store: Store, experiment: s
         answering = {"champion": f"run {champion.run}, {champion.model}"}
     except ChampionError:
         answering = {"champion": "none"}
-    for record in endpoints.records():
+    for record in endpoints.records:
         spec = record.spec
         if spec.experiment == experiment and spec.alias:
             answering[f"alias {spec.name}"] = f"run {spec.run}, {spec.model}"

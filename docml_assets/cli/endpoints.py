@@ -11,6 +11,8 @@ from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 from docml_assets.terminal import console, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from docml_assets.deployment import Deployment
     from docml_assets.steps.endpoints import EndpointRequest
     from docml_assets.steps.work import Work
@@ -104,19 +106,28 @@ def _show_endpoint(work: "Work", endpoint: "Endpoint") -> None:
 
 
 @click.command(name="endpoints")
-def endpoints() -> None:
+def endpoints() -> int:
     """Show all endpoints: what they answer with, since when, what they cost. Those of this machine that have died are started again."""
+    from docml_assets.deployment import Deployment
+
+    prepare_dagster_home()
+    known = Deployment.current().endpoints
+    found, damaged = known.list_endpoints(), known.records.damaged()
+    if found:
+        _show_endpoints(found)
+    elif not damaged:
+        say("No endpoint is up.")
+    for name, reason in sorted(damaged.items()):
+        say(f"docml: the record of endpoint {name} cannot be read: {reason}", fg="red", err=True)
+    return 1 if damaged else 0
+
+
+def _show_endpoints(found: "Sequence[Endpoint]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from docml_assets.deployment import Deployment
     from docml_assets.steps.endpoints import state_word
 
-    prepare_dagster_home()
-    found = Deployment.current().endpoints.list_endpoints()
-    if not found:
-        say("No endpoint is up.")
-        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("endpoint", "experiment", "run", "model", "mode", "state", "since", "USD/h idle", "expires", "url"):
         table.add_column(name, overflow="fold")
@@ -146,7 +157,7 @@ def undeploy(name: str) -> None:
 
     home = prepare_dagster_home()
     deployment = Deployment.current()
-    record = deployment.endpoints.find(name)
+    record = deployment.endpoints.records.find(name)
     deployment.endpoints.remove(record)
     with dagster_instance(home) as instance:
         observe_production(instance, deployment.store, record.spec.experiment, deployment.endpoints)

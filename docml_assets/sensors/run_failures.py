@@ -156,11 +156,13 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
 )
 def orphaned_endpoints_sensor(context: dg.SensorEvaluationContext, endpoints: dg.ResourceParam[Any]) -> dg.SkipReason:
     """The thin Dagster side of the endpoints' own sweep."""
-    removed = endpoints.sweep()
-    for each in removed:
-        context.log.warning(f"endpoint {each.name} is taken down, since {each.reason}")
+    swept = endpoints.sweep()
+    for each in swept:
+        context.log.warning(str(each))
+    for name, reason in endpoints.records.damaged().items():
+        context.log.warning(f"endpoint {name} is left alone, since its record cannot be read: {reason}")
     standing = endpoints.list_endpoints()
-    return dg.SkipReason(f"{len(removed)} endpoints taken down, {len(standing)} known")
+    return dg.SkipReason(f"{sum(not each.stands for each in swept)} endpoints taken down, {len(standing)} known")
 
 
 def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None = None) -> SweepResult:

@@ -2,8 +2,10 @@
 
     interface   what is asked of an endpoint (EndpointSpec), how it stands, what a backend can do, errors
     endpoints   exactly once: a record before the first call, the wait, the check of its answers, removal, the sweep
+    records     what the store knows of them
     local       a server process on this machine
-    sagemaker   Model, EndpointConfig and Endpoint in the cloud; scaling and alarms
+    copies      deployment folders on this machine, where the store is a bucket
+    sagemaker   Model, EndpointConfig and Endpoint in the cloud; scaling and alarms; champions in the Model Registry
 
 Errors:
 

@@ -7,13 +7,12 @@ until then its record says `asked`. An update that was rolled back is a failure,
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from docml_contract.manifests import utc_now
-from docml_contract.names import EXPERIMENT_NAME
 from resources.endpoints.interface import (
     BusyEndpoint,
     Endpoint,
@@ -26,15 +25,13 @@ from resources.endpoints.interface import (
     EndpointState,
     EndpointUnreachable,
     Say,
-    UnknownEndpoint,
-    record_key,
 )
-from resources.errors import MissingKey
+from resources.endpoints.records import EndpointRecords, RecordRenewal
 from resources.store import Store
 
 BUSY_SECONDS = 300.0  # a service that does not answer, or an endpoint that is being changed, is waited for
 CHANGE_SECONDS = 1_800.0  # for one that is being changed or deleted
-ABANDONED_SECONDS = 2 * 3600.0  # an endpoint that was asked for and has not come to count since is nobody's
+ABANDONED_SECONDS = 2 * 3600.0  # whoever deploys renews the record: one that nobody renewed for so long is nobody's
 LAG_SECONDS = 60.0  # within which a service shows what it was asked for
 T = TypeVar("T")
 # Compares the endpoint's answers with the report's; how many documents it compared. Raises what is wrong.
@@ -42,19 +39,23 @@ Check = Callable[[Callable[[bytes], bytes]], int]
 
 
 @dataclass(frozen=True)
-class Removed:
-    """What a sweep took down, and why."""
+class SweptEndpoint:
+    """What a sweep did about an endpoint, and why. stands: it was not taken down, but answers as before."""
 
     name: str
     reason: str
+    stands: bool = False
+
+    def __str__(self) -> str:
+        return f"endpoint {self.name} {'goes on as before' if self.stands else 'is taken down'}, since {self.reason}"
 
 
 class Endpoints:
     """See the module's docstring."""
 
     def __init__(self, store: Store, backend: EndpointBackend) -> None:
-        self.store = store
         self.backend = backend
+        self.records = EndpointRecords(store)
 
     # -- deploy
 
@@ -66,7 +67,7 @@ class Endpoints:
         If that fails, a new endpoint is taken down, and an alias goes back to what it answered with before. EndpointError.
         """
         self.check(spec)
-        known = self._read(spec.experiment, spec.name)
+        known = self.records.read(spec.experiment, spec.name)
         self._check_name(spec, known)
         expires = (datetime.now(UTC) + expires_after).isoformat(timespec="seconds") if expires_after else None
         record = EndpointRecord(
@@ -84,12 +85,18 @@ class Endpoints:
                 say(f"{spec.describe()} is up already, since {known.up_since}")
                 self._patiently(lambda: self.backend.finish(spec))
                 record = known.model_copy(update={"expires_at": expires or known.expires_at})
-                self._write(record)
+                self.records.write(record)
                 return self._shown(record, state)
-        self._write(record)
+        self.records.write(record)
+        renewal = RecordRenewal(self.records, record)
+
+        def invoke(body: bytes) -> bytes:
+            renewal.renew()
+            return self._patiently(lambda: self.backend.invoke(spec, body))
+
         try:
-            state = self._bring_up(spec, say)
-            compared = check(lambda body: self._patiently(lambda: self.backend.invoke(spec, body)))
+            state = self._bring_up(spec, say, renewal.renew)
+            compared = check(invoke)
         except EndpointUnreachable:
             raise
         except Exception as error:
@@ -98,7 +105,7 @@ class Endpoints:
         record = record.model_copy(
             update={"status": "up", "up_since": utc_now(), "checked_documents": compared, "previous": None}
         )
-        self._write(record)
+        self.records.write(record)
         self._patiently(lambda: self.backend.finish(spec))
         return self._shown(record, state)
 
@@ -106,11 +113,12 @@ class Endpoints:
         """EndpointRefused for what would be refused later."""
         self._patiently(lambda: self.backend.check(spec))
 
-    def _bring_up(self, spec: EndpointSpec, say: Say) -> EndpointState:
+    def _bring_up(self, spec: EndpointSpec, say: Say, renew: Callable[[], None] = lambda: None) -> EndpointState:
         """Ask for the endpoint and wait. EndpointFailed if it is not InService with what was asked for."""
         self._patiently(lambda: self.backend.start(spec), CHANGE_SECONDS)
         begun, said = time.monotonic(), ""
         while True:
+            renew()
             state = self._patiently(lambda: self.backend.observe(spec.name))
             age = time.monotonic() - begun
             if state is None:
@@ -146,94 +154,93 @@ class Endpoints:
             return
         say(f"{before.describe()} goes on as before: {error}")
         self._bring_up(before, say)
-        self._write(record.model_copy(update={"spec": before, "status": "up", "up_since": utc_now(), "previous": None}))
+        self.records.write(_settled(record, before))
         self._patiently(lambda: self.backend.finish(before))
 
     # -- undeploy
 
-    def find(self, name: str) -> EndpointRecord:
-        """The record of the endpoint. UnknownEndpoint."""
-        found = [record for record in self.records() if record.spec.name == name]
-        if not found:
-            known = ", ".join(sorted(record.spec.name for record in self.records())) or "none"
-            raise UnknownEndpoint(f"there is no endpoint {name!r}; known: {known}")
-        return found[0]
-
     def remove(self, record: EndpointRecord) -> None:
         """Take it down with all that belongs to it; its record goes last."""
         self._check_place(record)
-        self._write(record.model_copy(update={"status": "leaving"}))
+        self.records.write(record.model_copy(update={"status": "leaving"}))
         self._patiently(lambda: self.backend.remove(record.spec.name), CHANGE_SECONDS)
-        self._forget(record.spec)
-
-    def _forget(self, spec: EndpointSpec) -> None:
-        self.store.delete([stored.key for stored in self.store.list(spec.data_key)])
-        self.store.delete([spec.record_key])
+        self.records.forget(record.spec)
 
     # -- look
-
-    def records(self) -> Iterator[EndpointRecord]:
-        """Of all endpoints of the store."""
-        for experiment in self.store.list_folders():
-            if not EXPERIMENT_NAME.fullmatch(experiment):
-                continue
-            for stored in self.store.list(f"{experiment}/endpoints"):
-                if stored.key.endswith(".json") and stored.key.count("/") == 2:
-                    try:
-                        yield EndpointRecord.from_bytes(self.store.get(stored.key), self.store.uri(stored.key))
-                    except MissingKey:
-                        continue  # taken down meanwhile
 
     def list_endpoints(self) -> list[Endpoint]:
         """All endpoints, as they stand now. Those of this machine that have died are started again."""
         found = []
-        for record in sorted(self.records(), key=lambda record: record.spec.name):
-            here = record.where == self.backend.where
-            name = record.spec.name
-            state = self._patiently(lambda name=name: self.backend.observe(name)) if here else None  # type: ignore[misc]
+        for record in sorted(self.records, key=lambda record: record.spec.name):
+            state = self._look_at(record.spec.name) if record.where == self.backend.where else None
             found.append(self._shown(record, state))
         return found
 
+    def _look_at(self, name: str) -> EndpointState | None:
+        """What the backend says of it; a failure is a state like others, so that one endpoint does not hide the rest."""
+        try:
+            return self._patiently(lambda: self.backend.observe(name))
+        except EndpointFailed as error:
+            return EndpointState("Failed", None, str(error))
+
     def invoke(self, name: str, body: bytes) -> bytes:
         """The answer to a JSON request."""
-        record = self.find(name)
+        record = self.records.find(name)
         self._check_place(record)
         return self._patiently(lambda: self.backend.invoke(record.spec, body))
 
     # -- sweep
 
-    def sweep(self, now: datetime | None = None) -> list[Removed]:
-        """Take down what has expired, what was given up half-way, and what no record knows."""
+    def sweep(self, now: datetime | None = None) -> list[SweptEndpoint]:
+        """Take down what has expired, what was given up half-way, and what no record knows; a move that was given up is taken back."""
         now = now or datetime.now(UTC)
         found = self._patiently(self.backend.names)  # before the records: these are written first
-        removed: list[Removed] = []
-        known = set()
-        for record in list(self.records()):
+        known = set(self.records.damaged())  # nobody can tell about these: they are left alone
+        swept: list[SweptEndpoint] = []
+        for record in list(self.records):
             known.add(record.spec.name)
             if record.where != self.backend.where:
                 continue
             reason = _why_to_remove(record, now)
             if reason is not None:
-                self._write(record.model_copy(update={"status": "leaving"}))
-                removed.append(self._sweep_one(record.spec.name, reason, record))
-        removed += [
+                self.records.write(record.model_copy(update={"status": "leaving"}))
+                swept.append(self._sweep_one(record.spec.name, reason, record))
+            elif record.previous is not None and _is_abandoned(record, now):
+                swept.append(self._settle(record, record.previous))
+        swept += [
             self._sweep_one(name, "no record knows it")
             for name in found
             if name not in known and self._patiently(lambda name=name: self.backend.owns(name))  # type: ignore[misc]
         ]
-        return removed
+        return swept
 
-    def _sweep_one(self, name: str, reason: str, record: EndpointRecord | None = None) -> Removed:
+    def _sweep_one(self, name: str, reason: str, record: EndpointRecord | None = None) -> SweptEndpoint:
         """One step of a removal: the next sweep goes on. What cannot be removed keeps nothing else from it."""
         try:
             self.backend.remove(name)
             if record is not None:
-                self._forget(record.spec)
+                self.records.forget(record.spec)
         except BusyEndpoint:
             pass
         except EndpointError as error:
             reason = f"{reason}, but it cannot be taken down: {error}"
-        return Removed(name, reason)
+        return SweptEndpoint(name, reason)
+
+    def _settle(self, record: EndpointRecord, before: EndpointSpec) -> SweptEndpoint:
+        """One step back to what the alias answered with before its move was given up: the next sweep goes on."""
+        reason = f"its move to run {record.spec.run} was asked for at {record.asked_at} and has never come to count"
+        try:
+            state = self.backend.observe(before.name)
+            if state is not None and state.status == "InService" and state.configuration == before.configuration:
+                self.records.write(_settled(record, before))
+                self.backend.finish(before)
+            else:
+                self.backend.start(before)
+        except BusyEndpoint:
+            pass
+        except EndpointError as error:
+            reason = f"{reason}, but it cannot be moved back: {error}"
+        return SweptEndpoint(before.name, reason, stands=True)
 
     # -- helpers
 
@@ -241,19 +248,9 @@ class Endpoints:
         is_here = record.where == self.backend.where
         return Endpoint(record, state, self.backend.usd_an_hour(record.spec) if is_here else None, is_here)
 
-    def _read(self, experiment: str, name: str) -> EndpointRecord | None:
-        key = record_key(experiment, name)
-        try:
-            return EndpointRecord.from_bytes(self.store.get(key), self.store.uri(key))
-        except MissingKey:
-            return None
-
-    def _write(self, record: EndpointRecord) -> None:
-        self.store.put(record.spec.record_key, record.to_bytes())
-
     def _check_name(self, spec: EndpointSpec, known: EndpointRecord | None) -> None:
         """EndpointRefused if the name is another experiment's, another machine's, or answers in the other mode."""
-        for record in self.records():
+        for record in self.records:
             if record.spec.name == spec.name and record.spec.experiment != spec.experiment:
                 raise EndpointRefused(
                     f"{spec.name} is taken by {record.spec.describe()}; expected a free name: give another --alias"
@@ -276,18 +273,23 @@ class Endpoints:
 
     def _patiently(self, ask: Callable[[], T], seconds: float = BUSY_SECONDS) -> T:
         """Ask again for as long as the other side is busy. EndpointUnreachable."""
-        deadline, pause = time.monotonic() + seconds, self.backend.poll_seconds
-        while True:
-            try:
-                return ask()
-            except BusyEndpoint as error:
-                if time.monotonic() > deadline:
-                    raise EndpointUnreachable(
-                        f"{self.backend.name} could not be asked for {seconds:.0f} s ({error}): what runs goes on; run the same command "
-                        "again and it goes on from there"
-                    ) from error
-                time.sleep(pause * random.uniform(0.8, 1.2))
-                pause = min(pause * 1.5, 15.0)
+        return ask_patiently(ask, self.backend.name, self.backend.poll_seconds, seconds)
+
+
+def ask_patiently(ask: Callable[[], T], whom: str, pause: float, seconds: float = BUSY_SECONDS) -> T:
+    """Ask again for as long as the other side is busy, after longer and longer pauses. EndpointUnreachable."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except BusyEndpoint as error:
+            if time.monotonic() > deadline:
+                raise EndpointUnreachable(
+                    f"{whom} could not be asked for {seconds:.0f} s ({error}): what runs goes on; run the same command again and it goes on "
+                    "from there"
+                ) from error
+            time.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(pause * 1.5, 15.0)
 
 
 def _standing(known: EndpointRecord | None, spec: EndpointSpec) -> EndpointSpec | None:
@@ -303,7 +305,19 @@ def _why_to_remove(record: EndpointRecord, now: datetime) -> str | None:
         return "its removal was interrupted"
     if record.expires_at and datetime.fromisoformat(record.expires_at) <= now:
         return f"it expired at {record.expires_at}"
-    age = (now - datetime.fromisoformat(record.asked_at)).total_seconds()
-    if record.status == "asked" and age > ABANDONED_SECONDS and record.previous is None:
+    if record.previous is None and _is_abandoned(record, now):
         return f"it was asked for at {record.asked_at} and has never come to count"
     return None
+
+
+def _is_abandoned(record: EndpointRecord, now: datetime) -> bool:
+    """Whether nobody brings it up any more."""
+    renewed = datetime.fromisoformat(record.renewed_at or record.asked_at)
+    return record.status == "asked" and (now - renewed).total_seconds() > ABANDONED_SECONDS
+
+
+def _settled(record: EndpointRecord, before: EndpointSpec) -> EndpointRecord:
+    """The record of an alias that answers as before its move."""
+    return record.model_copy(
+        update={"spec": before, "status": "up", "up_since": utc_now(), "previous": None, "renewed_at": None}
+    )

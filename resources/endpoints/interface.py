@@ -47,8 +47,12 @@ class BusyEndpoint(Exception):
 
 
 def endpoint_name(run: int, experiment: str, model: str) -> str:
-    """`<run>-<experiment>-<model>`: a slug with a hash where the words do not fit the pattern of names."""
-    words = f"{run}-{experiment}-{model}"
+    """`<run>-<experiment>-<model>`, as far as that is a name."""
+    return name_of(f"{run}-{experiment}-{model}")
+
+
+def name_of(words: str) -> str:
+    """The words: a slug with a hash where they do not fit the pattern of names."""
     if NAME.fullmatch(words) and len(words) <= MAX_NAME:
         return words
     slug = re.sub(r"[^a-zA-Z0-9]+", "-", words)
@@ -114,6 +118,7 @@ class EndpointRecord(Document):
     status: Literal["asked", "up", "leaving"]
     by: str = Field(description="who asked")
     asked_at: str = Field(description="UTC, ISO 8601")
+    renewed_at: str | None = Field(None, description="when whoever brings it up last said so")
     up_since: str | None = None
     checked_documents: int | None = Field(None, description="test documents whose answers were equal to the report's")
     expires_at: str | None = Field(None, description="when the sweep takes it down")

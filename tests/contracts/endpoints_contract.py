@@ -101,11 +101,11 @@ class EndpointsContract:
         assert again.record.up_since == first.record.up_since
         assert bench.servers() == 1
         endpoints = bench.endpoints()
-        endpoints.remove(endpoints.find(spec.name))
+        endpoints.remove(endpoints.records.find(spec.name))
         assert bench.endpoints().list_endpoints() == []
         assert bench.left() == []
         with pytest.raises(UnknownEndpoint, match="there is no endpoint '1-EXP-1-contract-toy'; known: none"):
-            bench.endpoints().find(spec.name)
+            bench.endpoints().records.find(spec.name)
 
     def test_an_alias_moves_and_leaves_nothing_behind(self, bench: EndpointsBench) -> None:
         before = deploy(bench, bench.spec(1, alias="live"))
@@ -139,7 +139,7 @@ class EndpointsContract:
         with pytest.raises(EndpointFailed, match="another label"):
             deploy(bench, bench.spec(1), check=wrong)
         assert bench.left() == []
-        assert list(bench.endpoints().records()) == []
+        assert list(bench.endpoints().records) == []
 
     def test_a_model_that_cannot_be_loaded_is_a_failure(self, bench: EndpointsBench) -> None:
         with pytest.raises(EndpointFailed, match="3-EXP-1-contract-broken"):
@@ -176,7 +176,7 @@ class EndpointsContract:
         for _ in range(5):
             bench.endpoints().sweep(later)
         assert bench.left() == []
-        assert list(bench.endpoints().records()) == []
+        assert list(bench.endpoints().records) == []
         deploy(bench, spec)
         bench.store.delete([spec.record_key])
         assert [(removed.name, removed.reason) for removed in bench.endpoints().sweep()] == [

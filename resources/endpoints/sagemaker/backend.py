@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from resources import aws
 from resources.endpoints.interface import (
     BusyEndpoint,
     EndpointFailed,
@@ -16,13 +15,12 @@ from resources.endpoints.interface import (
     Status,
 )
 from resources.endpoints.sagemaker import requests
-from resources.endpoints.sagemaker.errors import Exists, Missing, explain
+from resources.endpoints.sagemaker.client import Client, Exists, Missing
 from resources.endpoints.sagemaker.requests import ENDPOINT_TAG, PART, STORE_TAG, part_name
 from resources.errors import MissingKey
 from resources.jobs.interface import JobRefused, read_prices
 from resources.jobs.sagemaker.backend import read_account
 from resources.jobs.sagemaker.create import check_request
-from resources.jobs.sagemaker.describe import Pacer
 from resources.jobs.sagemaker.errors import advice
 from resources.jobs.sagemaker.requests import Account
 from resources.store import Store
@@ -45,6 +43,22 @@ STATUSES: dict[str, Status] = {
 }
 
 
+def read_status(found: Mapping[str, Any]) -> Status:
+    """How an endpoint stands that DescribeEndpoint answered with. EndpointFailed for a status that docml does not know."""
+    said = found["EndpointStatus"]
+    if said not in STATUSES:
+        raise EndpointFailed(
+            f"endpoint {found['EndpointName']} is {said!r}, says SageMaker; expected one of {', '.join(STATUSES)}: look at it in the console, "
+            "and take a docml that knows this status"
+        )
+    return STATUSES[said]
+
+
+def server_environment(store: Store, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the container is told of the deployment."""
+    return {key: environment[key] for key in SERVER_VARIABLES if environment.get(key)} | {"DOCML_STORE": store.url}
+
+
 def sagemaker_endpoints(store: Store, environment: Mapping[str, str]) -> "SageMakerEndpoints":
     """Endpoints on SageMaker, with the deployment's settings."""
     return SageMakerEndpoints(store, environment, calls_a_second=CALLS_A_SECOND, poll_seconds=POLL_SECONDS)
@@ -62,10 +76,7 @@ class SageMakerEndpoints:
         self.store = store
         self.environment = dict(environment)
         self.poll_seconds = poll_seconds
-        self._pacer = Pacer(calls_a_second)
-        self._clients: dict[str, Any] = {}
-
-    # -- clients, made at first use
+        self.client = Client(self.environment, calls_a_second)
 
     @cached_property
     def account(self) -> Account:
@@ -73,33 +84,10 @@ class SageMakerEndpoints:
         return read_account(self.store, self.environment)
 
     @cached_property
-    def session(self) -> Any:
-        """The boto3 session, made on first use."""
-        return aws.session(self.environment)
-
-    @cached_property
     def where(self) -> str:
         """The AWS account and its region."""
-        found = self._call("account", "sts", "get_caller_identity")
-        return f"account {found['Account']}, region {self.session.region_name}"
-
-    def _client(self, service: str) -> Any:
-        from botocore.config import Config
-
-        if service not in self._clients:
-            config = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=70)
-            self._clients[service] = self.session.client(
-                service, endpoint_url=aws.endpoint(service, self.environment), config=config
-            )
-        return self._clients[service]
-
-    def _call(self, what: str, service: str, operation: str, **request: Any) -> Any:
-        """One call. Exists, Missing, BusyEndpoint, or an EndpointError."""
-        self._pacer.turn()
-        try:
-            return getattr(self._client(service), operation)(**request)
-        except Exception as error:
-            raise explain(error, what) from error
+        found = self.client.call("account", "sts", "get_caller_identity")
+        return f"account {found['Account']}, region {self.client.session.region_name}"
 
     # -- EndpointBackend
 
@@ -122,17 +110,12 @@ class SageMakerEndpoints:
     def requests(self, spec: EndpointSpec) -> Mapping[str, dict[str, Any]]:
         """All requests by operation, in their order; none holds a secret."""
         return {
-            "CreateModel": requests.model_request(spec, self.account, self._server_environment),
+            "CreateModel": requests.model_request(spec, self.account, server_environment(self.store, self.environment)),
             "CreateEndpointConfig": requests.configuration_request(spec, self.account),
             "PutMetricAlarm": requests.error_alarm_request(spec),
             "CreateEndpoint": requests.endpoint_request(spec, self.account),
             "UpdateEndpoint": requests.update_request(spec),
         }
-
-    @property
-    def _server_environment(self) -> dict[str, str]:
-        found = {key: self.environment[key] for key in SERVER_VARIABLES if self.environment.get(key)}
-        return found | {"DOCML_STORE": self.store.url}
 
     def start(self, spec: EndpointSpec) -> None:
         """Create the endpoint or change it; whoever comes second does nothing."""
@@ -141,13 +124,14 @@ class SageMakerEndpoints:
         if present is not None:
             self._check_owner(spec.name, present["EndpointArn"])
             status = present["EndpointStatus"]
+            has_failed = read_status(present) == "Failed"
             pending = present.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
-            if part_name(spec) == (pending or present["EndpointConfigName"]) and STATUSES[status] != "Failed":
+            if part_name(spec) == (pending or present["EndpointConfigName"]) and not has_failed:
                 if status == "Deleting":
                     raise BusyEndpoint(f"{what} is {status}")
                 return
-            if STATUSES[status] == "Failed":
-                self._call(what, "sagemaker", "delete_endpoint", EndpointName=spec.name)
+            if has_failed:
+                self.client.call(what, "sagemaker", "delete_endpoint", EndpointName=spec.name)
                 raise BusyEndpoint(f"{what} had failed, and is deleted first")
             if status != "InService":
                 raise BusyEndpoint(f"{what} is {status}")
@@ -158,12 +142,12 @@ class SageMakerEndpoints:
                 ("CreateEndpointConfig", "create_endpoint_config"),
             ):
                 with contextlib.suppress(Exists):  # made before: the same name is the same content
-                    self._call(what, "sagemaker", client_operation, **asked[operation])
-            self._call(what, "cloudwatch", "put_metric_alarm", **asked["PutMetricAlarm"])
+                    self.client.call(what, "sagemaker", client_operation, **asked[operation])
+            self.client.call(what, "cloudwatch", "put_metric_alarm", **asked["PutMetricAlarm"])
             if present is None:
-                self._call(what, "sagemaker", "create_endpoint", **asked["CreateEndpoint"])
+                self.client.call(what, "sagemaker", "create_endpoint", **asked["CreateEndpoint"])
             else:
-                self._call(what, "sagemaker", "update_endpoint", **asked["UpdateEndpoint"])
+                self.client.call(what, "sagemaker", "update_endpoint", **asked["UpdateEndpoint"])
         except Missing as error:
             raise BusyEndpoint(f"{what}: its model or configuration is not visible yet") from error
         except Exists as error:
@@ -176,10 +160,10 @@ class SageMakerEndpoints:
             return None
         part = PART.fullmatch(found["EndpointConfigName"])
         return EndpointState(
-            status=STATUSES[found["EndpointStatus"]],
+            status=read_status(found),
             configuration=part[2] if part else None,
             reason=advice(found["FailureReason"]) if found.get("FailureReason") else "",
-            url=f"https://runtime.sagemaker.{self.session.region_name}.amazonaws.com/endpoints/{name}/invocations",
+            url=f"https://runtime.sagemaker.{self.client.session.region_name}.amazonaws.com/endpoints/{name}/invocations",
         )
 
     def finish(self, spec: EndpointSpec) -> None:
@@ -196,23 +180,23 @@ class SageMakerEndpoints:
     def _scale(self, spec: EndpointSpec) -> None:
         target, follow, wake = requests.scaling_requests(spec)
         what = f"scaling of {spec.describe()}"
-        self._call(what, "application-autoscaling", "register_scalable_target", **target)
-        self._call(what, "application-autoscaling", "put_scaling_policy", **follow)
-        policy = self._call(what, "application-autoscaling", "put_scaling_policy", **wake)["PolicyARN"]
-        self._call(what, "cloudwatch", "put_metric_alarm", **requests.backlog_alarm_request(spec, policy))
+        self.client.call(what, "application-autoscaling", "register_scalable_target", **target)
+        self.client.call(what, "application-autoscaling", "put_scaling_policy", **follow)
+        policy = self.client.call(what, "application-autoscaling", "put_scaling_policy", **wake)["PolicyARN"]
+        self.client.call(what, "cloudwatch", "put_metric_alarm", **requests.backlog_alarm_request(spec, policy))
 
     def invoke(self, spec: EndpointSpec, body: bytes) -> bytes:
         """Ask the endpoint, through the store where it is asynchronous."""
         what = spec.describe()
         runtime = "sagemaker-runtime"
         if spec.mode == "realtime":
-            found = self._call(
+            found = self.client.call(
                 what, runtime, "invoke_endpoint", EndpointName=spec.name, ContentType="application/json", Body=body
             )
             return bytes(found["Body"].read())
         key = f"{spec.data_key}/requests/{time.time_ns()}.json"
         self.store.put(key, body)
-        asked = self._call(
+        asked = self.client.call(
             what,
             runtime,
             "invoke_endpoint_async",
@@ -244,11 +228,11 @@ class SageMakerEndpoints:
             if found["EndpointStatus"] != "Deleting":
                 with contextlib.suppress(Missing):  # there is none for a realtime one
                     target = requests.scalable_target(name)
-                    self._call(name, "application-autoscaling", "deregister_scalable_target", **target)
-                self._call(name, "sagemaker", "delete_endpoint", EndpointName=name)
+                    self.client.call(name, "application-autoscaling", "deregister_scalable_target", **target)
+                self.client.call(name, "sagemaker", "delete_endpoint", EndpointName=name)
             raise BusyEndpoint(f"endpoint {name} is being deleted")
         alarms = [requests.error_alarm(name), requests.backlog_alarm(name)]
-        self._call(name, "cloudwatch", "delete_alarms", AlarmNames=alarms)
+        self.client.call(name, "cloudwatch", "delete_alarms", AlarmNames=alarms)
         for part in self._parts(name):
             self._delete_part(part)
 
@@ -279,14 +263,14 @@ class SageMakerEndpoints:
 
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = self._call(name, "sagemaker", "describe_endpoint", EndpointName=name)
+            found: dict[str, Any] = self.client.call(name, "sagemaker", "describe_endpoint", EndpointName=name)
         except Missing:
             return None
         return found
 
     def _tags(self, arn: str) -> dict[str, str]:
         try:
-            found = self._call(arn, "sagemaker", "list_tags", ResourceArn=arn)["Tags"]
+            found = self.client.call(arn, "sagemaker", "list_tags", ResourceArn=arn)["Tags"]
         except Missing:
             return {}
         return {tag["Key"]: tag["Value"] for tag in found}
@@ -304,13 +288,8 @@ class SageMakerEndpoints:
         operation = {"Endpoint": "list_endpoints", "EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[
             noun
         ]
-        request: dict[str, Any] = {"MaxResults": 100, **({"NameContains": name} if name else {})}
-        while True:
-            answer = self._call(noun, "sagemaker", operation, **request)
-            yield from answer[f"{noun}s"]
-            if not answer.get("NextToken"):
-                return
-            request["NextToken"] = answer["NextToken"]
+        narrowed = {"NameContains": name} if name else {}
+        return self.client.pages(noun, "sagemaker", operation, f"{noun}s", MaxResults=100, **narrowed)
 
     def _part_names(self, noun: str, name: str) -> Iterator[str]:
         for entry in self._list(noun, name):
@@ -325,4 +304,4 @@ class SageMakerEndpoints:
         """Configuration and model; never one that an endpoint uses."""
         for operation, key in (("delete_endpoint_config", "EndpointConfigName"), ("delete_model", "ModelName")):
             with contextlib.suppress(Missing):
-                self._call(part, "sagemaker", operation, **{key: part})
+                self.client.call(part, "sagemaker", operation, **{key: part})

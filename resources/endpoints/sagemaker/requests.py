@@ -41,21 +41,26 @@ def tags(spec: EndpointSpec, account: Account) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in values.items()]
 
 
-def model_request(spec: EndpointSpec, account: Account, environment: dict[str, str]) -> Request:
-    """CreateModel: the deployment folder as it lies in the store, the image's command `serve`."""
+def container(spec: EndpointSpec, account: Account, environment: dict[str, str]) -> Request:
+    """What answers: the deployment folder as it lies in the store, the image's command `serve`."""
     source = {
         "S3Uri": f"{account.uri(spec.folder)}/",
         "S3DataType": "S3Prefix",
         "CompressionType": "None",
     }
+    return {
+        "Image": spec.image,
+        "ModelDataSource": {"S3DataSource": source},
+        "Environment": {**environment, "DOCML_MANIFEST_SHA256": spec.manifest_sha256},
+    }
+
+
+def model_request(spec: EndpointSpec, account: Account, environment: dict[str, str]) -> Request:
+    """CreateModel: what answers, under the job role."""
     request: Request = {
         "ModelName": part_name(spec),
         "ExecutionRoleArn": account.role_of(spec.experiment),
-        "PrimaryContainer": {
-            "Image": spec.image,
-            "ModelDataSource": {"S3DataSource": source},
-            "Environment": {**environment, "DOCML_MANIFEST_SHA256": spec.manifest_sha256},
-        },
+        "PrimaryContainer": container(spec, account, environment),
         "Tags": tags(spec, account),
     }
     if account.subnets:

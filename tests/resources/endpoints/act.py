@@ -43,7 +43,7 @@ def act(bench: LocalBench, action: str, left: int) -> None:
         setattr(module, name, bounded(getattr(module, name)))
     if action == "undeploy":
         endpoints = bench.endpoints()
-        endpoints.remove(endpoints.find("live"))
+        endpoints.remove(endpoints.records.find("live"))
     else:
         deploy(bench, bench.spec(1 if action == "deploy" else 2, alias="live"))
 

@@ -10,7 +10,7 @@ import pytest
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import EndpointFailed, EndpointSpec
 from resources.endpoints.sagemaker.backend import SageMakerEndpoints
-from resources.endpoints.sagemaker.errors import Missing
+from resources.endpoints.sagemaker.client import Client, Missing
 from resources.endpoints.sagemaker.requests import configuration_request
 from resources.jobs.sagemaker.requests import Account
 from resources.store import Store
@@ -74,7 +74,7 @@ def test_async_answers_through_the_bucket_and_scales_to_zero(bench: CloudBench) 
         bench.endpoints().invoke(spec.name, b"bad")
     assert bench.store.list_folders(spec.data_key)
     endpoints = bench.endpoints()
-    endpoints.remove(endpoints.find(spec.name))
+    endpoints.remove(endpoints.records.find(spec.name))
     assert bench.left() == []
     assert list(bench.store.list(f"{spec.experiment}/endpoints")) == []
 
@@ -98,15 +98,15 @@ def test_a_key_for_the_volume_is_named_only_where_there_is_a_volume() -> None:
 
 
 def test_a_model_that_is_not_visible_yet_is_waited_for(bench: CloudBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, late = SageMakerEndpoints._call, ["create_endpoint_config"]
+    call, late = Client.call, ["create_endpoint_config"]
 
-    def hidden(self: SageMakerEndpoints, what: str, service: str, operation: str, **request: Any) -> Any:
+    def hidden(self: Client, what: str, service: str, operation: str, **request: Any) -> Any:
         if operation in late:
             late.remove(operation)
             raise Missing(what)
         return call(self, what, service, operation, **request)
 
-    monkeypatch.setattr(SageMakerEndpoints, "_call", hidden)
+    monkeypatch.setattr(Client, "call", hidden)
     assert deploy(bench, bench.spec(1)).is_up
     assert late == []
 

@@ -9,9 +9,17 @@ import boto3
 import pytest
 
 from resources.endpoints import endpoints as module
+from resources.endpoints import records
 from resources.endpoints.endpoints import Endpoints
-from resources.endpoints.interface import EndpointFailed, EndpointRefused, EndpointSpec, EndpointUnreachable
+from resources.endpoints.interface import (
+    EndpointFailed,
+    EndpointRefused,
+    EndpointSpec,
+    EndpointUnreachable,
+    UnknownEndpoint,
+)
 from resources.endpoints.sagemaker.backend import SageMakerEndpoints
+from resources.endpoints.sagemaker.client import Client
 from resources.endpoints.sagemaker.requests import part_name
 from resources.store import Store
 from tests.contracts.endpoints_contract import answer, deploy, fill, plain_spec
@@ -84,15 +92,29 @@ class Bounded(Store):
         self.boundary()
 
 
-class Backend(SageMakerEndpoints):
+class BoundedClient(Client):
     """Hands over before and after every call."""
+
+    def __init__(self, bench: Bench, environment: dict[str, str]) -> None:
+        super().__init__(environment, calls_a_second=0.0)
+        self.boundary = bench.boundary
+        self.session = bench.session
+        self._clients = bench.clients
+
+    def call(self, what: str, service: str, operation: str, **request: Any) -> Any:
+        self.boundary()
+        found = super().call(what, service, operation, **request)
+        self.boundary()
+        return found
+
+
+class Backend(SageMakerEndpoints):
+    """Asks through the client that hands over."""
 
     def __init__(self, bench: Bench) -> None:
         environment = {"AWS_REGION": "eu-west-1", "DOCML_SAGEMAKER_ROLE_ARN": ROLE}
         super().__init__(bench.store, environment, calls_a_second=0.0, poll_seconds=0.0)
-        self.boundary = bench.boundary
-        self.session = bench.session
-        self._clients = bench.clients
+        self.client = BoundedClient(bench, environment)
         account = type("Remote", (), {"url": "s3://bucket/docml", "local_path": None})
         self.account = self._account(account)
 
@@ -100,12 +122,6 @@ class Backend(SageMakerEndpoints):
         from resources.jobs.sagemaker.backend import read_account
 
         return read_account(store, self.environment)
-
-    def _call(self, what: str, service: str, operation: str, **request: Any) -> Any:
-        self.boundary()
-        found = super()._call(what, service, operation, **request)
-        self.boundary()
-        return found
 
 
 @pytest.fixture
@@ -116,7 +132,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def remove(bench: Bench) -> None:
     endpoints = bench.endpoints()
-    for record in list(endpoints.records()):
+    for record in list(endpoints.records):
         endpoints.remove(record)
 
 
@@ -155,11 +171,11 @@ def test_kill_9_at_every_call_and_then_again(
             assert [(e.name, e.config, e.pending) for e in bench.hosting.endpoints.values()] == [
                 ("live", part_name(after), None)
             ]
-            (record,) = bench.endpoints().records()
+            (record,) = bench.endpoints().records
             assert (record.status, record.spec, record.previous) == ("up", after, None)
             remove(bench)
         assert bench.left() == []
-        assert list(bench.endpoints().records()) == []
+        assert list(bench.endpoints().records) == []
         boundary += 1
     assert boundary > 12
 
@@ -176,12 +192,75 @@ def test_what_was_killed_and_never_asked_for_again_is_swept(bench: Bench) -> Non
             pass
         bench.left_to_live = None
         if killed:
-            counts = any(record.status == "up" for record in bench.endpoints().records())
+            counts = any(record.status == "up" for record in bench.endpoints().records)
             for _ in range(4):
                 bench.endpoints().sweep(later)
             assert counts or bench.left() == []
         remove(bench)
         boundary += 1
+
+
+def test_an_alias_whose_move_was_killed_is_moved_back_by_the_sweep(bench: Bench) -> None:
+    before, after = bench.spec(1, alias="live"), bench.spec(2, alias="live")
+    later = module.datetime.now(module.UTC) + module.timedelta(hours=3)
+    boundary, killed = 0, True
+    while killed:
+        deploy(bench, before)
+        bench.left_to_live = boundary
+        try:
+            deploy(bench, after)
+            killed = False
+        except Killed:
+            pass
+        bench.left_to_live = None
+        for _ in range(4):
+            swept = bench.endpoints().sweep(later)
+            assert all(each.stands and "goes on as before" in str(each) for each in swept)
+        assert bench.endpoints().sweep(later) == []
+        (found,) = bench.endpoints().list_endpoints()
+        assert found.is_up
+        assert found.record.previous is None
+        assert answer(bench, "live")["sha256"] == found.record.spec.manifest_sha256
+        remove(bench)
+        boundary += 1
+    assert boundary > 12
+
+
+def test_what_takes_long_is_not_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "RENEW_SECONDS", 0.0)
+    later = module.datetime.now(module.UTC) + module.timedelta(hours=3)
+
+    def slow(invoke: Callable[[bytes], bytes]) -> int:
+        monkeypatch.setattr(records, "utc_now", later.isoformat)
+        invoke(b"{}")
+        assert bench.endpoints().sweep(later) == []
+        return 1
+
+    assert deploy(bench, bench.spec(1), check=slow).is_up
+
+
+def test_a_damaged_record_hides_no_other_and_its_endpoint_is_left_alone(bench: Bench) -> None:
+    for run in (1, 2):
+        deploy(bench, bench.spec(run))
+    bench.store.put(bench.spec(1).record_key, b"{")
+    endpoints = bench.endpoints()
+    assert [(found.name, found.is_up) for found in endpoints.list_endpoints()] == [(bench.spec(2).name, True)]
+    assert endpoints.records.damaged().keys() == {bench.spec(1).name}
+    with pytest.raises(UnknownEndpoint, match=r"the record of endpoint 1-EXP-1-contract-toy cannot be read .* mend it"):
+        endpoints.invoke(bench.spec(1).name, b"{}")
+    assert endpoints.sweep() == []
+    assert bench.servers() == 2
+
+
+def test_a_status_that_nobody_knows_is_a_failure_that_names_it(bench: Bench) -> None:
+    for run in (1, 2):
+        deploy(bench, bench.spec(run))
+    bench.hosting.endpoints[bench.spec(1).name].status = "Hibernating"
+    first, second = bench.endpoints().list_endpoints()
+    assert first.state is not None
+    assert first.state.status == "Failed"
+    assert "is 'Hibernating', says SageMaker; expected one of Creating, Updating" in first.state.reason
+    assert second.is_up
 
 
 @pytest.mark.parametrize(
@@ -213,7 +292,7 @@ def test_an_update_that_is_rolled_back_is_a_failure(bench: Bench) -> None:
         bench.faults.order_job(fault)
         with pytest.raises(EndpointFailed, match=f"the update was rolled back .*{said}"):
             deploy(bench, bench.spec(2, alias="live"))
-        (record,) = bench.endpoints().records()
+        (record,) = bench.endpoints().records
         assert (record.status, record.spec.run) == ("up", 1)
         assert bench.hosting.configs.keys() == {part_name(bench.spec(1, alias="live"))}
         assert deploy(bench, bench.spec(2, alias="live")).is_up
@@ -247,7 +326,7 @@ def test_a_service_that_is_away_is_told(bench: Bench, monkeypatch: pytest.Monkey
     bench.faults.order("CreateModel", "server_error", 99)
     with pytest.raises(EndpointUnreachable, match="run the same command again"):
         deploy(bench, bench.spec(1))
-    (record,) = bench.endpoints().records()
+    (record,) = bench.endpoints().records
     assert record.status == "asked"
 
 
@@ -263,7 +342,7 @@ def test_what_would_be_refused_is_refused_with_the_setting(bench: Bench, changes
     with pytest.raises((EndpointRefused, EndpointFailed), match=said):
         deploy(bench, bench.spec(1).model_copy(update=changes))
     assert bench.left() == []
-    assert list(bench.endpoints().records()) == []
+    assert list(bench.endpoints().records) == []
 
 
 def test_quota_permission_and_missing_files_are_refusals(bench: Bench) -> None:

@@ -22,7 +22,7 @@ def test_endpoints_need_what_the_template_allows_and_no_more(bench: CloudBench) 
     deploy(bench, bench.spec(1, mode="async"))
     endpoints = bench.endpoints()
     endpoints.sweep()
-    for record in list(endpoints.records()):
+    for record in list(endpoints.records):
         endpoints.remove(record)
     assert bench.left() == []
     requests = [request for _, operation, request in bench.cloud.endpoint.calls if operation == "PutMetricAlarm"]
