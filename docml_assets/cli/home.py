@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 DEFAULT_HOME = ".dagster_home"
+COPIES = "deployments"  # below the home: copies of deployment folders that docml serve reads
 SETTINGS = "dagster.yaml"
 LOCK = ".first_use.lock"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,13 +35,18 @@ class HomeError(DocmlError):
     """The Dagster home cannot be used."""
 
 
+def home_path() -> Path:
+    """DAGSTER_HOME (default ./.dagster_home), whether it is there or not."""
+    return Path(os.environ.get("DAGSTER_HOME") or DEFAULT_HOME).expanduser().resolve()
+
+
 def prepare_dagster_home() -> Path:
     """Set DAGSTER_HOME (default ./.dagster_home) as an absolute path and put `dagster.yaml` there if it has none.
 
     Dagster reads `dagster.yaml` from its home only. A file that is already there is the user's and stays as it is.
     HomeError if the home cannot be one.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or DEFAULT_HOME).expanduser().resolve()
+    home = home_path()
     odd = ODD_CHARACTERS.search(str(home))
     if odd:
         raise HomeError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
-from docml_assets.cli.home import prepare_dagster_home
+from docml_assets.cli.home import COPIES, prepare_dagster_home
 from docml_assets.errors import DocmlError
 from docml_assets.terminal import console, say
 
@@ -172,7 +172,8 @@ def serve(experiment: str, run: Choice, model: str | None, host: str, port: int)
     from docml_assets.deployment import Deployment
     from docml_assets.display import make_display
     from docml_assets.steps.deployment import choose_model, manifest_sha256, read_deployment
-    from resources.endpoints.local import local_folder, server_environment
+    from resources.endpoints.copies import HeldCopies
+    from resources.endpoints.local import server_environment
 
     home = prepare_dagster_home()
     with make_display(verbose=False) as display:
@@ -182,7 +183,7 @@ def serve(experiment: str, run: Choice, model: str | None, host: str, port: int)
         chosen = choose_model(work, model)
         read_deployment(work, chosen)
         sha256 = manifest_sha256(work, chosen)
-        folder = local_folder(work.store, work.place.deployment(chosen), home / "deployments" / sha256[:16])
+        folder = HeldCopies(home / COPIES).take(work.store, work.place.deployment(chosen), sha256)
     say(f"{work.describe()}, {chosen}: http://{host}:{port}/invocations (Ctrl-C ends it)")
     sys.stdout.flush()
     python = work.environment.get("DOCML_WORKER_PYTHON") or sys.executable

@@ -88,6 +88,7 @@ def _span(seconds: float) -> str:
 def gc(experiment: str | None, dry_run: bool) -> None:
     """Remove what no manifest and no unfinished run needs, of EXPERIMENT or of all experiments.
 
+    With all experiments go the copies of deployment folders that `docml serve` has left on this machine.
     Versions of documents and prepared data stay while a run of the experiment has not finished the step that uses them.
     Claims, manifests, models, reports and job records are never removed. Do not start runs meanwhile: an experiment
     whose runs change after the listing is left alone.
@@ -115,7 +116,22 @@ def gc(experiment: str | None, dry_run: bool) -> None:
             if not dry_run:
                 collect(store, item)
             total += item.size
+    if experiment is None:
+        _collect_copies(dry_run=dry_run)
     say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
+
+
+def _collect_copies(*, dry_run: bool) -> None:
+    """Remove copies of deployment folders on this machine that no `docml serve` reads any more."""
+    from docml_assets.cli.home import COPIES, home_path
+    from resources.endpoints.copies import HeldCopies
+
+    copies = HeldCopies(home_path() / COPIES)
+    for copy in copies.unheld():
+        size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+        say(f"{'would remove' if dry_run else 'removed'} {copy} (copy of a deployment folder, {_bytes(size)})")
+        if not dry_run:
+            copies.remove(copy)
 
 
 def _bytes(size: float) -> str:

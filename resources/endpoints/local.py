@@ -29,7 +29,7 @@ from pydantic import Field
 
 from docml_contract.base import Document
 from docml_contract.manifests import write_atomically
-from docml_contract.names import MANIFEST
+from resources.endpoints.copies import local_folder
 from resources.endpoints.interface import BusyEndpoint, EndpointFailed, EndpointSpec, EndpointState
 from resources.jobs.local.container import ALLOWED, ALLOWED_PREFIXES, BASE_VARIABLE
 from resources.jobs.local.state import is_locked
@@ -60,17 +60,6 @@ def server_environment(environment: Mapping[str, str], base: Path) -> dict[str, 
         key: value for key, value in environment.items() if key in (*ALLOWED, *PASSED_ON) or key.startswith(prefixes)
     }
     return kept | {"PYTHONUNBUFFERED": "1", BASE_VARIABLE: str(base)}
-
-
-def local_folder(store: Store, key: str, copy: Path) -> Path:
-    """A deployment folder on this machine: the store's own, or a copy of it. The server verifies every file."""
-    if store.local_path is not None:
-        return store.local_path / key
-    if not (copy / MANIFEST).is_file():
-        names = [stored.key.removeprefix(f"{key}/") for stored in store.list(key)]
-        store.download(key, copy, [name for name in names if name != MANIFEST])
-        store.download(key, copy, [MANIFEST])  # last: a copy that was cut off is made again
-    return copy
 
 
 def local_endpoints(store: Store, environment: Mapping[str, str]) -> "LocalEndpoints":

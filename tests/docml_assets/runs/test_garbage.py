@@ -144,16 +144,26 @@ def test_a_folder_without_runs_is_left_alone(world: World) -> None:
     assert find_garbage(world.store, "EXP-foreign") == ([], [])
 
 
-def test_the_command_shows_first_and_removes_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_shows_first_and_removes_then(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = world.claim(1)
     orphan = world.document("a", "v0")
     world.reconcile(place, [world.document("a", "v1")])
     world.prepare(place, "k1")
     monkeypatch.setenv("DOCML_STORE", str(world.store.local_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    copy = tmp_path / "home/deployments/0123456789abcdef"
+    copy.mkdir(parents=True)
+    (copy / "model.pt").write_bytes(b"weights")
     shown = CliRunner().invoke(gc, ["--dry-run"])
     assert shown.exit_code == 0
+    assert f"would remove {copy} (copy of a deployment folder, 7 B)" in shown.output.replace("\n", "")
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
     assert orphan in world.stored()
     removed = CliRunner().invoke(gc, [EXPERIMENT])
     assert removed.exit_code == 0
     assert orphan not in world.stored()
+    assert copy.exists()
+    assert CliRunner().invoke(gc, []).exit_code == 0
+    assert not copy.exists()

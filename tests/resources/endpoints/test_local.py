@@ -14,11 +14,12 @@ import pytest
 
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import EndpointSpec
-from resources.endpoints.local import LocalEndpoints, local_folder
+from resources.endpoints.local import LocalEndpoints
 from resources.jobs.local.container import BASE_VARIABLE
 from resources.processes import kill_marked
 from resources.store import Store
 from tests.contracts.endpoints_contract import EndpointsContract, answer, deploy, fill, plain_spec
+from tests.resources.endpoints.test_copies import RemoteStore
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("fake_server.py"))]
 ROOT = Path(__file__).parents[3]
@@ -102,32 +103,6 @@ def test_a_folder_that_was_changed_does_not_come_back(bench: LocalBench) -> None
     assert bench.servers() == 0
 
 
-class RemoteStore(Store):
-    """A folder whose files cannot be used where they are, as a bucket's."""
-
-    local_path = None  # type: ignore[assignment]
-
-
-def test_a_copy_that_was_cut_off_is_made_again(
-    bench: LocalBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = RemoteStore.open(str(tmp_path / "store"), environment={})
-    copy_file = Store.get_file
-
-    def cut_off(store: Store, key: str, path: Path) -> None:
-        if key.endswith("model.pt"):
-            raise KeyboardInterrupt
-        copy_file(store, key, path)
-
-    key = bench.spec(1).folder
-    monkeypatch.setattr(Store, "get_file", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        local_folder(store, key, tmp_path / "copy")
-    monkeypatch.undo()
-    found = local_folder(store, key, tmp_path / "copy")
-    assert sorted(path.name for path in found.iterdir()) == ["MANIFEST.json", "model.pt"]
-
-
 def test_copies_of_models_that_do_not_answer_any_more_are_removed(bench: LocalBench, tmp_path: Path) -> None:
     bench.store = RemoteStore.open(str(tmp_path / "store"), environment={})
     for run in (1, 2):
@@ -179,7 +154,7 @@ def test_kill_9_at_every_boundary_and_then_again(bench: LocalBench, actor: Actor
         assert bench.servers() <= 1
         endpoints = bench.endpoints()
         if action == "undeploy":
-            for record in list(endpoints.records()):
+            for record in list(endpoints.records):
                 endpoints.remove(record)
         else:
             run = 1 if action == "deploy" else 2
@@ -188,11 +163,11 @@ def test_kill_9_at_every_boundary_and_then_again(bench: LocalBench, actor: Actor
             assert bench.servers() == 1
             server = json.loads((bench.folder / "live/server.json").read_text())
             assert server["spec"]["run"] == run
-            (record,) = bench.endpoints().records()
+            (record,) = bench.endpoints().records
             assert (record.status, record.spec.run, record.previous) == ("up", run, None)
             endpoints.remove(record)
         assert bench.left() == []
-        assert list(bench.endpoints().records()) == []
+        assert list(bench.endpoints().records) == []
         if ended:
             break
         boundary += 1
