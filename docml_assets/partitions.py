@@ -71,6 +71,8 @@ def registration_requests(places: Iterable[RunPlace]) -> list[dg.AddDynamicParti
 STEPS_TAG = "docml/steps"
 # The settings that do not freeze, as the experiment folder had them.
 OPERATION_TAG = "docml/operation"
+# The set of documents that it classifies.
+DOCUMENTS_TAG = "docml/documents"
 # What started the run.
 TRIGGER_TAG = "docml/trigger"
 # Dagster's own, on every run of a backfill.
@@ -85,9 +87,14 @@ def run_tags(steps: frozenset[str], settings: Settings, trigger: Mapping[str, An
     """The tags by which the assets know what a run is to do."""
     return {
         STEPS_TAG: ",".join(step for step in STEPS if step in steps),
-        OPERATION_TAG: json.dumps(settings.operational(), sort_keys=True),
+        **operation_tag(settings),
         TRIGGER_TAG: json.dumps(trigger, sort_keys=True),
     }
+
+
+def operation_tag(settings: Settings) -> dict[str, str]:
+    """The tag with the settings that do not freeze."""
+    return {OPERATION_TAG: json.dumps(settings.operational(), sort_keys=True)}
 
 
 def steps_of(tags: Tags) -> frozenset[str] | None:

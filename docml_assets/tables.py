@@ -1,6 +1,7 @@
 """Arrow tables <-> the bytes of parquet files."""
 
 import io
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,3 +29,12 @@ def read_parquet(data: bytes, source: str = "a table of the store") -> pa.Table:
             f"{source} ({len(data):,} bytes) is not a whole parquet file ({str(error).splitlines()[0]}): something outside docml "
             "changed it; restore it, or remove its folder and execute the run again, which makes it anew"
         ) from error
+
+
+def schema_of(columns: Mapping[str, str]) -> pa.Schema:
+    """The schema of columns whose types the contract names: as Arrow does, with [] for a list of such."""
+    fields = []
+    for name, kind in columns.items():
+        single = pa.type_for_alias(kind.removesuffix("[]"))
+        fields.append((name, pa.list_(single) if kind.endswith("[]") else single))
+    return pa.schema(fields)

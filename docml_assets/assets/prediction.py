@@ -10,17 +10,8 @@ from docml_assets.assets.training import best_torchscript_model
 from docml_assets.steps.prediction import newest_prediction, run_prediction
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import CLASSIFIED_DOCUMENTS, PREDICTIONS
+from docml_contract.names import CLASSIFIED_DOCUMENTS, PREDICTION_COLUMNS, PREDICTIONS
 
-COLUMNS = {
-    "artifact_guid": "the document",
-    "prediction": "its label, as the model says",
-    "probability": "of this label",
-    "probabilities": "of all labels, in the order of the model's context.json",
-    "accepted": "whether the decision policy accepts it without a person; null without a policy",
-    "error": "why there is no answer",
-    "tokens": "of the document, as far as the model sees them",
-}
 CONFIG = {
     "query": dg.Field(
         dg.Noneable(str), default_value=None, description="one SELECT yielding artifact_guid; none: PREDICT_QUERY"
@@ -64,7 +55,9 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             for entry in sorted(counts, key=lambda entry: -entry["counts"])
         ),
         "dagster/row_count": predictions.num_rows,
-        "dagster/column_schema": column_schema(predictions.schema, COLUMNS),
+        "dagster/column_schema": column_schema(
+            predictions.schema, {name: said for name, (_, said) in PREDICTION_COLUMNS.items()}
+        ),
     }
 
 

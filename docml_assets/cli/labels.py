@@ -46,9 +46,13 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
     deployment = Deployment.current()
     number, _ = find_run(deployment, experiment, run, None)
     work = open_run(deployment, experiment, number, Display(), "labels")
-    rows = read_next(work, count) if count is not None else read_suspects(work, None if form else SHOWN)
+    if count is not None:
+        rows = read_next(work, count)
+        columns = list(rows[0])
+    else:
+        columns, rows = read_suspects(work, None if form else SHOWN)
     if form == "csv":
-        write_csv(rows)
+        write_csv(columns, rows)
     elif form is not None:
         say(json.dumps(label_studio_tasks(rows), indent=2, ensure_ascii=False))
     elif not rows:
@@ -57,9 +61,8 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
         console().print(next_table(rows) if count is not None else suspects_table(rows))
 
 
-def write_csv(rows: list[dict[str, Any]]) -> None:
-    """Comma-separated, a header first; columns in the order in which they appear."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_csv(columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Comma-separated, a header first, which stands alone where there are no rows."""
     written = io.StringIO()
     writer = csv.DictWriter(written, columns, lineterminator="\n")
     writer.writeheader()

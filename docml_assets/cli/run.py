@@ -91,19 +91,12 @@ def claim_for(
 
 def _operated(claim: "Claim", path: Path) -> "Settings":
     """The claim's settings with those that do not freeze as the folder has them now, if it can be read."""
-    from docml_assets.errors import DocmlError
-    from docml_assets.experiment.folder import ExperimentFolder
+    from docml_assets.steps.snapshot import operated_settings
 
-    try:
-        operation = ExperimentFolder.load(path).settings.operational()
-    except DocmlError as error:
-        first = str(error).splitlines()[0]
-        say(
-            f"The experiment folder cannot be read ({first}); going on with the settings the run was claimed with.",
-            err=True,
-        )
-        return claim.settings
-    return claim.settings.with_operational({**operation, "run_num": claim.run})
+    settings, note = operated_settings(claim, path)
+    if note:
+        say(f"{note[0].upper()}{note[1:]}.", err=True)
+    return settings
 
 
 def _execute(

@@ -1,17 +1,20 @@
 """new_documents_sensor: classifies what is new in production with the champion, where its run has a PREDICT_QUERY.
 
 A tick asks the query and lists production's files. Where no finished table has just these documents in their versions, and the tick before
-found the same, it launches `classified_documents` of the champion's run: one Dagster run for each set of documents.
+found the same, it launches `classified_documents` of the champion's run: one Dagster run for each set of documents, and where that fails
+another one, ATTEMPTS in all.
 """
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from docml_assets.deployment import work_on
 from docml_assets.errors import DocmlError
-from docml_assets.partitions import partition_key, registration_requests
+from docml_assets.experiment.settings.settings import Settings
+from docml_assets.partitions import DOCUMENTS_TAG, operation_tag, partition_key, registration_requests
 from docml_assets.sensors.launching import TICK_PATIENCE_SECONDS, SensorCursor, experiment_folders, in_turn
 from docml_assets.steps.deployment import read_deployment
 from docml_assets.steps.documents import NoRows, documents_of
@@ -21,11 +24,9 @@ from docml_contract.base import Document
 from docml_contract.names import CLASSIFIED_DOCUMENTS, RunPlace
 from resources.store.manifests import read_manifest
 
-if TYPE_CHECKING:
-    from docml_assets.runs.champion import Promotion
-
 NAME = "new_documents_sensor"
 JOB = "classify_documents"
+ATTEMPTS = 3  # to classify one set of documents
 
 
 class Sighting(Document):
@@ -60,21 +61,22 @@ def new_documents_sensor(context: dg.SensorEvaluationContext, deployment: dg.Res
     last = cursor.after
     for name in in_turn(folders, cursor.after):
         last, before = name, seen.get(name, Sighting())
+        identity = None
         try:
-            champion = _champion(deployment, name)
-            identity = _unclassified(deployment, name, champion) if champion else None
+            found = _find_unclassified(deployment, name)
+            if found is not None:
+                identity = found.identity
+                if identity == before.identity and (attempt := _next_attempt(context.instance, found)) is not None:
+                    places.append(found.place)
+                    requests.append(found.request(attempt))
+                    said.append(f"{name}: new documents are classified with run {found.place.number}, {found.model}")
+            seen[name] = Sighting(identity=identity)
         except Exception as error:  # whatever one experiment meets must not stop the others
             report = f"{name}: {error}"
             if report != before.reported:
                 context.log.warning(report)
                 said.append(report)
-            seen[name] = Sighting(reported=report)
-            continue
-        seen[name] = Sighting(identity=identity)
-        if champion is not None and identity is not None and identity == before.identity:
-            places.append(RunPlace(name, champion.run))
-            requests.append(_request(name, champion, identity))
-            said.append(f"{name}: new documents are classified with run {champion.run}, {champion.model}")
+            seen[name] = Sighting(identity=identity, reported=report)
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else "\n".join(said) or f"{len(folders)} experiments; no new documents",
@@ -83,16 +85,36 @@ def new_documents_sensor(context: dg.SensorEvaluationContext, deployment: dg.Res
     )
 
 
-def _champion(deployment: Any, experiment: str) -> "Promotion | None":
+@dataclass(frozen=True)
+class Unclassified:
+    """A set of documents that no finished table has, and the champion that is to classify them."""
+
+    place: RunPlace
+    model: str
+    identity: str
+    settings: Settings
+
+    def request(self, attempt: int) -> dg.RunRequest:
+        """The run as Dagster is asked for it; the same attempt is never asked for twice."""
+        config = {"query": None, "model": self.model}
+        again = f"|{attempt}" if attempt > 1 else ""
+        return dg.RunRequest(
+            run_key=f"{self.place.experiment}|{self.place.number}|{self.identity}{again}",
+            partition_key=partition_key(self.place.experiment, self.place.number),
+            run_config={"ops": {CLASSIFIED_DOCUMENTS: {"config": config}}},
+            tags={DOCUMENTS_TAG: self.identity, **operation_tag(self.settings)},
+        )
+
+
+def _find_unclassified(deployment: Any, experiment: str) -> Unclassified | None:
+    """The documents of the champion's PREDICT_QUERY; None where all of them are classified, or there is no champion or no query."""
     from docml_assets.runs.champion import read_history, standing  # scipy takes most of a second to load
 
-    found = standing(read_history(deployment.store.with_patience(TICK_PATIENCE_SECONDS), experiment))
-    return found[-1] if found else None
-
-
-def _unclassified(deployment: Any, experiment: str, champion: "Promotion") -> str | None:
-    """The identity of the documents of the champion's PREDICT_QUERY; None where all of them are classified, or there is none."""
     store = deployment.store.with_patience(TICK_PATIENCE_SECONDS)
+    champions = standing(read_history(store, experiment))
+    if not champions:
+        return None
+    champion = champions[-1]
     work = work_on(deployment, existing_claim(store, RunPlace(experiment, champion.run)), NAME, Silence())
     if work.settings.predict_query is None:
         return None
@@ -101,16 +123,23 @@ def _unclassified(deployment: Any, experiment: str, champion: "Promotion") -> st
     except NoRows:
         return None
     identity = prediction_id(read_deployment(work, champion.model), documents)
-    return identity if read_manifest(store, work.place.prediction(identity)) is None else None
+    if read_manifest(store, work.place.prediction(identity)) is not None:
+        return None
+    return Unclassified(work.place, champion.model, identity, work.settings)
 
 
-def _request(experiment: str, champion: "Promotion", identity: str) -> dg.RunRequest:
-    config = {"query": None, "model": champion.model}
-    return dg.RunRequest(
-        run_key=f"{experiment}|{champion.run}|{identity}",
-        partition_key=partition_key(experiment, champion.run),
-        run_config={"ops": {CLASSIFIED_DOCUMENTS: {"config": config}}},
-    )
+def _next_attempt(instance: dg.DagsterInstance, found: Unclassified) -> int | None:
+    """1, or more after failed runs; None while one is under way, or where somebody canceled it. DocmlError after too many failures."""
+    statuses = [run.status for run in instance.get_runs(dg.RunsFilter(tags={DOCUMENTS_TAG: found.identity}))]
+    failures = statuses.count(dg.DagsterRunStatus.FAILURE)
+    if failures < len(statuses):
+        return None
+    if failures >= ATTEMPTS:
+        raise DocmlError(
+            f"classifying the new documents has failed {failures} times and is given up: see in Dagster's run list why, then materialize "
+            f"{CLASSIFIED_DOCUMENTS} of run {found.place.number}; other documents are classified as before"
+        )
+    return failures + 1
 
 
 class Silence:

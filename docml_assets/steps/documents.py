@@ -63,8 +63,11 @@ class DocumentSet:
 
 
 def documents_in(work: Work, source: Store) -> DocumentSet:
-    """Documents as `<guid>/<file>`; or, where one input file is enough and no folders are there, every file a document by its name."""
-    objects = list(source.list())
+    """Documents as `<guid>/<file>`; or, where one input file is enough and no folders are there, every file a document by its name.
+
+    What is hidden, or lies in a hidden folder (.git, .ipynb_checkpoints), is no document.
+    """
+    objects = [stored for stored in source.list() if not _is_hidden(stored.key)]
     nested = [stored for stored in objects if stored.key.count("/") == 1]
     single = _single_file(work)
     if not nested and single is not None:
@@ -127,9 +130,14 @@ def _single_file(work: Work) -> str | None:
     return names[0] if len(names) == 1 and not is_pattern(names[0]) else None
 
 
+def _is_hidden(key: str) -> bool:
+    """Whether the file, or a folder that it lies in, begins with a dot."""
+    return any(part.startswith(".") for part in key.split("/"))
+
+
 def _is_alike(key: str, name: str) -> bool:
-    """Whether a file of a flat folder can stand for the input file `name`: it has its suffix, and is not hidden."""
-    return "/" not in key and not key.startswith(".") and PurePosixPath(key).suffix == PurePosixPath(name).suffix
+    """Whether a file of a flat folder can stand for the input file `name`: it has its suffix."""
+    return "/" not in key and PurePosixPath(key).suffix == PurePosixPath(name).suffix
 
 
 def _checked(

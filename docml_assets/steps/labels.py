@@ -27,8 +27,8 @@ DOUBTFUL_AT_ONCE = (
 Row = dict[str, Any]
 
 
-def read_suspects(work: "Work", limit: int | None) -> list[Row]:
-    """The run's label suspects, the most doubtful first, with excerpts.
+def read_suspects(work: "Work", limit: int | None) -> tuple[list[str], list[Row]]:
+    """The run's label suspects, the most doubtful first, with excerpts; and the names of all columns, which a row need not have.
 
     Columns as in label_suspects.parquet, and `excerpt`; where the run has a report, `<model>` and `<model>_probability`: what each
     trained model says of the test documents among them. ReportError where the prepared data have none.
@@ -43,7 +43,9 @@ def read_suspects(work: "Work", limit: int | None) -> list[Row]:
     rows: list[Row] = table.slice(0, limit).to_pylist()
     said = _answers(work)
     excerpts = read_excerpts(work)
-    return [{**row, **said.get(row["artifact_guid"], {}), "excerpt": excerpts(row["artifact_guid"])} for row in rows]
+    found = [{**row, **said.get(row["artifact_guid"], {}), "excerpt": excerpts(row["artifact_guid"])} for row in rows]
+    models = list(next(iter(said.values()), {}))
+    return [*table.column_names, *models, "excerpt"], found
 
 
 def _answers(work: "Work") -> Mapping[str, Row]:

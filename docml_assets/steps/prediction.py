@@ -19,7 +19,7 @@ from docml_assets.steps.deployment import choose_model, manifest_sha256, read_co
 from docml_assets.steps.documents import DocumentSet, documents_of
 from docml_assets.steps.specs import prediction_spec
 from docml_assets.steps.work import Outcome, Work
-from docml_assets.tables import parquet_bytes, read_parquet
+from docml_assets.tables import parquet_bytes, read_parquet, schema_of
 from docml_contract.base import IncompleteArtifact, UnreadableDocument, digest, short
 from docml_contract.file_names import matches
 from docml_contract.jobs import Channel
@@ -30,6 +30,7 @@ from docml_contract.names import (
     DEPLOYMENT,
     DOCUMENTS,
     PREDICTION,
+    PREDICTION_COLUMNS,
     PREDICTION_PARTS,
     PREDICTIONS,
     STAGED_DOCUMENTS,
@@ -38,18 +39,7 @@ from docml_contract.untrusted_files import MARKER
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
 
-SCHEMA = pa.schema(
-    [
-        ("artifact_guid", pa.string()),
-        ("prediction", pa.string()),
-        ("probability", pa.float32()),
-        ("probabilities", pa.list_(pa.float32())),
-        ("accepted", pa.bool_()),
-        ("error", pa.string()),
-        ("tokens", pa.int32()),
-    ]
-)
-
+SCHEMA = schema_of({name: kind for name, (kind, _) in PREDICTION_COLUMNS.items()})
 VERSION = "version"
 EARLIER_TABLES = 20  # that are looked at for documents which were classified before
 

@@ -28,6 +28,21 @@ def frozen_settings(claim: Claim, operation: Mapping[str, Any] | None) -> Settin
     return claim.settings.with_operational({**operation, "run_num": claim.run}) if operation else claim.settings
 
 
+def operated_settings(claim: Claim, path: Path) -> tuple[Settings, str | None]:
+    """The claim's settings with those that do not freeze as the experiment folder has them now.
+
+    Where it cannot be read, the claim's own, and the sentence that says so.
+    """
+    try:
+        return frozen_settings(claim, ExperimentFolder.load(path).settings.operational()), None
+    except DocmlError as error:
+        first = str(error).splitlines()[0]
+        return (
+            claim.settings,
+            f"the experiment folder cannot be read ({first}); going on with the settings the run was claimed with",
+        )
+
+
 def describe_folder(store: Store, claim: Claim, path: Path) -> str | None:
     """What is said where a run is executed whose experiment folder has changed since its claim; None if it has not, or is gone."""
     try:

@@ -87,6 +87,16 @@ REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 # A prediction job hands over one table a host
 PREDICTION_PARTS = "predictions"
+# … a row a document: the columns, each with its type (as Arrow names it; [] for a list of such) and what it says
+PREDICTION_COLUMNS: Final = {
+    "artifact_guid": ("string", "the document"),
+    "prediction": ("string", "its label, as the model says"),
+    "probability": ("float32", "of this label"),
+    "probabilities": ("float32[]", "of all labels, in the order of the model's context.json"),
+    "accepted": ("bool", "whether the decision policy accepts it without a person; null without a policy"),
+    "error": ("string", "why there is no answer"),
+    "tokens": ("int32", "of the document, as far as the model sees them"),
+}
 # … and reads the documents from here, and keeps here what is finished while it runs
 STAGED_DOCUMENTS = "documents"
 FINISHED_PARTS = "parts"

@@ -124,17 +124,13 @@ class FinishedParts:
         return facts
 
 
-SCHEMA = pa.schema(
-    [
-        ("artifact_guid", pa.string()),
-        ("prediction", pa.string()),
-        ("probability", pa.float32()),
-        ("probabilities", pa.list_(pa.float32())),
-        ("accepted", pa.bool_()),
-        ("error", pa.string()),
-        ("tokens", pa.int32()),
-    ]
-)
+def _arrow_type(kind: str) -> pa.DataType:
+    """A type as the contract names it."""
+    single = pa.type_for_alias(kind.removesuffix("[]"))
+    return pa.list_(single) if kind.endswith("[]") else single
+
+
+SCHEMA = pa.schema([(name, _arrow_type(kind)) for name, (kind, _) in names.PREDICTION_COLUMNS.items()])
 
 
 def _encoded(

@@ -6,8 +6,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from docml_assets.partitions import operation_of
 from docml_assets.runs.champion import promote
-from docml_assets.sensors.new_documents import NAME
+from docml_assets.sensors.new_documents import ATTEMPTS, NAME
 from docml_assets.steps.prediction import run_prediction
 from tests.docml_assets.assets.materializing import definitions, materializations
 from tests.docml_assets.sensors.ticking import Daemon
@@ -40,6 +41,29 @@ def test_new_documents_are_classified_once_with_the_champion(world: World, insta
     world.add_document("doc-98", "letter")
     assert daemon.tick() == []
     assert daemon.tick() == ["EXP-1|1"]
+
+
+def test_what_failed_is_tried_again_a_few_times_and_then_said(world: World, instance: dg.DagsterInstance) -> None:
+    world.write_experiment(predict_query="SELECT artifact_guid FROM labels")
+    whole(world.work(world.claim(1), FakeJobs(world.store)))
+    promote(world.store, "EXP-1", 1, "small", by="ann", force=None)
+    world.write_experiment(predict_query="SELECT artifact_guid FROM labels", inference_instance_count=2)
+    daemon = Daemon(NAME, instance, world.environment)
+    assert daemon.ticks(2) == ["EXP-1|1"]
+    for _ in range(ATTEMPTS - 1):
+        (run, *_) = instance.get_runs()
+        assert operation_of(run.tags)["inference_instance_count"] == 2  # type: ignore[index]
+        assert daemon.tick() == []  # it is under way
+        instance.report_run_failed(run)
+        assert daemon.tick() == ["EXP-1|1"]
+    instance.report_run_failed(instance.get_runs()[0])
+    assert daemon.tick() == []
+    assert daemon.skipped is not None
+    assert "has failed 3 times and is given up: see in Dagster's run list why" in daemon.skipped
+    assert daemon.tick() == []
+    assert daemon.skipped == "1 experiments; no new documents"
+    world.add_document("doc-99", "letter")
+    assert daemon.ticks(2) == ["EXP-1|1"]
 
 
 def test_the_asset_does_what_it_is_asked(world: World, instance: dg.DagsterInstance) -> None:

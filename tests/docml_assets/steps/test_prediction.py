@@ -132,3 +132,12 @@ def test_documents_of_a_folder_are_known_by_their_content(world: World, work: Wo
     same = predict_documents(work, "small", documents_in(work, world.deployment.production))
     assert same.known == 3
     assert same.table.num_rows == 24
+
+
+def test_what_is_hidden_is_no_document(world: World, work: Work) -> None:
+    for folder in (".ipynb_checkpoints", ".git"):
+        hidden = world.root / "production" / folder / "raw_text.json"
+        hidden.parent.mkdir()
+        hidden.write_text("{}")
+    documents = documents_in(work, world.deployment.production)
+    assert (len(documents), documents.errors, documents.notes) == (24, {}, ())
