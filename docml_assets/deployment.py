@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
 
 from docml_assets.errors import DocmlError
 from docml_assets.runs.claims import Claim
+from docml_assets.steps.snapshot import operated_settings
 from docml_assets.steps.work import Reporter, TrackingAccount, Work
 from docml_contract.names import check_experiment_name
 from resources.endpoints.endpoints import Endpoints
@@ -18,6 +19,9 @@ from resources.jobs.engine.engine import Engine
 from resources.jobs.interface import Jobs, read_prices
 from resources.labels import LabelSource
 from resources.store import Store
+
+if TYPE_CHECKING:
+    from resources.endpoints.sagemaker.model_registry import ModelRegistry
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -87,6 +91,22 @@ class Deployment:
 
         return Endpoints(self.store, sagemaker_endpoints(self.store, self.environment))
 
+    @cached_property
+    def registry(self) -> "ModelRegistry | None":
+        """DOCML_MODEL_REGISTRY: where champions are mirrored; None: nowhere."""
+        wanted = self.environment.get("DOCML_MODEL_REGISTRY") or "none"
+        if wanted == "none":
+            return None
+        if wanted != "sagemaker":
+            raise DeploymentError(f"DOCML_MODEL_REGISTRY is {wanted!r}: expected none or sagemaker")
+        if self.kind != "aws":
+            raise DeploymentError(
+                "DOCML_MODEL_REGISTRY is 'sagemaker', which takes DOCML_ENV=aws and a store in S3: unset it here"
+            )
+        from resources.endpoints.sagemaker.model_registry import ModelRegistry
+
+        return ModelRegistry(self.store, self.environment)
+
     @property
     def tracking(self) -> TrackingAccount:
         """WANDB_API_KEY: the account that trainings report to."""
@@ -130,10 +150,14 @@ RESOURCES = {
 
 
 def work_on(deployment: Deployment, claim: Claim, holder: str, reporter: Reporter) -> Work:
-    """A claimed run outside of a Dagster run: whoever uses its models works with this."""
+    """A claimed run outside of a Dagster run: whoever uses its models works with this. What does not freeze is as its folder has it."""
+    folder = deployment.experiment_folder(claim.experiment)
+    settings, note = operated_settings(claim, folder)
+    if note and folder.exists():  # using a model does not take the folder
+        reporter.say(note)
     return Work(
         place=claim.place,
-        settings=claim.settings,
+        settings=settings,
         functions_source=claim.functions_source,
         use_case=claim.use_case,
         store=deployment.store,

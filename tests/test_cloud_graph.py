@@ -51,6 +51,9 @@ NOT_SEEN_HERE = {
         *("application-autoscaling:RegisterScalableTarget", "application-autoscaling:PutScalingPolicy"),
         "application-autoscaling:DeregisterScalableTarget",
         "cloudwatch:DescribeAlarms",  # asked by UpdateEndpoint
+        # champions: tests/resources/endpoints/sagemaker/test_model_registry.py
+        *("sagemaker:CreateModelPackage", "sagemaker:CreateModelPackageGroup", "sagemaker:DescribeModelPackageGroup"),
+        *("sagemaker:ListModelPackages", "sagemaker:UpdateModelPackage"),
         "iam:CreateServiceLinkedRole",  # asked by RegisterScalableTarget
         "sagemaker:ListTags",  # a name that is taken: test_aws_errors
         "sagemaker:StopHyperParameterTuningJob",  # cancels and orphans: the contract's tests

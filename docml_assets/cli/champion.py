@@ -1,8 +1,13 @@
 """docml champion, promote and rollback: which model of an experiment is used by default, and how that came about."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from docml_assets.terminal import console, say
+
+if TYPE_CHECKING:
+    from docml_assets.deployment import Deployment
 
 
 @click.command(name="champion")
@@ -47,19 +52,26 @@ def promote(experiment: str, run: int, model: str | None, force: str | None) -> 
     from docml_assets.cli.finished_run import open_run, user_name
     from docml_assets.deployment import Deployment
     from docml_assets.display import make_display
-    from docml_assets.runs.champion import promote
+    from docml_assets.runs.champion import AlreadyChampion, promote
     from docml_assets.steps.deployment import choose_model, read_deployment
 
     if force is not None and not force.strip():
         raise click.BadParameter("expected a reason, such as --force 'the labels changed'")
+    deployment = Deployment.current()
     with make_display(verbose=False) as display:
-        work = open_run(Deployment.current(), experiment, run, display, "promote")
+        work = open_run(deployment, experiment, run, display, "promote")
         chosen = choose_model(work, model)
         read_deployment(work, chosen)  # what nobody can use is no champion
-    entry, sentence = promote(work.store, experiment, run, chosen, by=user_name(), force=force)
+    check_registry(deployment)
+    try:
+        entry, sentence = promote(work.store, experiment, run, chosen, by=user_name(), force=force)
+    except AlreadyChampion:
+        mirror_champion(deployment, experiment)  # whoever promoted it may have been killed before
+        raise
     _observe(experiment)
     say(f"{sentence}.")
     say(f"{experiment}: run {entry.run}, {entry.model} is the champion (entry {entry.sequence})", fg="green")
+    mirror_champion(deployment, experiment)
 
 
 @click.command(name="rollback")
@@ -70,9 +82,42 @@ def rollback(experiment: str) -> None:
     from docml_assets.deployment import Deployment
     from docml_assets.runs.champion import rollback
 
-    entry = rollback(Deployment.current().store, experiment, by=user_name())
+    deployment = Deployment.current()
+    check_registry(deployment)
+    entry = rollback(deployment.store, experiment, by=user_name())
     _observe(experiment)
     say(f"{experiment}: run {entry.run}, {entry.model} is the champion again (entry {entry.sequence})", fg="green")
+    mirror_champion(deployment, experiment)
+
+
+def check_registry(deployment: "Deployment") -> None:
+    """DeploymentError for a DOCML_MODEL_REGISTRY that does not work, before anything is changed."""
+    _ = deployment.registry
+
+
+def mirror_champion(deployment: "Deployment", experiment: str) -> None:
+    """Bring the model registry up to date, where there is one. ChampionError, with what to do then, if that fails."""
+    registry = deployment.registry
+    if registry is None:
+        return
+    from docml_assets.cli.finished_run import open_run
+    from docml_assets.display import Display
+    from docml_assets.runs.champion import ChampionError, read_champion
+    from docml_assets.steps.endpoints import endpoint_spec
+    from resources.endpoints.endpoints import ask_patiently
+    from resources.endpoints.interface import EndpointError
+
+    champion = read_champion(deployment.store, experiment)
+    spec = endpoint_spec(open_run(deployment, experiment, champion.run, Display(), "promote"), champion.model)
+    why = f"champion of {experiment} since {champion.promoted_at}, by {champion.by}"
+    try:
+        arn = ask_patiently(lambda: registry.mirror(spec, why), registry.name, 1.0)
+    except EndpointError as error:
+        raise ChampionError(
+            f"run {champion.run}, {champion.model} is the champion of {experiment}, but {registry.name} does not say so: {error}. To bring it up to "
+            f"date: docml promote {experiment} {champion.run} --model {champion.model}"
+        ) from error
+    say(f"{registry.name}: {arn} is approved")
 
 
 def _observe(experiment: str) -> None:

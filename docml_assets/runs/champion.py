@@ -25,6 +25,10 @@ class ChampionError(DocmlError):
     """There is no champion, or a model cannot become one."""
 
 
+class AlreadyChampion(ChampionError):
+    """The model that somebody promotes is the champion."""
+
+
 class Promotion(Document):
     """champion/<sequence>.json."""
 
@@ -76,7 +80,9 @@ def compare_with_champion(store: Store, experiment: str, run: int, model: str) -
         return None, Verdict(False, 0, None, "there was no champion")
     current = remaining[-1]
     if (current.run, current.model) == (run, model):
-        raise ChampionError(f"run {run}, {model} is the champion of {experiment} already, since {current.promoted_at}")
+        raise AlreadyChampion(
+            f"run {run}, {model} is the champion of {experiment} already, since {current.promoted_at}"
+        )
     incumbent = _of_model(read_run(store, RunPlace(experiment, current.run)), current.model)
     names = f"run {run} {model}", f"run {current.run} {current.model}"
     if not set(challenger.predictions["artifact_guid"].to_pylist()) & set(

@@ -87,21 +87,26 @@ def plan_endpoint(work: Work, request: EndpointRequest) -> tuple[EndpointSpec, E
     model = request.model
     _check_gate(work, model)
     read_deployment(work, model)
+    spec = endpoint_spec(work, model, request.mode)
+    if request.alias is None:
+        return spec, None
+    return spec, spec.model_copy(update={"name": check_alias(request.alias), "alias": True})
+
+
+def endpoint_spec(work: Work, model: str, mode: Mode = "realtime") -> EndpointSpec:
+    """What answers with the model, and on what."""
     compute = step_compute(work, "inference", hosts=1)
-    spec = EndpointSpec(
+    return EndpointSpec(
         name=endpoint_name(work.place.number, work.place.experiment, model),
         experiment=work.place.experiment,
         run=work.place.number,
         model=model,
-        mode=request.mode,
+        mode=mode,
         folder=work.place.deployment(model),
         manifest_sha256=manifest_sha256(work, model),
         image=compute.image,
         instance_type=None if work.kind == "local" else compute.instance_type,
     )
-    if request.alias is None:
-        return spec, None
-    return spec, spec.model_copy(update={"name": check_alias(request.alias), "alias": True})
 
 
 def deploy_model(work: Work, endpoints: Endpoints, request: EndpointRequest) -> DeployedModel:

@@ -121,8 +121,9 @@ def _text(shape: Any, value: str, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _in_python(pattern: str) -> str:
-    """Unicode classes, which Python's expressions do not know, by their nearest kin."""
-    return pattern.replace(r"\p{L}\p{Z}\p{N}", r"\w\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d")
+    """Unicode classes, which Python's expressions do not know, by their nearest kin; without the lengths that some patterns repeat behind `$`."""
+    printable = re.sub(r"\$\{\d+,\d+\}$", "", pattern).replace(r"[\p{L}\p{M}\p{Z}\p{S}\p{N}\p{P}]", r"[^\x00-\x1f\x7f]")
+    return printable.replace(r"\p{L}\p{Z}\p{N}", r"\w\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d")
 
 
 def _full_disks(value: Any, path: tuple[str, ...]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,16 +14,22 @@ import dagster as dg
 import pytest
 
 from docml_assets.cli import main
+from docml_assets.deployment import SAMPLE
 
 REPOSITORY = Path(__file__).parents[3]
 DOCML = [sys.executable, "-c", "from docml_assets.cli import main; main()"]
 
 
 class Here:
-    """A folder with its own store, Dagster home and one experiment."""
+    """A folder with its own store, Dagster home and one experiment: what `docml new` makes, or a copy of `content`.
 
-    def __init__(self, root: Path) -> None:
+    production: where its documents' files lie.
+    """
+
+    def __init__(self, root: Path, experiment: str = "EXP-7-words", content: Path | None = None) -> None:
         self.root = root
+        self.experiment = experiment
+        self.production = SAMPLE / "artifacts"
         self.environment = {
             **os.environ,
             "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}",
@@ -31,12 +38,15 @@ class Here:
         }
         for name in [name for name in self.environment if name.startswith(("DOCML_", "DAGSTER_"))]:
             del self.environment[name]
-        self.docml("new", "EXP-7-words")
-        self.set(epochs="2")
+        if content is None:
+            self.docml("new", experiment)
+            self.set(epochs="2")
+        else:
+            shutil.copytree(content, self.root / "experiments" / experiment)
 
     @property
     def settings(self) -> Path:
-        return self.root / "experiments/EXP-7-words/settings.ini"
+        return self.root / "experiments" / self.experiment / "settings.ini"
 
     def set(self, **values: str) -> None:
         text = self.settings.read_text()
@@ -72,11 +82,11 @@ class Here:
         return out.getvalue() + err.getvalue()
 
     def jobs(self, run: int) -> list[str]:
-        folder = self.root / f"storage/EXP-7-words/run_{run}/jobs"
+        folder = self.root / f"storage/{self.experiment}/run_{run}/jobs"
         return sorted(path.stem for path in folder.glob("*.json") if "." not in path.stem)
 
     def version(self, folder: str) -> str:
-        manifest = json.loads((self.root / "storage/EXP-7-words" / folder / "MANIFEST.json").read_text())
+        manifest = json.loads((self.root / "storage" / self.experiment / folder / "MANIFEST.json").read_text())
         version: str = manifest["data_version"]
         return version
 

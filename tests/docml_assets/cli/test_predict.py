@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from docml_assets.cli import main
+from docml_assets.cli.labels import write_csv
 from docml_assets.cli.predict import write_table
 from docml_assets.deployment import SAMPLE
 from docml_assets.errors import DocmlError
@@ -45,10 +47,12 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 
 def reported(here: Here, model: str) -> dict[str, tuple[str, list[float]]]:
     """GUID -> label and probabilities of the report's test documents."""
-    run = here.root / f"storage/{EXPERIMENT}/run_1"
+    run = here.root / f"storage/{here.experiment}/run_1"
     said = rows(run / "inference/predictions.parquet")
-    (documents,) = run.glob("jobs/*/output/documents.parquet")
-    probabilities = rows(documents)
+    probabilities: dict[str, dict[str, Any]] = {}  # from the inference's job, or those of the trainings
+    for documents in run.glob("jobs/*/output/**/documents.parquet"):
+        for guid, row in rows(documents).items():
+            probabilities.setdefault(guid, {}).update(row)
     return {
         guid: (row[f"{model}_prediction"], probabilities[guid][f"{model}_probabilities"]) for guid, row in said.items()
     }
@@ -211,6 +215,11 @@ def test_labels_that_look_wrong_are_shown_and_exported(used: Here) -> None:
     assert found[0]["artifact_guid"] in "".join(shown.split())
 
 
+def test_without_a_suspect_there_is_a_header(capsys: pytest.CaptureFixture[str]) -> None:
+    write_csv(["artifact_guid", "label"], [])
+    assert capsys.readouterr().out == "artifact_guid,label\n"
+
+
 def test_what_to_label_next_is_chosen_among_classified_documents(used: Here, tmp_path: Path) -> None:
     texts = {f"new-{number}": f"some words {number} of peace and war and trade" for number in range(4)}
     folder = documents(tmp_path / "new", [sorted(reported(used, "bag"))[0]], **texts)
@@ -221,19 +230,19 @@ def test_what_to_label_next_is_chosen_among_classified_documents(used: Here, tmp
     assert "Documents to label next" in used.docml("labels", EXPERIMENT, "1", "--next", "2")
 
 
-@pytest.fixture(scope="module")
-def url(used: Here) -> Iterator[str]:
-    """Of a server with the model `fixed`."""
+@contextmanager
+def serving(here: Here, model: str) -> Iterator[str]:
+    """The URL of a `docml serve` with the model."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [*DOCML, "serve", EXPERIMENT, "1", "--model", "fixed", "--port", str(port)]
-    with (used.root / "serve.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=used.root, env=used.environment, stdout=log, stderr=log)
+    command = [*DOCML, "serve", here.experiment, "1", "--model", model, "--port", str(port)]
+    with (here.root / "serve.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=here.root, env=here.environment, stdout=log, stderr=log)
     base = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 200
         while not _answers(f"{base}/ping"):
-            assert process.poll() is None, (used.root / "serve.log").read_text()
+            assert process.poll() is None, (here.root / "serve.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         yield base
@@ -242,6 +251,13 @@ def url(used: Here) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(used: Here) -> Iterator[str]:
+    """Of a server with the model `fixed`."""
+    with serving(used, "fixed") as base:
+        yield base
 
 
 def _answers(url: str) -> bool:

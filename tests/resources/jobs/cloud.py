@@ -74,14 +74,8 @@ def cloud(
     runtime = SubprocessRuntime(work, transfer, logs, faults, {IMAGE: list(command)}, environment, grace=grace)
     served = ServedContainers(work, transfer, logs, runtime.images, environment)
     hosting = Hosting(served, faults, transfer)
-    service = SageMaker(
-        runtime,
-        faults=faults,
-        images=frozenset({IMAGE}),
-        roles=frozenset({role}),
-        hosting=hosting,
-        region=s3.environment["AWS_REGION"],
-    )
+    account = {"images": frozenset({IMAGE}), "roles": frozenset({role}), "region": s3.environment["AWS_REGION"]}
+    service = SageMaker(runtime, faults=faults, hosting=hosting, **account)
     runtime.service = service
     endpoint = LocalEndpoint(service, logs, SecretsManager())
     url = s3.bucket(bucket or f"jobs-{uuid.uuid4().hex[:12]}") + "/experiments"

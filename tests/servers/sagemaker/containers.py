@@ -264,6 +264,11 @@ class SubprocessRuntime:
         return bool(job.request.get("EnableManagedSpotTraining"))
 
     def _sync_checkpoints(self, job: Job, hosts: list[Host]) -> None:
+        """A training's checkpoints, and outputs of a processing job that are uploaded while it runs."""
+        for entry in job.request.get("ProcessingOutputConfig", {}).get("Outputs", []):
+            output = entry["S3Output"]
+            for host in hosts if output["S3UploadMode"] == "Continuous" else []:
+                self.transfer.sync(host.place(output["LocalPath"]), output["S3Uri"])
         checkpoint = job.request.get("CheckpointConfig")
         if checkpoint:
             folder = hosts[0].place(checkpoint.get("LocalPath", f"{BASE}/checkpoints"))
@@ -299,7 +304,7 @@ class SubprocessRuntime:
         if failed:
             return
         for entry in job.request.get("ProcessingOutputConfig", {}).get("Outputs", []):
-            for host in hosts:
+            for host in hosts if entry["S3Output"]["S3UploadMode"] == "EndOfJob" else []:
                 self.transfer.upload(host.place(entry["S3Output"]["LocalPath"]), entry["S3Output"]["S3Uri"])
 
     def _reason(self, job: Job, hosts: list[Host], code: int) -> str:

@@ -197,7 +197,6 @@ class Hosting:
         self.alarms: dict[str, dict[str, Any]] = {}
         self.targets: dict[str, dict[str, Any]] = {}
         self.policies: dict[str, dict[str, Any]] = {}
-        self.packages: dict[str, list[dict[str, Any]]] = {}
         self.deleting_looks = 1
         self.lock = threading.RLock()
 

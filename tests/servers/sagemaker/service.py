@@ -22,6 +22,7 @@ from tests.servers.sagemaker.jobs import (
     describe,
     summarize_child,
 )
+from tests.servers.sagemaker.model_registry import Registry
 from tests.servers.sagemaker.refusals import check_image, check_machines, check_quota
 from tests.servers.sagemaker.validation import validate_request
 
@@ -47,6 +48,7 @@ class SageMaker:
         region: str = REGION,
     ) -> None:
         self.hosting = hosting
+        self.registry = Registry()
         self.runtime = runtime
         self.faults = faults or Faults()
         self.clock = clock
@@ -73,6 +75,8 @@ class SageMaker:
         if operation == "CreateModel":
             self._check_image(None, request["ExecutionRoleArn"], request["PrimaryContainer"]["Image"])
         if self.hosting is not None and (answer := self.hosting.call(operation, request)) is not None:
+            return answer
+        if (answer := self.registry.call(operation, request)) is not None:
             return answer
         for noun, kind in KINDS.items():
             if operation == f"Create{noun}":
@@ -108,8 +112,8 @@ class SageMaker:
                     f"name already exists ({kind.arn(name, self.account, self.region)})",
                 )
             check_quota(kind, request, self.jobs.values(), self.quotas)
-            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent)
-            job.account, job.region, job.artifacts = self.account, self.region, self.artifacts
+            place = {"account": self.account, "region": self.region, "artifacts": self.artifacts}
+            job = Job(kind, name, request, self.clock, list(request.get("Tags", [])), parent=parent, **place)
             job.unseen_describes = self.faults.describe_lag
             self.jobs[kind.name, name] = job
         self.runtime.start(job)
@@ -200,7 +204,9 @@ class SageMaker:
         raise not_found()
 
     def _list_tags(self, request: dict[str, Any]) -> dict[str, Any]:
-        hosted = self.hosting.tags_of(request["ResourceArn"]) if self.hosting is not None else None
+        hosted = self.registry.tags_of(request["ResourceArn"])
+        if hosted is None and self.hosting is not None:
+            hosted = self.hosting.tags_of(request["ResourceArn"])
         return {"Tags": self._by_arn(request["ResourceArn"]).tags if hosted is None else hosted}
 
     def _add_tags(self, request: dict[str, Any]) -> dict[str, Any]:
