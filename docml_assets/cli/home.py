@@ -95,7 +95,7 @@ def explained_home(home: Path) -> Iterator[None]:
     except (yaml.YAMLError, dg.DagsterInvalidConfigError) as error:
         first = " ".join(str(error).split())[:300]
         raise HomeError(
-            f"{home / SETTINGS} is not what Dagster expects ({first}): mend it, or remove it and docml puts its own there"
+            f"{home / SETTINGS} is not what Dagster expects ({first}): fix it, or remove it and docml puts its own there"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, CommandError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
@@ -123,7 +123,7 @@ def _first_use(home: Path) -> Iterator[None]:
 def _unusable(home: Path, error: OSError) -> HomeError:
     return HomeError(
         f"the Dagster home {home} cannot be used ({error.strerror or error}); expected a folder that this user can write to, with space "
-        "left: mend its permissions, free space, or let DAGSTER_HOME name another folder"
+        "left: fix its permissions, free space, or let DAGSTER_HOME name another folder"
     )
 
 

@@ -116,7 +116,7 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     if len(failed) > allowed * len(frame):
         say(
             f"docml: {len(failed):,} of {len(frame):,} documents have no answer, more than MAX_FAILED_SHARE = {allowed:g} allows; "
-            "mend them and predict again, or use the table as it is",
+            "fix them and predict again, or use the table as it is",
             fg="red",
             err=True,
         )

@@ -161,7 +161,7 @@ class Report(Document):
         description="the run's models in their order, then the baseline where there is one"
     )
     majority_share: Share | None = Field(
-        None, description="share of the test documents that have the most frequent label; null in reports of before"
+        None, description="share of the test documents that have the most frequent label; null in older reports"
     )
     comparison: tuple[Pair, ...] = Field(description="every pair of models of this run")
     label_winners: tuple[LabelWinner, ...] = Field(description="empty for a single model")

@@ -270,7 +270,7 @@ class FolderBackend:
         path = self.root / key
         if error.errno in _UNUSABLE or not key:
             return StoreError(
-                f"{path}: {error.strerror or error}; expected a folder that this user can read and write, with space left: mend its "
+                f"{path}: {error.strerror or error}; expected a folder that this user can read and write, with space left: fix its "
                 "permissions, free space, or let DOCML_STORE (DOCML_PRODUCTION_FILES) name another folder"
             )
         if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):

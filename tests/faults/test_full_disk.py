@@ -95,7 +95,7 @@ def test_a_store_that_may_only_be_read_says_so(tmp_path: Path) -> None:
         store.put("a/kept", b"before")
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         for write in (lambda: store.put("a/kept", b"after"), lambda: store.put_if_absent("a/new", b"x")):
-            with pytest.raises(StoreError, match=r"Read-only file system; .* read and write.* mend its permissions"):
+            with pytest.raises(StoreError, match=r"Read-only file system; .* read and write.* fix its permissions"):
                 write()
         again = Store.open(str(folder), environment={})
         with pytest.raises(StoreError, match=r"Read-only file system"):

@@ -45,7 +45,7 @@ def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | No
         return (
             "a backslash at a line's end",
             "a value that goes on over indented lines",
-            "remove it: to indent is enough",
+            "remove it: indentation is enough",
         )
     names = "|".join(map(re.escape, keys))
     swallowed = re.search(rf"{'^' if sql else '(?:^|[^A-Za-z0-9_])'}({names})\s*=(?!=)", bare, re.MULTILINE)
@@ -140,7 +140,7 @@ def find_constant_slip(text: str) -> Slip | None:
         )
     if isinstance(number := _json(text), int | float) and abs(number) > sys.float_info.max:
         return (
-            "a number beyond all that a float holds",
+            "a number larger than any that a float can hold",
             f"a number up to {sys.float_info.max:.0e}",
             "write a smaller one, or put a text in quotes",
         )

@@ -300,7 +300,7 @@ def lacks_space(folder: Path) -> bool:
 
 def unusable_folder(folder: Path, error: OSError) -> str:
     """Why jobs cannot work in a folder, and what to do."""
-    return f"jobs cannot work in {folder} ({error.strerror or error}): free space, mend its permissions, or let DAGSTER_HOME name another folder"
+    return f"jobs cannot work in {folder} ({error.strerror or error}): free space, fix its permissions, or let DAGSTER_HOME name another folder"
 
 
 def host_names(spec: JobSpec) -> tuple[str, ...]:

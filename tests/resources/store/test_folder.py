@@ -195,7 +195,7 @@ class TestFolder(StoreContract):
 @pytest.mark.parametrize("root", ["/sys/docml-store", __file__], ids=["not writable", "no folder"])
 def test_a_folder_that_cannot_be_a_store_is_said_with_the_remedy(root: str) -> None:
     with pytest.raises(
-        StoreError, match=r"expected a folder that this user can read and write, with space left: mend its permissions"
+        StoreError, match=r"expected a folder that this user can read and write, with space left: fix its permissions"
     ):
         Store.open(root, environment={}).put("a", b"")
 
