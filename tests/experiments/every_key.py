@@ -132,8 +132,11 @@ class Run:
         (spec,) = [spec for spec in specs if spec["step"] == step and spec["model"] in (None, "plain")]
         return dict(spec)
 
-    def log(self, step: str) -> str:
-        return "".join(path.read_text() for path in sorted(self.folder.glob(f"jobs/*-{step}-*.log")))
+    def log(self, step: str, model: str) -> str:
+        """What the jobs of a step and a model printed; the names of tuning jobs hold only a part of the model's."""
+        records = {path: json.loads(path.read_text()) for path in sorted(self.folder.glob("jobs/*.json"))}
+        mine = [path for path, found in records.items() if "spec" in found and found["spec"]["model"] == model]
+        return "".join(path.with_suffix(".log").read_text() for path in mine if records[path]["spec"]["step"] == step)
 
     def compute(self, step: str) -> dict[str, Any]:
         """The machines that a step's job asked for. Here they have neither type, disk nor price: that they were asked for is all to see."""
@@ -195,7 +198,7 @@ def dtypes(run: Run, model: str) -> set[str]:
 
 def batches(run: Run, model: str, kind: str) -> int:
     """The largest batch of the first epoch."""
-    first, _, _ = run.log(f"training-{model}").partition("Epoch 1/2")
+    first, _, _ = run.log("training", model).partition("Epoch 1/2")
     return max(map(int, re.findall(rf"{kind} batch of (\d+)", first)))
 
 
@@ -236,8 +239,8 @@ HYPERPARAMETERS: dict[str, tuple[str, Check]] = {
     "gradient_checkpointing": (
         "true",
         lambda run: (
-            "checkpointing True" in run.log("training-gradient-checkpointing")
-            and "checkpointing True" not in run.log("training-plain")
+            "checkpointing True" in run.log("training", "gradient-checkpointing")
+            and "checkpointing True" not in run.log("training", "plain")
         ),
     ),
     # Ways to be quicker on a GPU: auto, their default, leaves them off here, and so does false.

@@ -154,6 +154,6 @@ def test_values_and_ranges_of_one_model_are_its_own(scene: Scene) -> None:
     }
     assert all(0.001 <= value <= 0.01 for value in found["plain"])
     assert all(0.02 <= value <= 0.03 for value in found["wide"])
-    assert "width 16" in run.log("tuning-plain")
-    assert "width 24" in run.log("tuning-wide")
-    assert "width 16" not in run.log("tuning-wide")
+    assert "width 16" in run.log("tuning", "plain")
+    assert "width 24" in run.log("tuning", "wide")
+    assert "width 16" not in run.log("tuning", "wide")
