@@ -115,6 +115,7 @@ from pathlib import Path
 from docml_trainer.container import Folders
 from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.preparation.documents import read_documents
+from docml_trainer.preparation.parts import KeptParts
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.worker import EncodingPlan
 if __name__ == "__main__":
@@ -124,7 +125,7 @@ if __name__ == "__main__":
     documents = read_documents(folders.channel("spec") / "artifacts.parquet", task)
     plan = EncodingPlan(functions=deployment.functions, artifacts=folders.channel("documents"), prefix="documents", task=task,
         label_names=deployment.context.labels, batch=BATCH, parallel_tokenizer=cores == 1, only_for="{MODEL}")
-    encode(documents, range(len(documents)), plan, Path({str(folder)!r}), processes=cores,
+    encode(documents, range(len(documents)), plan, KeptParts.of_one_attempt(Path({str(folder)!r})), processes=cores,
         stuck_seconds=stuck_seconds(), progress=lambda done, total: None)
 """
     folder.mkdir()

@@ -1,8 +1,9 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
@@ -44,6 +45,18 @@ def job_origin(module: str, location: str, job: str) -> RemoteJobOrigin:
     return RemoteJobOrigin(RemoteRepositoryOrigin(place, SINGLETON_REPOSITORY_NAME), job)
 
 
+def without_checks(job: dg.JobDefinition, assets: Iterable[str]) -> dg.JobDefinition:
+    """The job with these assets, and none of their checks."""
+    return job.get_subset(
+        asset_selection=frozenset(dg.AssetKey(asset) for asset in assets), asset_check_selection=frozenset()
+    )
+
+
+def checks_of(job: dg.JobDefinition) -> list[dg.AssetCheckKey]:
+    """The checks that a job evaluates."""
+    return sorted(job.asset_layer.asset_graph.asset_check_keys)
+
+
 def execute_run(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[dg.DagsterEvent]:
     """Execute a run that exists, in this process; its events as they happen."""
     return execute_run_iterator(InMemoryJob(job), run, instance)
@@ -52,6 +65,23 @@ def execute_run(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterI
 def is_interrupt(event: dg.DagsterEvent) -> bool:
     """Whether a step failed because it was interrupted."""
     return event.step_failure_data.error_source == ErrorSource.INTERRUPT
+
+
+def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
+    """The data version of the last materialization of a partition; None where this instance has none."""
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    )
+    made = found.records[0].asset_materialization if found.records else None
+    return (made.tags or {}).get(DATA_VERSION_TAG) if made is not None else None
+
+
+def is_evaluated(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str) -> bool:
+    """Whether the last execution of a partition's check came to a finding."""
+    found = instance.event_log_storage.get_asset_check_execution_history(
+        check, limit=1, partition_filter=PartitionKeyFilter(key=partition)
+    )
+    return bool(found) and found[0].evaluation is not None
 
 
 def check_history(

@@ -2,12 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import dagster as dg
 
-from docml_assets.dagster_internals import execute_run, is_interrupt, job_origin, partition_tags
-from docml_assets.partitions import PROCESS_TAG, register
-from docml_assets.runs.claims import Claim
+from docml_assets.dagster_internals import (
+    checks_of,
+    execute_run,
+    is_evaluated,
+    is_interrupt,
+    job_origin,
+    partition_tags,
+    recorded_version,
+    without_checks,
+)
+from docml_assets.partitions import PROCESS_TAG, partition_key, register
+from docml_assets.runs.claims import Claim, read_or_note
+from docml_contract.manifests import Manifest
 from docml_contract.names import (
     BEST_MODEL,
     ENCODED_SPLITS,
@@ -22,6 +33,8 @@ from docml_contract.names import (
     TUNING,
 )
 from resources.processes import this_process
+from resources.store import Store
+from resources.store.manifests import read_manifest
 
 JOB = "run_experiment"
 # The assets of a run in the order of their making, with the steps that make them.
@@ -62,15 +75,42 @@ def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
     return [asset for asset, _ in ASSETS[: last + 1]]
 
 
+def is_checked(instance: dg.DagsterInstance, job: dg.JobDefinition, store: Store, claim: Claim) -> bool:
+    """Whether every step of the run is finished, and this instance knows the report and has a finding of each check: they would be the same."""
+    place, damage = claim.place, list[str]()
+    partition = str(partition_key(claim.experiment, claim.run))
+
+    def finished(folder: str) -> Manifest | None:
+        return read_or_note(partial(read_manifest, store, folder), damage)
+
+    models = claim.settings.model_names
+    report = finished(place.inference)
+    return (
+        report is not None
+        and all(finished(folder) for folder in (place.reconciliation, place.labels, place.preparation))
+        and any(all(finished(place.trained(name, tuned=tuned)) for name in models) for tuned in (False, True))
+        and recorded_version(instance, INFERENCE_REPORT, partition) == report.data_version
+        and all(is_evaluated(instance, check, partition) for check in checks_of(job))
+    )
+
+
 def execute(
-    instance: dg.DagsterInstance, job: dg.JobDefinition, claim: Claim, *, assets: Sequence[str], tags: dict[str, str]
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    claim: Claim,
+    *,
+    assets: Sequence[str],
+    tags: dict[str, str],
+    checks: bool = True,
 ) -> Executed:
     """Materialize `assets` of a claimed run with `job` (run_experiment), here and now. An interrupt stops its job and cancels the run.
 
+    checks: whether the assets' checks are evaluated too; without them `assets` are all that the job has.
     Dagster's own `execute_in_process` would leave the run without its place in the workspace, so that the UI could not re-execute it,
     and count an interrupt as a failure.
     """
     key = register(instance, claim.experiment, claim.run)
+    job = job if checks else without_checks(job, assets)
     run = instance.create_run_for_job(
         job,
         tags={
@@ -79,7 +119,7 @@ def execute(
             **partition_tags(key),
         },
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        asset_selection=frozenset(dg.AssetKey(asset) for asset in assets),
+        asset_selection=frozenset(dg.AssetKey(asset) for asset in assets) if checks else None,
         remote_job_origin=job_origin("docml_assets.definitions", "docml", JOB),
     )
     failures = []

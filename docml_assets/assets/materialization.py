@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from docml_assets.assets.metadata import Metadata, common
-from docml_assets.dagster_internals import ExplainedFailure
+from docml_assets.assets.metadata import Metadata, brief, common
+from docml_assets.dagster_internals import ExplainedFailure, recorded_version
 from docml_assets.display import display
 from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.partitions import BACKFILL_TAG, PROCESS_TAG, experiment_runs, operation_of, run_place, steps_of
@@ -97,11 +97,17 @@ def materialize(
         display().finished(asset, "not performed; nothing needs it")
         return
     display().finished(asset, outcome.why)
+    said = {**metadata(work, outcome), **common(work, outcome)}
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.data_version),
-        metadata={**metadata(work, outcome), **common(work, outcome)},
+        metadata=brief(said) if outcome.how != "made" and is_known(context, asset, outcome) else said,
         tags=dict(tags(outcome)),
     )
+
+
+def is_known(context: Context, asset: str, outcome: Outcome) -> bool:
+    """Whether the last materialization of this partition, as this instance has it, is of the same data."""
+    return recorded_version(context.instance, asset, str(context.partition_key)) == outcome.data_version
 
 
 def place_of(context: Context) -> RunPlace:

@@ -14,8 +14,7 @@ from resources.jobs.interface import JobResult
 from resources.store import Store
 
 Metadata = dict[str, Any]
-# Images travel inside the event log, three times each: larger ones are left to the storage path, and so are those of what was finished
-# before, which the materialization that made it shows.
+# Images travel inside the event log, three times each: larger ones are left to the storage path.
 MAX_IMAGE_BYTES = 200_000
 
 
@@ -32,6 +31,14 @@ def common(work: Work, outcome: Outcome) -> Metadata:
         **{f"{job.name}: {name}": dg.MetadataValue.url(url) for job in outcome.jobs for name, url in job.links.items()},
         **({"cost_usd": float(sum(cost))} if cost else {}),
     }
+
+
+def brief(metadata: Metadata) -> Metadata:
+    """Numbers, sentences and links alone. Tables, cards and pictures travel in the event log three times each, and of what was
+    finished before the materialization that made it shows them.
+    """
+    short = (bool, int, float, str, dg.PathMetadataValue, dg.UrlMetadataValue)
+    return {name: value for name, value in metadata.items() if isinstance(value, short)}
 
 
 def locations(store: Store, folders: Mapping[str, str]) -> Metadata:

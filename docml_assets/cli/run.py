@@ -107,7 +107,8 @@ def _execute(
     home = prepare_dagster_home()
     from docml_assets.definitions import defs
     from docml_assets.display import shown_on
-    from docml_assets.execution import JOB, execute, selection
+    from docml_assets.execution import JOB, execute, is_checked, selection
+    from docml_assets.history import RUNS, shrink
     from docml_assets.partitions import run_tags
     from docml_assets.sensors.run_failures import sweep
     from docml_assets.steps.work import flagged_steps
@@ -125,14 +126,17 @@ def _execute(
         swept = sweep(instance, deployment.jobs, spared=claim.place)
         if swept.ended_runs or swept.stopped_jobs:
             say(str(swept))
+        job = defs.resolve_job_def(JOB)
         with make_display(verbose=verbose) as display, shown_on(display):
             executed = execute(
                 instance,
-                defs.resolve_job_def(JOB),
+                job,
                 claim,
                 assets=selection(performed, whole=steps is None),
                 tags=run_tags(performed, settings, claim.trigger),
+                checks=steps is not None or not is_checked(instance, job, deployment.store, claim),
             )
+    shrink(home / RUNS / f"{executed.dagster_run_id}.db")
     return _conclude(deployment, claim, executed)
 
 

@@ -9,6 +9,8 @@ from docml_assets.terminal import console, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from rich.text import Text
 
     from docml_assets.runs.summaries import RunSummary
@@ -88,15 +90,20 @@ def _span(seconds: float) -> str:
 def gc(experiment: str | None, dry_run: bool) -> None:
     """Remove what no manifest and no unfinished run needs, of EXPERIMENT or of all experiments.
 
-    With all experiments go the copies of deployment folders that `docml serve` has left on this machine.
     Versions of documents and prepared data stay while a run of the experiment has not finished the step that uses them.
     Claims, manifests, models, reports and job records are never removed. Do not start runs meanwhile: an experiment
     whose runs change after the listing is left alone.
+
+    Without EXPERIMENT the Dagster home is tidied as well: copies of deployment folders that `docml serve` has left there and
+    partition keys of experiments and runs that no longer exist go, and the databases of ended runs are made small.
     """
     from docml_assets.deployment import Deployment
+    from docml_assets.runs.claims import next_run, run_folders
     from docml_assets.runs.garbage import collect, find_garbage, runs_of
+    from docml_assets.sensors.launching import experiment_folders
 
-    store = Deployment.current().store
+    deployment = Deployment.current()
+    store = deployment.store
     names = (
         [check_experiment_name(experiment)]
         if experiment
@@ -116,9 +123,29 @@ def gc(experiment: str | None, dry_run: bool) -> None:
             if not dry_run:
                 collect(store, item)
             total += item.size
+    say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
     if experiment is None:
         _collect_copies(dry_run=dry_run)
-    say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
+        folders = experiment_folders(deployment.experiments)
+        known = {name: {*run_folders(store, name), next_run(store, name)} for name in {*names, *folders}}
+        _tidy_home(known, dry_run=dry_run)
+
+
+def _tidy_home(known: "Mapping[str, Collection[int]]", *, dry_run: bool) -> None:
+    """Tidy the Dagster home, if this deployment has used it."""
+    from docml_assets.cli.home import dagster_instance, home_path, prepare_dagster_home
+    from docml_assets.history import RUNS, forget_removed, shrink_ended_runs
+
+    if not (home_path() / RUNS).exists():
+        return
+    home = prepare_dagster_home()
+    with dagster_instance(home) as instance:
+        for key in forget_removed(instance, known, dry_run=dry_run):
+            say(
+                f"{'would remove' if dry_run else 'removed'} the partition key of {key}, which is neither in the store nor a folder"
+            )
+        if not dry_run:
+            say(f"{_bytes(shrink_ended_runs(instance, home))} saved in {home}")
 
 
 def _collect_copies(*, dry_run: bool) -> None:

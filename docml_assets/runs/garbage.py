@@ -150,14 +150,22 @@ def _prepared_data(store: Store, shared: ExperimentPlace, needed: set[str]) -> I
 
 
 def _checkpoints(store: Store, place: RunPlace) -> list[Garbage]:
-    """Checkpoints of models that are trained."""
+    """Checkpoints of models that are trained, encoded parts of a preparation that is finished."""
     root = f"{place.root}/checkpoints"
+    found = store.list_folders(root)
+    parts = place.encoded_parts.removeprefix(f"{root}/")
+    encoded = []
+    if parts in found and read_manifest(store, place.preparation) is not None:
+        encoded = [_measure(store, place.experiment, place.encoded_parts, "parts of a finished preparation")]
     trained = [
         model
-        for model in store.list_folders(root)
-        if any(read_manifest(store, place.trained(model, tuned=tuned)) is not None for tuned in (False, True))
+        for model in found
+        if model != parts
+        and any(read_manifest(store, place.trained(model, tuned=tuned)) is not None for tuned in (False, True))
     ]
-    return [_measure(store, place.experiment, f"{root}/{model}", "checkpoints of a trained model") for model in trained]
+    return encoded + [
+        _measure(store, place.experiment, f"{root}/{model}", "checkpoints of a trained model") for model in trained
+    ]
 
 
 def _prediction_leftovers(store: Store, place: RunPlace) -> list[Garbage]:

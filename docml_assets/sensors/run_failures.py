@@ -6,10 +6,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from docml_assets.history import shrink_ended_runs
 from docml_assets.partitions import EXPERIMENT, PROCESS_TAG, RUN
 from docml_contract.names import RunPlace
 from docml_contract.plain_text import plain
@@ -116,6 +118,7 @@ def post(url: str, message: Mapping[str, Any], *, sleep: Any = time.sleep) -> No
     raise WebhookFailed(f"DOCML_WEBHOOK_URL did not take the message ({trouble}): check the URL and its token")
 
 
+RECENT_SECONDS = 3600.0  # what a tick looks back on: older ones are left to `docml gc`
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -135,13 +138,14 @@ class SweepResult:
 @dg.sensor(
     name="orphaned_jobs_sensor",
     description="Stops jobs whose run was canceled or whose lease lapsed 15 minutes ago, and marks runs failed whose process was killed, so that they can "
-    "be re-executed. Starts nothing.",
+    "be re-executed. Makes the databases of ended runs small. Starts nothing.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=60,
 )
 def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceParam[Any]) -> dg.SkipReason:
     """The thin Dagster side of `sweep`."""
     swept = sweep(context.instance, jobs)
+    shrink_ended_runs(context.instance, Path(context.instance.root_directory), RECENT_SECONDS)
     if swept.ended_runs or swept.stopped_jobs:
         context.log.warning(str(swept))
     return dg.SkipReason(str(swept))

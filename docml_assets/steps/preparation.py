@@ -180,6 +180,7 @@ def _make(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome
     folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
     version = results[-1].output.data_version
     manifest = work.publish(ENCODED_SPLITS, folder, results[-1], cache_key=key, data_version=version, inputs=inputs)
+    _forget_parts(work)
     return _use(work, manifest, folder, jobs=results)
 
 
@@ -203,6 +204,7 @@ def _make_again(work: Work, done: Outcome, note: PreparedData) -> Outcome:
         inputs=done.inputs,
         made_by_run=note.made_by_run,
     )
+    _forget_parts(work)
     return replace(done, how="made", why="encoded and split again", jobs=results)
 
 
@@ -229,6 +231,11 @@ def _jobs(work: Work, rows: pa.Table, previous: pa.Table | None, inputs: Mapping
         shards = Channel(name="shards", prefix=result.output_prefix)
         spec = specs.preparation_spec(work, phase="merge", channel=shards, files=files, inputs=inputs)
         yield work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None))
+
+
+def _forget_parts(work: Work) -> None:
+    """Delete what the jobs kept for a next attempt."""
+    work.store.delete([stored.key for stored in work.store.list(work.place.encoded_parts)])
 
 
 def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...] = ()) -> Outcome:

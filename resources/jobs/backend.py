@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from docml_contract.base import short
 from docml_contract.jobs import JobSpec
 from docml_contract.log_lines import NONCE_VARIABLE
 from docml_contract.names import RunPlace, job_name
@@ -77,14 +78,16 @@ class Job:
 
     @property
     def keeps_checkpoints(self) -> bool:
-        """Trainings keep their state, predictions the parts that are finished."""
-        return self.spec.kind != "processing" or self.spec.piece is not None
+        """Trainings keep their state, preparations and predictions the parts that are finished."""
+        return self.spec.kind != "processing" or self.spec.step in ("preparation", "prediction")
 
     @property
     def checkpoints(self) -> str:
         """Shared by all attempts at the same work; for jobs that keep checkpoints."""
         if self.spec.piece is not None:
             return self.place.finished_parts(self.spec.piece)
+        if self.spec.step == "preparation":
+            return f"{self.place.encoded_parts}/{short(self.spec.spec_hash)}"
         assert self.spec.model is not None
         return self.place.checkpoints(self.spec.model, self.spec.spec_hash)
 

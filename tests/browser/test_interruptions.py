@@ -17,8 +17,6 @@ from resources.jobs.engine.records import JobRecord
 from tests.servers.dagster_dev import DagsterDev, dagster_dev
 
 EXPERIMENT = "EXP-6-slow"
-LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 REEXECUTE = """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 ADD_KEY = """mutation($name: String!, $key: String!) { addDynamicPartition(partitionsDefName: $name, partitionKey: $key,
@@ -49,15 +47,7 @@ class Slow:
         return run_id
 
     def launch(self, run: int) -> str:
-        tags = {"partition": f"{EXPERIMENT}|{run}", "partition/experiment": EXPERIMENT, "partition/run": str(run)}
-        selector = {"repositoryName": "__repository__", "repositoryLocationName": "docml", "jobName": "run_experiment"}
-        params = {
-            "selector": selector,
-            "executionMetadata": {"tags": [{"key": f"dagster/{k}", "value": v} for k, v in tags.items()]},
-        }
-        answer = self.dev.query(LAUNCH, params=params)["launchRun"]
-        run_id: str = answer["run"]["runId"]
-        return run_id
+        return self.dev.launch(EXPERIMENT, run)
 
     def reexecute(self, run_id: str) -> str:
         params = {"parentRunId": run_id, "strategy": "FROM_FAILURE"}

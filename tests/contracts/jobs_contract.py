@@ -231,22 +231,23 @@ class JobsContract:
         with pytest.raises(JobFailed, match="encode_data returned no features"):
             self.run(bench, preparation({"fail": "encode_data returned no features"}))
 
-    def test_an_interrupt_stops_the_job_and_a_new_run_resumes(self, bench: JobsBench) -> None:
+    @pytest.mark.parametrize("make", [training, preparation])
+    def test_an_interrupt_stops_the_job_and_a_new_run_resumes(self, bench: JobsBench, make: Any) -> None:
         def interrupt(text: str) -> None:
-            if text.startswith("epoch 3 "):
+            if text.startswith(("epoch 3 ", "part 3 ")):
                 raise Interrupt
 
-        spec = training({"steps": 60})
+        spec = make({"steps": 60})
         with pytest.raises(Interrupt):
             self.run(bench, spec, RecordingListener(interrupt))
         (record,) = records(bench.store).values()
         assert record.status == "Stopped"
         assert not list(bench.store.list("_active_jobs"))
         hearing = RecordingListener()
-        result = self.run(bench, training({"steps": 60}), hearing, holder="run-b")
+        result = self.run(bench, spec, hearing, holder="run-b")
         assert result.attempt == 2
         assert result.output.facts["starts"] == 2
-        (beginning,) = [line for line in hearing.lines if line.startswith("train starts at step")]
+        (beginning,) = [line for line in hearing.lines if " starts at step" in line]
         assert int(beginning.split()[4]) >= 3
 
     def test_a_cancel_event_stops_the_job_from_another_thread(self, bench: JobsBench) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from docml_contract import names
+from docml_trainer.preparation.documents import order_key
 from tests.docml_trainer.jobfolder import JobFolder
 from tests.docml_trainer.preparations import (
     ENCODER,
@@ -258,3 +260,58 @@ def test_each_model_of_a_comparison_encodes_with_its_own_values(tmp_path: Path) 
     rows = datasets.load_from_disk(str(job.output / "train"))
     longest = {model: max(map(len, rows[f"{model}_input_ids"])) for model in ("short", "long")}
     assert longest == {"short": 5, "long": 9}
+
+
+# Every document that is encoded is noted; one of them lasts until a file says that it may go on.
+NOTED = ENCODER.replace("    text = json", "    note(instance)\n    text = json") + (
+    """
+import os
+import time
+from pathlib import Path
+
+def note(instance):
+    notes, guid = Path(os.environ["NOTES"]), instance["raw_text.json"].parent.parent.name
+    with (notes / "encoded").open("a") as file:
+        file.write(guid + "\\n")
+    while guid == (notes / "lasting").read_text() and not (notes / "go").exists():
+        time.sleep(0.02)
+"""
+)
+
+
+def test_a_killed_preparation_takes_up_its_finished_parts(whole: JobFolder, tmp_path: Path) -> None:
+    job = preparation(
+        tmp_path / "job", DOCS, functions=NOTED, artifacts=whole.channel("artifacts"), **KNOBS, baseline=True
+    )
+    ordered = sorted(splits_of(whole).keys() | {"empty-1"}, key=order_key)
+    (tmp_path / "lasting").write_text(ordered[-1])
+    with subprocess.Popen(
+        [sys.executable, "-m", "docml_trainer", "prepare"],
+        env=job.environment(NOTES=str(tmp_path)),
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(job.folders.checkpoints.glob("report-*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    (tmp_path / "encoded").unlink()
+    (tmp_path / "go").touch()
+    again = job.run(NOTES=str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert "61 of 122 documents were encoded by an earlier attempt" in again.stdout
+    assert again.events("progress")[-1]["done"] == 122
+    assert set((tmp_path / "encoded").read_text().split()) == set(ordered[61:])
+    assert content(job) == content(whole)
+
+
+def test_documents_of_which_too_many_failed_are_tried_again(tmp_path: Path) -> None:
+    fails = NOTED.replace("    note(instance)", "    assert (Path(os.environ['NOTES']) / 'go').exists(), 'not yet'", 1)
+    job = preparation(tmp_path / "job", PLAIN[:20], functions=fails, baseline=False)
+    assert job.run(NOTES=str(tmp_path)).returncode == 1
+    assert job.failure.startswith("20 of 20 documents could not be encoded")
+    (tmp_path / "go").touch()
+    again = job.run(NOTES=str(tmp_path))
+    assert again.returncode == 0, again.stdout
+    assert sum(metadata_of(job)["documents"].values()) == 20

@@ -1,4 +1,4 @@
-"""What the tests of faults share: a process that forks commands, and a run that nobody disturbed."""
+"""What the tests of faults share: a process that forks commands, and runs that nobody disturbed."""
 
 from collections.abc import Iterator
 
@@ -16,5 +16,12 @@ def warm() -> Iterator[Warm]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Tiny:
     tiny = Tiny.make(tmp_path_factory.mktemp("undisturbed") / "tiny")
+    warm.run(tiny, "run", EXPERIMENT, "-v")
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def undisturbed_search(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Tiny:
+    tiny = Tiny.make(tmp_path_factory.mktemp("undisturbed-search") / "tiny", tuned=True)
     warm.run(tiny, "run", EXPERIMENT, "-v")
     return tiny

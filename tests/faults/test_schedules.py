@@ -56,6 +56,7 @@ class Schedule:
     kills: list[str] = field(default_factory=list)
     commands: int = 0
     floor: int = 0  # steps that the checkpoints held when the training was last hit
+    encoded: int = 0  # documents of the finished parts when the preparation itself was killed
 
     def play(self, tiny: Tiny, warm: Warm) -> None:
         """Run and kill until the run is done."""
@@ -103,6 +104,8 @@ class Schedule:
         last = next((line for line in reversed(command.text.splitlines()) if line.strip()), "")
         if role in ("supervisor", "container", "trainer"):
             self.floor = max(self.floor, steps_kept(tiny))
+        if role == "preparation":
+            self.encoded = max(self.encoded, documents_kept(tiny))
         self.kills.append(f"{number.name} to {role} after {last!r}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -119,6 +122,19 @@ def steps_kept(tiny: Tiny) -> int:
     """Optimizer steps that the newest whole checkpoint in the store holds."""
     found = (tiny.place / "run_1/checkpoints").rglob("step-*/MANIFEST.json")
     return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
+
+
+def documents_kept(tiny: Tiny) -> int:
+    """Documents of the finished parts that the store holds of a preparation."""
+    reports = (tiny.place / "run_1/checkpoints/_encoded_parts").rglob("report-*.json")
+    spans = (path.stem.removeprefix("report-").split("-") for path in reports)
+    return sum(int(end) - int(first) for first, end in spans)
+
+
+def documents_taken(tiny: Tiny) -> int:
+    """Most documents that an attempt of the preparation took up, as its log says."""
+    text = "".join(path.read_text(errors="replace") for path in tiny.root.glob("log-*"))
+    return max(map(int, re.findall(r"(\d+) of \d+ documents were encoded by an earlier attempt", text)), default=0)
 
 
 def steps_repeated(tiny: Tiny) -> list[tuple[int, int]]:
@@ -147,6 +163,7 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(
         # 4 steps an epoch: an attempt goes on where the newest checkpoint in the store stood, or later.
         resumed = [(epoch - 1) * 4 + step for epoch, step in steps_repeated(tiny)]
         assert not schedule.floor or not resumed or max(resumed) >= schedule.floor, (schedule.floor, resumed)
+        assert documents_taken(tiny) >= schedule.encoded
         outcome["passed"] = True
     except BaseException as error:
         outcome["error"] = str(error)[-6000:]

@@ -19,14 +19,27 @@ STEPS = {
     "reconciliation": (("",), "process", 0.3, "artifacts processed: 0 of"),
     "preparation": ((*EVERYTHING, "run_1/preparation", "data/prepared_data"), "encode", 0.3, "encoding: 0 of"),
     "training": (EVERYTHING, "train", 0.3, "Training bow on"),
+    "tuning": (
+        ("run_1/tuning", "run_1/inference", "run_1/deployment", "run_1/checkpoints", "run_1/jobs"),
+        "train",
+        0.3,
+        "Trial 1 of 2",
+    ),
     "inference": (("run_1/inference", "run_1/jobs"), None, 0, "starting the job .*inference"),
 }
-# By process: its roles on the machine.
-ROLES = {"supervisor": ("supervisor",), "container": ("container", "preparation", "trainer", "inference")}
+# By process: its roles on the machine. A search's supervisor is its tuner.
+ROLES = {
+    "supervisor": ("supervisor",),
+    "tuner": ("supervisor",),
+    "container": ("container", "preparation", "trainer", "inference"),
+}
 
 
 @pytest.mark.parametrize(("process", "name", "step"), played_by("test_a_signal"))
-def test_a_signal(process: str, name: str, step: str, undisturbed: Tiny, warm: Warm, tmp_path: Path) -> None:
+def test_a_signal(
+    process: str, name: str, step: str, warm: Warm, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    undisturbed: Tiny = request.getfixturevalue("undisturbed_search" if step == "tuning" else "undisturbed")
     without, function, seconds, mark = STEPS[step]
     tiny = undisturbed.copy(tmp_path / "tiny", without=without)
     if function:

@@ -48,6 +48,20 @@ train_batch_size = 4
 checkpoint_every_steps = 1
 seed = 3
 """
+# A search instead of a training: every point once, and no two of one loss, so that the best is the same in whatever order.
+SEARCH = """
+[tunable]
+learning_rate = 5e-2, 1e-1
+"""
+SEARCH_SETTINGS = """
+RUN_TRAINING = false
+RUN_TUNING = true
+TUNING_STRATEGY = Grid
+MAX_JOBS = 2
+OBJECTIVE_METRIC_NAME = valid_loss
+OBJECTIVE_TYPE = Minimize
+
+[hyperparameters]"""
 FUNCTIONS = """
 import json
 import os
@@ -153,13 +167,14 @@ class Tiny:
         }
 
     @classmethod
-    def make(cls, root: Path, documents: int = 24) -> "Tiny":
+    def make(cls, root: Path, documents: int = 24, *, tuned: bool = False) -> "Tiny":
         """A folder with production, labels and the experiment; nothing has run."""
         made = cls(root)
         made.temporary.mkdir(parents=True)
         folder = root / "experiments" / EXPERIMENT
         folder.mkdir(parents=True)
-        (folder / "settings.ini").write_text(SETTINGS)
+        settings = SETTINGS.replace("\n[hyperparameters]", SEARCH_SETTINGS) + SEARCH if tuned else SETTINGS
+        (folder / "settings.ini").write_text(settings)
         (folder / "user_defined_funcs.py").write_text(FUNCTIONS)
         draw = random.Random(1)
         with closing(sqlite3.connect(root / "labels.sqlite")) as database, database:

@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 120
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that the kernel sends when the parent is gone
 _LIBC = ctypes.CDLL(None)
+LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class DagsterDev:
         text = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
         found = self.query(text)["runsOrError"]["results"]
         return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
+
+    def launch(self, experiment: str, run: int) -> str:
+        """Materialize a run as the UI does; the id of its Dagster run."""
+        tags = {"partition": f"{experiment}|{run}", "partition/experiment": experiment, "partition/run": str(run)}
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": "docml", "jobName": "run_experiment"}
+        params = {
+            "selector": selector,
+            "executionMetadata": {"tags": [{"key": f"dagster/{k}", "value": v} for k, v in tags.items()]},
+        }
+        run_id: str = self.query(LAUNCH, params=params)["launchRun"]["run"]["runId"]
+        return run_id
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
         """The condition's first true value; AssertionError after `seconds`, with the end of the server's log."""

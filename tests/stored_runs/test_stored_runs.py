@@ -157,10 +157,35 @@ def test_finished_runs_are_verified_and_nothing_changes(example: Example, capsys
         assert docml("run", EXPERIMENT, *which) == 0
         assert capsys.readouterr().out.count("verified; no job was launched") == 5
     assert example.content() == before
+    home = example.root / "home"
+    grown = -size_of(home)
+    assert docml("run", EXPERIMENT) == 0
+    grown += size_of(home)
+    assert grown <= 200_000, "what a home grows by when a run is only verified"
     with dg.DagsterInstance.from_config(str(example.root / "home")) as instance:
         for run in RUNS:
             for asset, version in expected_versions(run).items():
                 assert reported_version(instance, asset, run) == version, (run, asset)
+        first, last = (said_by(instance, run.run_id) for run in instance.get_runs()[1::-1])
+        assert first["checks"]
+        assert not last["checks"], "they said the same before"
+        assert first["inference_report"] > last["inference_report"] > {"f1_macro", "summary", "report", "how"}
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def said_by(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[str]]:
+    """The names of the checks that a run evaluated, and of the metadata of its materializations by asset."""
+    said: dict[str, set[str]] = {"checks": set()}
+    for entry in instance.all_logs(run_id):
+        event = entry.dagster_event
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            said["checks"].add(event.asset_check_evaluation_data.check_name)
+        if event is not None and event.is_step_materialization and event.asset_key is not None:
+            said[event.asset_key.to_user_string()] = set(event.step_materialization_data.materialization.metadata)
+    return said
 
 
 def reported_version(instance: dg.DagsterInstance, asset: str, run: int) -> str:

@@ -214,6 +214,11 @@ class RunPlace:
         return f"{self.root}/checkpoints/{check_model_name(model)}/{spec_hash[:16]}"
 
     @property
+    def encoded_parts(self) -> str:
+        """Below which a preparation's jobs keep what they have encoded, until the prepared data are published. No model has this name."""
+        return f"{self.root}/checkpoints/_encoded_parts"
+
+    @property
     def inference(self) -> str:
         """The folder of inference_report."""
         return f"{self.root}/inference"

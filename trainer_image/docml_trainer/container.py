@@ -18,8 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from docml_contract import hyperparameters as encoding
 from docml_contract import names
 from docml_contract.jobs import JobSpec, TrainTask
@@ -80,7 +78,7 @@ class Folders:
 
     @property
     def checkpoints(self) -> Path:
-        """Synced with the store while a training or a prediction runs; holds what an earlier attempt left.
+        """Synced with the store while a job runs that keeps any; holds what an earlier attempt left.
 
         SageMaker gives a processing job what was left in a channel of its own, `checkpoints`.
         """
@@ -188,6 +186,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Processor, operating system, usable cores, memory (GB) and GPU (None without one), for model cards and timings."""
+    import torch  # takes a second to load, which a preparation need not spend
+
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
@@ -199,6 +199,8 @@ def hardware() -> dict[str, Any]:
 
 def peak_memory_mb() -> float:
     """The most this process has had: of the GPU's memory where there is one, else of the machine's (Linux counts KiB)."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -206,6 +208,8 @@ def peak_memory_mb() -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA's own error, or the CPU allocator's, which is a RuntimeError."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

@@ -34,6 +34,7 @@ from docml_trainer.container import Folders
 from docml_trainer.errors import FolderError
 from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.preparation.documents import Documents, read_documents
+from docml_trainer.preparation.parts import KeptParts
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.worker import EncodingPlan
 
@@ -177,11 +178,11 @@ def _encode(
     def progress(done: int, total: int) -> None:
         print(format_event(PROGRESS, what="encoding", done=done, total=total, unit="documents"), flush=True)
 
-    reports = encode(
+    parts = encode(
         documents,
         range(len(documents)),
         plan,
-        folder,
+        KeptParts.of_one_attempt(folder),
         processes=processes,
         stuck_seconds=stuck_seconds(),
         progress=progress,
@@ -191,11 +192,11 @@ def _encode(
     from docml_trainer.preparation.rows import write_unlabelled
 
     datasets.disable_progress_bars()
+    reports = [part.read_report() for part in parts]
     declared = datasets.Features.from_dict(reports[0]["features"])
-    encoded = sorted(folder.glob("rows-*.arrow"))
-    write_unlabelled(encoded, documents, declared, folder / "rows")
-    for path in encoded:
-        path.unlink()
+    write_unlabelled([part.rows for part in parts], documents, declared, folder / "rows")
+    for part in parts:
+        part.rows.unlink()
     failures = [failure for report in reports for failure in report["tally"]["failures"]]
     rows, misfits = _fitting(deployment, folder / "rows")
     errors = {failure["artifact_guid"]: f"{failure['file']}: {failure['error']}" for failure in failures}

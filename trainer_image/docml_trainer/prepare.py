@@ -2,11 +2,13 @@
 
     processing/input/spec        spec.json, user_defined_funcs.py, artifacts.parquet, perhaps previous_splits.parquet
     processing/input/artifacts   <guid>/<version>/<file>
+    processing/input/checkpoints parts that an earlier attempt finished (locally they lie in processing/checkpoints at once)
+    processing/checkpoints       rows-…arrow, report-…json: finished parts, synced with the store while the job runs
     processing/output/result     train/ valid/ test/ label2id.json id2label.json split_metadata.json splits.parquet
                                  baseline.parquet label_suspects.parquet (unless BASELINE is false) OUTPUT.json
 
 Three phases. `whole` does it all. `shard` encodes this host's part of the documents into `shards/<host index>/`; `merge` takes all shards
-from the channel `shards`, and assigns splits. Cut into shards or not, the result has the same content.
+from the channel `shards`, and assigns splits. Cut into shards or not, taken up from an earlier attempt or not, the result has the same content.
 
 DOCML_ENCODE_TIMEOUT_SECONDS (300): how long one call of encode_data or encode_batch may take before it counts as stuck.
 """
@@ -30,6 +32,7 @@ from docml_contract.manifests import JobOutput, verify_folder, write_output
 from docml_trainer.container import Folders
 from docml_trainer.errors import DataError, FolderError
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small, read_documents
+from docml_trainer.preparation.parts import KeptParts, identify
 from docml_trainer.preparation.pool import BATCH, encode, stuck_seconds
 from docml_trainer.preparation.splits import SplitAssignment, assign
 from docml_trainer.preparation.worker import EncodingPlan
@@ -59,18 +62,19 @@ def main(folders: Folders) -> None:
         raise FolderError(f"the spec's task is {task.command!r}; expected 'prepare'")
     documents = read_documents(folders.channel("spec") / names.ARTIFACTS_TABLE, task)
     _report_selection(documents, task)
-    if task.phase == "shard":
-        _shard(folders, task, documents)
-        return
     scratch = folders.base / "processing" / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    kept = KeptParts(scratch, folders.checkpoints, folders.channel("checkpoints"), identify(folders))
     try:
-        if task.phase == "merge":
+        if task.phase == "shard":
+            _shard(folders, task, documents, kept)
+        elif task.phase == "merge":
             shards = _read_shards(folders.channel("shards"), documents)
+            _finish(folders, task, documents, shards, kept, started)
         else:
-            shards = [_encode(folders, task, documents, range(len(documents)), scratch)]
-        _finish(folders, task, documents, shards, started)
+            shard = _encode(folders, task, documents, range(len(documents)), kept)
+            _finish(folders, task, documents, [shard], kept, started)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -88,7 +92,7 @@ def _report_selection(documents: Documents, task: PrepareTask) -> None:
         )
 
 
-def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions: range, scratch: Path) -> Shard:
+def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions: range, kept: KeptParts) -> Shard:
     processes = task.processes or len(os.sched_getaffinity(0))
     plan = EncodingPlan(
         functions=folders.user_functions,
@@ -104,35 +108,43 @@ def _encode(folders: Folders, task: PrepareTask, documents: Documents, positions
     def progress(done: int, total: int) -> None:
         print(format_event(PROGRESS, what="encoding", done=done, total=total, unit="documents"), flush=True)
 
-    reports = encode(
-        documents, positions, plan, scratch, processes=processes, stuck_seconds=stuck_seconds(), progress=progress
+    parts = encode(
+        documents,
+        positions,
+        plan,
+        kept,
+        processes=processes,
+        stuck_seconds=stuck_seconds(),
+        progress=progress,
     )
 
+    reports = [part.read_report() for part in parts]
     tally = Tally()
     for report in reports:
         tally.add(Tally.from_json(report["tally"]))
-    rows = sorted(scratch.glob("rows-*.arrow"))
-    first = reports[0]
-    seconds = time.monotonic() - started
     return Shard(
-        rows, positions, first["features"], first["near_duplicate_feature"], tally.to_json(), seconds, processes
+        rows=[part.rows for part in parts],
+        positions=positions,
+        features=reports[0]["features"],
+        near_duplicate_feature=reports[0]["near_duplicate_feature"],
+        tally=tally.to_json(),
+        seconds=time.monotonic() - started,
+        processes=processes,
     )
 
 
 # --- several hosts
 
 
-def _shard(folders: Folders, task: PrepareTask, documents: Documents) -> None:
+def _shard(folders: Folders, task: PrepareTask, documents: Documents, kept: KeptParts) -> None:
     """Encode this host's part. Every host leaves its own OUTPUT.json in its folder; the first one's stands for the job."""
     hosts = folders.resource_config()
     folder = folders.output / "shards" / str(hosts.index)
     shutil.rmtree(folder, ignore_errors=True)
-    scratch = folder / "encoding"
-    scratch.mkdir(parents=True)
-    shard = _encode(folders, task, documents, documents.part(hosts.index, len(hosts.hosts)), scratch)
+    folder.mkdir(parents=True)
+    shard = _encode(folders, task, documents, documents.part(hosts.index, len(hosts.hosts)), kept)
     for path in shard.rows:
-        path.rename(folder / path.name)
-    shutil.rmtree(scratch)
+        _link_or_copy(path, folder / path.name)
     content = {
         "documents": documents.digest,
         "hosts": len(hosts.hosts),
@@ -149,6 +161,14 @@ def _shard(folders: Folders, task: PrepareTask, documents: Documents) -> None:
     write_output(folder, COMMAND, version, facts)
     if hosts.index == 0:
         write_output(folders.output, COMMAND, version, facts)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same rows in two folders that are uploaded: once on the disk, where both lie on one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
@@ -184,7 +204,9 @@ def _read_shards(channel: Path, documents: Documents) -> list[Shard]:
 # --- the end of `whole` and of `merge`
 
 
-def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: list[Shard], started: float) -> None:
+def _finish(
+    folders: Folders, task: PrepareTask, documents: Documents, shards: list[Shard], kept: KeptParts, started: float
+) -> None:
     import datasets
 
     from docml_trainer.preparation import metadata, rows
@@ -193,7 +215,7 @@ def _finish(folders: Folders, task: PrepareTask, documents: Documents, shards: l
     tally = Tally()
     for shard in shards:
         tally.add(Tally.from_json(shard.tally))
-    _check_failures(tally, len(documents), task.max_failed_share)
+    _check_failures(tally, len(documents), task.max_failed_share, kept)
     files = [file for shard in shards for file in shard.rows]
     declared = datasets.Features.from_dict(shards[0].features)
     feature = shards[0].near_duplicate_feature
@@ -249,11 +271,12 @@ def _fit_baseline(
     return {**baseline.facts, "suspects": found}
 
 
-def _check_failures(tally: Tally, documents: int, allowed: float) -> None:
+def _check_failures(tally: Tally, documents: int, allowed: float, kept: KeptParts) -> None:
     failed = sum(tally.failed.values())
     for failure in tally.failures:
         print(f"failed: {failure}", flush=True)
     if failed > allowed * documents:
+        kept.note_too_many_failed()
         raise DataError(
             f"{failed:,} of {documents:,} documents could not be encoded ({failed / documents:.2%}, allowed by MAX_FAILED_SHARE: "
             f"{allowed:.2%}), by label {tally.failed}. The first: {tally.failures[0]}"

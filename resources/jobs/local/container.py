@@ -84,7 +84,7 @@ class Container:
 
     @property
     def checkpoints(self) -> Path:
-        """Where a training keeps its checkpoints, and a prediction the parts that are finished."""
+        """Where a training keeps its checkpoints, and a preparation or prediction the parts that are finished."""
         return self.base / ("checkpoints" if self.is_training else "processing/checkpoints")
 
     # -- before

@@ -81,7 +81,7 @@ class Supervisor:
             self.local.upload(container.output)
 
     def _mirrors(self, containers: list[Container]) -> list[Mirror]:
-        """Of the checkpoints: the first host of a training keeps them for all, each host of a prediction its own."""
+        """Of the checkpoints: the first host of a training keeps them for all, each host of a preparation or a prediction its own."""
         if not self.job.keeps_checkpoints:
             return []
         keeping = containers[:1] if containers[0].is_training else containers

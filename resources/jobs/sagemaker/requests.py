@@ -58,7 +58,7 @@ def build_request(job: Job, account: Account) -> Request:
 def manifests(job: Job, account: Account) -> dict[str, bytes]:
     """The ManifestFile objects of channels that list their files: store key -> content.
 
-    And one object for a prediction's finished parts, of which there are none yet: SageMaker refuses an input without objects.
+    And one object beside a processing job's finished parts, of which there may be none yet: SageMaker refuses an input without objects.
     """
     begun = {f"{job.checkpoints}/begun.json": b"{}"} if job.spec.kind == "processing" and job.keeps_checkpoints else {}
     return begun | {
@@ -108,7 +108,7 @@ def processing_request(job: Job, account: Account) -> Request:
 
 
 def _kept_parts(job: Job, account: Account) -> list[Request]:
-    """The output that a prediction's finished parts go to while it runs, and from which the next attempt gets them."""
+    """The output that the finished parts of a preparation or a prediction go to while it runs; the next attempt gets them from there."""
     if not job.keeps_checkpoints:
         return []
     kept = {"S3Uri": account.uri(job.checkpoints), "LocalPath": PROCESSING_CHECKPOINTS, "S3UploadMode": "Continuous"}

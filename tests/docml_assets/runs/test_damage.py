@@ -22,7 +22,7 @@ def place(world: World, monkeypatch: pytest.MonkeyPatch) -> RunPlace:
     """Run 1 of two, both trained."""
     for name in [name for name in os.environ if name.startswith("DOCML_")]:
         monkeypatch.delenv(name)
-    for name, value in world.deployment.environment.items():
+    for name, value in {**world.deployment.environment, "DAGSTER_HOME": str(world.root / "home")}.items():
         monkeypatch.setenv(name, value)
     world.write_experiment()
     for number in (1, 2):

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 from docml_assets.cli.runs import gc
 from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.partitions import register
 from docml_assets.runs.claims import claim_run
 from docml_assets.runs.garbage import collect, find_garbage
 from docml_contract.manifests import PreparedData
@@ -119,6 +121,14 @@ def test_checkpoints_go_when_their_model_is_trained_and_not_before(world: World)
     assert [item.prefix for item in garbage] == [f"{place.root}/checkpoints/done"]
 
 
+def test_encoded_parts_go_when_the_preparation_is_finished_and_not_before(world: World) -> None:
+    place = world.claim(1)
+    world.store.put(f"{place.encoded_parts}/{'f' * 16}/rows-000000000-000001024.arrow", b"rows")
+    assert find_garbage(world.store, EXPERIMENT)[0] == []
+    world.prepare(place, "k1")
+    assert [item.prefix for item in find_garbage(world.store, EXPERIMENT)[0]] == [place.encoded_parts]
+
+
 def test_staged_output_goes_after_the_report(world: World) -> None:
     place = world.claim(1)
     world.store.put(f"{place.job_folder('job-1')}/output/model.pt", b"pt")
@@ -148,11 +158,15 @@ def test_the_command_shows_first_and_removes_then(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = world.claim(1)
+    monkeypatch.setenv("DOCML_EXPERIMENTS", str(tmp_path / "experiments"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with dagster_instance(prepare_dagster_home()) as instance:
+        for name, run in ((EXPERIMENT, 1), (EXPERIMENT, 2), ("EXP-8-removed", 4)):
+            register(instance, name, run)
     orphan = world.document("a", "v0")
     world.reconcile(place, [world.document("a", "v1")])
     world.prepare(place, "k1")
     monkeypatch.setenv("DOCML_STORE", str(world.store.local_path))
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     copy = tmp_path / "home/deployments/0123456789abcdef"
     copy.mkdir(parents=True)
     (copy / "model.pt").write_bytes(b"weights")
@@ -161,9 +175,13 @@ def test_the_command_shows_first_and_removes_then(
     assert f"would remove {copy} (copy of a deployment folder, 7 B)" in shown.output.replace("\n", "")
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
     assert orphan in world.stored()
+    assert "would remove the partition key of experiment EXP-8-removed" in shown.output
     removed = CliRunner().invoke(gc, [EXPERIMENT])
     assert removed.exit_code == 0
     assert orphan not in world.stored()
     assert copy.exists()
     assert CliRunner().invoke(gc, []).exit_code == 0
     assert not copy.exists()
+    with dagster_instance(prepare_dagster_home()) as instance:
+        assert instance.get_dynamic_partitions("experiment") == [EXPERIMENT]
+        assert sorted(instance.get_dynamic_partitions("run")) == ["1", "2"], "the next one may be asked for"

@@ -16,6 +16,7 @@ from docml_contract.names import (
     PREVIOUS_SPLITS,
     RECONCILED_TABLE,
     SPLITS_TABLE,
+    RunPlace,
 )
 from tests.docml_assets.world import SOURCE, FakeJobs, World
 
@@ -29,7 +30,11 @@ def prepare(work: Work) -> Outcome:
 
 def test_equal_inputs_launch_no_second_job(world: World) -> None:
     world.write_experiment(hyperparameters={"epochs": 1, "width": 3})
-    first = prepare(world.work(world.claim(1)))
+    claim = world.claim(1)
+    part = f"{RunPlace(claim.experiment, 1).encoded_parts}/0/rows-0-1.arrow"
+    world.store.put(part, b"of an attempt that was killed")
+    first = prepare(world.work(claim))
+    assert not world.store.exists(part), "prepared data that are published need it no more"
     assert (first.how, first.reused_from, len(first.jobs)) == ("made", None, 1)
     world.write_experiment(hyperparameters={"epochs": 2, "width": 3}, source="# a comment\n" + SOURCE)
     jobs = FakeJobs(world.store)

@@ -2,7 +2,7 @@
 
 What it does is told by the spec: `own_hyperparameters` of a preparation, `hyperparameters` of a training.
 
-    steps     ticks of 0.05 s; a training writes a checkpoint each and resumes from it (default 3)
+    steps     ticks of 0.05 s; a checkpoint is written at each and taken up by the next attempt (default 3)
     fail      the reason to fail with
     die       "once" or "always": SIGKILL to itself after the first tick
     deaf      ignores SIGTERM
@@ -35,7 +35,11 @@ base = Path(os.environ["SAGEMAKER_BASE_DIR"])
 training = command == "train"
 channels = base / ("input/data" if training else "processing/input")
 output = base / ("model" if training else "processing/output/result")
-checkpoint = base / "checkpoints" / "state.json"
+checkpoint = base / ("checkpoints" if training else "processing/checkpoints") / "state.json"
+left = [
+    checkpoint,
+    channels / "checkpoints" / "state.json",
+]  # SageMaker gives a processing job a channel of what is left
 spec = JobSpec.from_bytes((channels / "spec" / SPEC).read_bytes(), SPEC)
 if training:
     given = json.loads((base / "input/config/hyperparameters.json").read_text())
@@ -45,13 +49,12 @@ else:
 resources = json.loads((base / ("input/config" if training else "config") / "resourceconfig.json").read_text())
 host = resources["hosts"].index(resources["current_host"])
 
-state = json.loads(checkpoint.read_text()) if training and checkpoint.exists() else {"step": 0, "starts": 0}
+state = next((json.loads(path.read_text()) for path in left if path.exists()), {"step": 0, "starts": 0})
 state["starts"] += 1
 
 
 def save() -> None:
-    if training:
-        write_atomically(checkpoint, json.dumps(state).encode())
+    write_atomically(checkpoint, json.dumps(state).encode())
 
 
 def terminated(*_: object) -> None:
@@ -85,7 +88,9 @@ while state["step"] < options.get("steps", 3):
     time.sleep(0.05)
     state["step"] += 1
     save()
-    if training:
+    if not training:
+        print(f"part {state['step']} ends", flush=True)
+    else:
         rate = float(options.get("learning_rate", 0.5))
         score = 1 - abs(rate - 0.3)
         print(f"epoch {state['step']} ends", flush=True)
@@ -97,7 +102,7 @@ while state["step"] < options.get("steps", 3):
 inputs = {
     path.relative_to(channels).as_posix(): path.read_text(errors="replace")
     for path in sorted(channels.rglob("*"))
-    if path.is_file() and path.relative_to(channels).parts[0] != "spec"
+    if path.is_file() and path.relative_to(channels).parts[0] not in ("spec", "checkpoints")
 }
 if host == 0 or not training:
     output.mkdir(parents=True, exist_ok=True)

@@ -12,18 +12,17 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
 from docml_trainer.preparation.documents import Documents
+from docml_trainer.preparation.parts import KeptParts, Part, cut
 from docml_trainer.preparation.worker import (
     ALONE,
     FORKED,
     LOADING,
     Encoding,
     EncodingPlan,
-    Part,
     WorkerFiles,
     WorkerState,
     run_first_worker,
@@ -31,7 +30,6 @@ from docml_trainer.preparation.worker import (
 )
 
 BATCH = 64  # documents
-PART = 1024  # documents that a worker takes at a time: none idles for long while another is at its last ones
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 3.0
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
@@ -50,27 +48,33 @@ def encode(
     documents: Documents,
     positions: range,
     plan: EncodingPlan,
-    folder: Path,
+    kept: KeptParts,
     *,
     processes: int,
     stuck_seconds: float,
     progress: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
-    """Encode `positions` into `folder`: `rows-*.arrow` in order. Returns the parts' reports (features, tally), in order.
+) -> list[Part]:
+    """Encode `positions`, but for the parts that an earlier attempt has finished. Returns the parts in order: their rows and reports.
 
     Raises UserCodeError or DataError as soon as one process does; no process outlives the call.
     """
-    parts = _parts(positions, processes, folder)
-    for part in parts:
-        _write_input(documents, part)
-    workers = _Workers(plan, parts, [WorkerFiles(index, folder) for index in range(min(processes, len(parts)))])
-    try:
-        workers.start()
-        _load_meanwhile()
-        _watch(workers, documents, stuck_seconds, lambda done: progress(done, len(positions)))
-    finally:
-        workers.end()
-    return [json.loads(part.file("report").read_bytes()) for part in parts]
+    finished = kept.find(positions)
+    taken = sum(len(part.positions) for part in finished)
+    if taken:
+        print(f"{taken:,} of {len(positions):,} documents were encoded by an earlier attempt", flush=True)
+    parts = cut(positions, finished, processes, kept)
+    if parts:
+        for part in parts:
+            _write_input(documents, part)
+        files = [WorkerFiles(index, kept.scratch) for index in range(min(processes, len(parts)))]
+        workers = _Workers(plan, parts, files)
+        try:
+            workers.start()
+            _load_meanwhile()
+            _watch(workers, documents, stuck_seconds, lambda done: progress(taken + done, len(positions)))
+        finally:
+            workers.end()
+    return sorted([*finished, *parts], key=lambda part: part.positions.start)
 
 
 def _load_meanwhile() -> None:
@@ -80,18 +84,11 @@ def _load_meanwhile() -> None:
     import docml_trainer.preparation.rows  # noqa: F401
 
 
-def _parts(positions: range, processes: int, folder: Path) -> list[Part]:
-    """At least one part for each process, as far as there are documents."""
-    count = max(1, min(processes, len(positions)), -(-len(positions) // PART))
-    cuts = [positions.start + len(positions) * index // count for index in range(count + 1)]
-    return [Part(index, range(cuts[index], cuts[index + 1]), folder) for index in range(count)]
-
-
 def _write_input(documents: Documents, part: Part) -> None:
     import pyarrow as pa
 
     table = documents.to_table(part.positions)
-    with pa.OSFile(str(part.file("input")), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.OSFile(str(part.input), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -209,7 +206,7 @@ def _killed(code: int, doing: str) -> DataError:
 
 
 def _check_complete(workers: _Workers) -> None:
-    missing = [part for part in workers.encoding.parts if not part.file("report").exists()]
+    missing = [part for part in workers.encoding.parts if not part.report.exists()]
     if missing:
         raise DataError(
             f"all encoding processes have ended, and {len(missing)} of {len(workers.encoding.parts)} parts of the documents are not encoded; "
@@ -232,7 +229,7 @@ def _raise_stuck(workers: _Workers, files: WorkerFiles, documents: Documents, st
             documents,
             range(first, first + count),
             single,
-            alone,
+            KeptParts.of_one_attempt(alone),
             processes=1,
             stuck_seconds=stuck_seconds,
             progress=lambda done, total: None,

@@ -27,6 +27,7 @@ from docml_contract.manifests import write_atomically
 from docml_trainer.errors import TrainerError
 from docml_trainer.functions import Context, UserFunctions, can_fork, leave_threads, open_files
 from docml_trainer.preparation.documents import InputDocument, Tally, read_batch
+from docml_trainer.preparation.parts import Part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,26 +80,6 @@ class EncodingPlan:
     def read(self, batch: Mapping[str, Sequence[Any]]) -> list[InputDocument]:
         """Documents out of a batch of `Documents.to_table`."""
         return read_batch(batch, self.task, self.artifacts, self.prefix)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Contiguous documents that one worker takes: positions, and the files that it reads and writes."""
-
-    index: int
-    positions: range
-    folder: Path
-
-    def file(self, kind: str) -> Path:
-        """`input` and `rows` are Arrow streams, `report` is JSON."""
-        return self.folder / f"{kind}-{self.index:05d}.{'json' if kind == 'report' else 'arrow'}"
-
-    def read_input(self) -> "pa.Table":
-        """The documents, as `Documents.to_table` gives them."""
-        import pyarrow as pa
-
-        with pa.ipc.open_stream(self.file("input").read_bytes()) as reader:
-            return reader.read_all()
 
 
 @dataclass(frozen=True)
@@ -260,15 +241,16 @@ def _encode_parts(encoding: Encoding, worker: WorkerFiles, functions: UserFuncti
             features=datasets.Features.from_arrow_schema(encoder.schema),
             # A fingerprint sees the function and the paths, not what the files hold: nothing is ever taken from a cache.
             load_from_cache_file=False,
-            cache_file_name=str(part.file("rows")),
+            cache_file_name=str(part.draft),
             new_fingerprint="rows",
         )
-        report = {
-            "features": encoder.features.to_dict(),
-            "near_duplicate_feature": encoder.near_duplicate_feature,
-            "tally": encoder.tally.to_json(),
-        }
-        write_atomically(part.file("report"), json.dumps(report).encode())
+        part.finish(
+            {
+                "features": encoder.features.to_dict(),
+                "near_duplicate_feature": encoder.near_duplicate_feature,
+                "tally": encoder.tally.to_json(),
+            }
+        )
 
 
 def _encoder(encoding: Encoding, worker: WorkerFiles, functions: UserFunctions) -> "Encoder":

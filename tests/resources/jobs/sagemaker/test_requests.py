@@ -78,8 +78,9 @@ def test_golden(name: str) -> None:
 
 def test_channels_that_list_their_files_get_a_manifest() -> None:
     job = Job.plan(preparation(), 1, STORE)
-    ((key, content),) = manifests(job, PLAIN).items()
-    assert json.loads(content) == [
+    begun, key = (found := manifests(job, PLAIN))
+    assert begun == f"{job.checkpoints}/begun.json", "an input without objects would be refused"
+    assert json.loads(found[key]) == [
         {"prefix": f"{STORE}/in/artifacts/"},
         "a/v1/raw_text.json",
         "b/v2/raw_text.json",
