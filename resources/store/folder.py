@@ -6,12 +6,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from io import BufferedReader
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from resources.errors import StoreError
+from resources.processes import boot, pid_namespace, start_of
 from resources.store.objects import (
     LINK_SIZE,
     PARALLEL_FILES,
@@ -33,7 +36,7 @@ from resources.store.objects import (
 
 # Drafts wait here, on the store's own file system, until they are renamed into place; never listed.
 DRAFTS = ".docml-drafts"
-# A draft older than this was left by a killed process.
+# A draft older than this was left by a killed process of which nothing can be told from here.
 STALE_SECONDS = 24 * 3600
 # Linux's ioctl for sharing a file's blocks (btrfs, XFS, bcachefs); macOS has clonefile(2).
 _FICLONE = 0x40049409
@@ -229,7 +232,7 @@ class FolderBackend:
                 except OSError as error:
                     raise self._error("", error) from error
                 self._drafts_ready = True
-        path = folder / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+        path = folder / f"{_writer(os.getpid())}-{threading.get_ident()}-{time.monotonic_ns()}"
         try:
             yield path
         except OSError as error:
@@ -304,10 +307,31 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
+    """Drafts of processes that were killed. Of one on another machine, or in another container, only its age tells."""
+    here = _place_here()
     for path in folder.iterdir():
+        place, _, process = path.name.split("-")[0].partition(".")
+        number, _, start = process.partition(".")
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            killed = place == here and number.isdecimal() and _start(int(number)) != start
+            if killed or time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
+
+
+@cache
+def _writer(pid: int) -> str:
+    """This process, in the names of its drafts."""
+    return f"{_place_here()}.{pid}.{_start(pid)}"
+
+
+def _start(pid: int) -> str:
+    """When a process started, without what separates the parts of a draft's name."""
+    return (start_of(pid) or "").replace("-", "_").replace(".", "_")
+
+
+def _place_here() -> str:
+    """Hash of where process numbers mean what they mean here."""
+    return hashlib.sha256("\0".join((socket.gethostname(), boot(), pid_namespace())).encode()).hexdigest()[:12]
 
 
 def _reflink_or_copy(source: Path | BinaryIO, target: Path) -> None:

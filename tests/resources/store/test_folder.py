@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from resources.errors import StoreError
+from resources.processes import start_of
 from resources.store import LINK_SIZE, Store
 from resources.store.folder import DRAFTS
 from tests.contracts.store_contract import StoreContract
@@ -107,10 +108,16 @@ class TestFolder(StoreContract):
             assert store.head("big").size == 200_000_000  # type: ignore[union-attr]
         assert store.list_folders() == []
         leftovers = list(drafts.iterdir())
-        for path in leftovers:
-            os.utime(path, (1, 1))
+        assert leftovers, "it was killed in the middle of a write"
+        place, _, _ = leftovers[0].name.partition(".")
+        living, elsewhere, old = (
+            drafts / name for name in (f"{place}.{os.getpid()}.{start_of(os.getpid())}-1-1", "0123.1.1-1-1", "1-1-1")
+        )
+        for path in (living, elsewhere, old):
+            path.touch()
+        os.utime(old, (1, 1))
         Store.open(store.url, environment={}).put("later", b"")
-        assert [p for p in drafts.iterdir() if p in leftovers] == [], "stale drafts are removed"
+        assert set(drafts.iterdir()) == {living, elsewhere}, "what killed processes left is removed"
 
     def test_folders_vanish_with_their_last_object(self, store: Store) -> None:
         store.put("a/b/c", b"x")
