@@ -55,7 +55,8 @@ class UseCase(Document):
     @cached_property
     def label_map(self) -> dict[str, str]:
         """labels.csv: label -> what becomes of it; an empty text leaves its rows out."""
-        return dict(list(csv.reader(io.StringIO(self.text)))[1:])
+        _, *rows = csv.reader(io.StringIO(self.text))
+        return dict(row for row in rows if row)
 
     def describe(self) -> str:
         """Its name, where it comes from, and the hash of its text."""
@@ -154,8 +155,11 @@ def _map_problems(text: str, path: str) -> list[Problem]:
         return [Problem(path, 1, "another first line", ",".join(HEADER), "begin with it")]
     problems, seen = [], dict[str, str]()
     for line, row in rows[1:]:
+        if not row:  # an empty line, at the end for example
+            continue
         if len(row) != 2 or not row[0]:
-            problems.append(Problem(path, line, f"{len(row)} columns", "a label and what becomes of it", "correct it"))
+            found = {1: "one text alone", 2: "an empty label"}.get(len(row), f"{len(row)} texts")
+            problems.append(Problem(path, line, found, "a label, a comma, and what becomes of it", "correct it"))
         elif row[0] in seen:
             found = f"the label {row[0]!r} a second time"
             problems.append(Problem(path, line, found, "each label once", "remove one of the lines"))

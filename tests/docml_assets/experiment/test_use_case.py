@@ -82,7 +82,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytes
         ("mapped", None, "", "labels.csv: No such file or directory"),
         ("mapped", "labels.csv", "", "label,becomes"),
         ("mapped", "labels.csv", "label,becomes\na,b\na,c\n", "labels.csv:3"),
-        ("mapped", "labels.csv", "label,becomes\na\n", "1 columns"),
+        ("mapped", "labels.csv", "label,becomes\n\na\n", "labels.csv:3: found one text alone"),
         ("mapped", "labels.csv", f"label,becomes\n{'a' * 200_000},b\n", "labels.csv:2: found what is not CSV"),
     ],
 )
@@ -122,3 +122,6 @@ def test_only_what_labels_uses_decides_what_is_reconciled() -> None:
     assert of(LOWER) == of(f"# a comment\n{LOWER}\nOTHER = 1\n")
     assert of(LOWER) != of(LOWER.replace("lower", "upper"))
     assert of("label,becomes\na,b\nc,d\n", "mapped") == of("label,becomes\nc,d\na,b\n", "mapped")
+    assert of("label,becomes\n\na,b\nc,d\n\n", "mapped") == of("label,becomes\nc,d\na,b\n", "mapped"), (
+        "empty lines mean nothing"
+    )
