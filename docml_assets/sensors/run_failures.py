@@ -119,7 +119,8 @@ def post(url: str, message: Mapping[str, Any], *, sleep: Any = time.sleep) -> No
 
 
 RECENT_SECONDS = 3600.0  # what a tick looks back on: older ones are left to `docml gc`
-UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+# `docml run` may be killed between making its Dagster run and beginning it.
+UNFINISHED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,12 @@ def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None =
 def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Unfinished runs whose process is gone: Dagster's default launcher has no health check, they would stay STARTED for ever."""
     unfinished = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    return [run for run in unfinished if PROCESS_TAG in run.tags and is_gone(run.tags[PROCESS_TAG])]
+    return [run for run in unfinished if PROCESS_TAG in run.tags and is_gone(run.tags[PROCESS_TAG]) and not _waits(run)]
+
+
+def _waits(run: dg.DagsterRun) -> bool:
+    """Whether a run has the tag of another one's process, of which it is a re-execution that has not begun."""
+    return run.status == dg.DagsterRunStatus.NOT_STARTED and run.parent_run_id is not None
 
 
 def is_gone(process: str) -> bool:

@@ -139,6 +139,7 @@ def test_a_refusal_is_not_tried_again_and_hides_the_url(webhook: Webhook) -> Non
     assert "s3cret" not in str(error.value)
 
 
+NOT_STARTED = dg.DagsterRunStatus.NOT_STARTED
 STARTED, CANCELING = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING
 
 
@@ -171,8 +172,16 @@ def nothing() -> None:
     pass
 
 
-def add_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> str:
-    return instance.create_run_for_job(nothing, status=status, tags=tags or {}).run_id
+def add_run(
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    tags: dict[str, str] | None = None,
+    parent: str | None = None,
+) -> str:
+    made = instance.create_run_for_job(
+        nothing, status=status, tags=tags or {}, parent_run_id=parent, root_run_id=parent
+    )
+    return made.run_id
 
 
 def test_a_killed_process_is_told_from_a_living_one() -> None:
@@ -203,10 +212,12 @@ def test_runs_without_a_process_end(instance: dg.DagsterInstance) -> None:
     dead, canceled = add_run(instance, STARTED, gone), add_run(instance, CANCELING, gone)
     alive = add_run(instance, STARTED, {PROCESS_TAG: str(this_process())})
     unknown = add_run(instance, STARTED)
+    unborn, again = add_run(instance, NOT_STARTED, gone), add_run(instance, NOT_STARTED, gone, parent=dead)
     swept = sweep(instance, ListedJobs())
-    assert set(swept.ended_runs) == {dead, canceled}
+    assert set(swept.ended_runs) == {dead, canceled, unborn}
     statuses = {run.run_id: run.status for run in instance.get_runs()}
-    assert statuses[dead] is dg.DagsterRunStatus.FAILURE
+    assert statuses[dead] is statuses[unborn] is dg.DagsterRunStatus.FAILURE
+    assert statuses[again] is NOT_STARTED, "it has the tags of the run that it executes again"
     assert statuses[canceled] in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
     assert statuses[alive] is statuses[unknown] is STARTED
 
