@@ -1,0 +1,70 @@
+"""Encoding processes, asked from one event loop."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from docml_contract.manifests import ModelContext
+from docml_contract.names import USER_FUNCTIONS
+from docml_trainer.inference.model import DeploymentFolder
+from docml_trainer.serving.documents import RequestError, SentDocument
+from docml_trainer.serving.encoding import MEMORY, MEMORY_ROOM, Encoders
+
+FUNCTIONS = """
+import os, sys
+
+def get_dataset_features(context):
+    from datasets import Features, List, Value
+    return Features({"input_ids": List(Value("uint16"))})
+
+def encode_data(instance, context):
+    text = instance["text.txt"].read_text()
+    if text == "die":
+        os._exit(3)
+    if text == "torch?":
+        return {"input_ids": [int("torch" in sys.modules)]}
+    return {"input_ids": [len(word) for word in text.split()] + [len(os.listdir(instance["text.txt"].parents[1]))]}
+"""
+
+
+def document(text: str) -> SentDocument:
+    return SentDocument("a-document", {"text.txt": text.encode()})
+
+
+def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / USER_FUNCTIONS).write_text(FUNCTIONS)
+    context = ModelContext(
+        experiment="EXP-1",
+        run=1,
+        model_name="toy",
+        model_names=("toy",),
+        labels=("a", "b"),
+        own_hyperparameters={},
+        production_files=("text.txt",),
+        model_input_files=("text.txt",),
+        has_process_func=False,
+    )
+    encoders = Encoders(DeploymentFolder(tmp_path, context, None, None), 1, 60.0)  # type: ignore[arg-type]
+    scratch = encoders._scratch
+    in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_ROOM
+    assert (scratch.parent == MEMORY) == in_memory
+    assert encoders.start().keys() == {"input_ids"}
+
+    async def ask() -> None:
+        for _ in range(3):
+            row = await encoders.encode(document("three short words"))
+            assert row["artifact_guid"] == "a-document"
+            assert row["input_ids"].tolist() == [5, 5, 5, 1]  # the last document's folder has gone
+        found = await asyncio.gather(*(encoders.encode(document("x " * count)) for count in range(20)))
+        assert [len(row["input_ids"]) for row in found] == [count + 1 for count in range(20)]
+        assert (await encoders.encode(document("torch?")))["input_ids"].tolist() == [0]
+        with pytest.raises(RequestError, match=r"ended its process \(exit code 3\)"):
+            await encoders.encode(document("die"))
+        assert len((await encoders.encode(document("again")))["input_ids"]) == 2
+        await encoders.close()
+
+    asyncio.run(ask())
+    assert not scratch.exists()
