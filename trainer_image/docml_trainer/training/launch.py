@@ -123,7 +123,7 @@ def leader(hosts: ResourceConfig, address: str | None, patience: float = START_S
     name = sorted(hosts.hosts)[0]
     if hosts.index == 0 and address is not None:
         return address
-    begun = time.monotonic()
+    begun, is_told = time.monotonic(), False
     while True:
         try:
             socket.getaddrinfo(name, None)
@@ -135,8 +135,9 @@ def leader(hosts: ResourceConfig, address: str | None, patience: float = START_S
                 ) from error
         else:
             return name
-        if time.monotonic() - begun < 1:
+        if not is_told:
             print(f"Waiting until the name of the host {name} is known.", flush=True)
+        is_told = True
         time.sleep(1)
 
 
