@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from docml_assets.errors import EXPLAINED_ERRORS
+from docml_assets.errors import EXPLAINED_ERRORS, nearest
 from docml_assets.terminal import say
 
 
@@ -63,6 +63,17 @@ class LazyGroup(click.Group):
         command = getattr(import_module(f"docml_assets.cli.{COMMANDS[cmd_name].module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for; of one that there is not, the nearest is named."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if guess := nearest(args[0], list(COMMANDS)):
+                error.message += f" Did you mean {guess}?"
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, from what COMMANDS says of each."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -19,6 +20,18 @@ MAX_CHARACTERS = 1_000_000
 _NO_SHELL = re.compile(r"\s*(FROM|ARG|ENV|LABEL|COPY|ADD|WORKDIR|USER|EXPOSE|VOLUME|STOPSIGNAL)\b(.*)", re.IGNORECASE)
 
 
+def remedy_for_missing(path: Path) -> str:
+    """What to do where an experiment's folder is not there: another one may be meant, by its beginning or with a slip."""
+    others = sorted(other.name for other in path.parent.glob("*") if other.is_dir())
+    longer = [name for name in others if name.lower().startswith(f"{path.name.lower()}-")]
+    guess = longer[0] if len(longer) == 1 else next(iter(get_close_matches(path.name, others, n=1, cutoff=0.8)), None)
+    return (
+        f"did you mean {guess}? Otherwise create it with: docml new {path.name}"
+        if guess
+        else f"create it with: docml new {path.name}"
+    )
+
+
 @dataclass(frozen=True)
 class ExperimentFolder:
     """What a folder held when it was read."""
@@ -33,7 +46,7 @@ class ExperimentFolder:
         """Read both files. BadName if the folder's name is not an experiment name; ExperimentError if a file cannot be read."""
         name = check_experiment_name(path.name)
         if not path.is_dir():
-            raise ExperimentError(f"{path}: no such folder; create it with: docml new {name}")
+            raise ExperimentError(f"{path}: no such folder; {remedy_for_missing(path)}")
         return cls(name, path, read_text(path / SETTINGS), read_text(path / USER_FUNCTIONS))
 
     @cached_property

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from docml_assets.errors import ExperimentError, Problem, SettingsError
-from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, dockerfile_problems, read_text
+from docml_assets.experiment.folder import (
+    SETTINGS,
+    ExperimentFolder,
+    dockerfile_problems,
+    read_text,
+    remedy_for_missing,
+)
 from docml_assets.experiment.functions import check_functions, defined_functions
 from docml_assets.experiment.image_contents import download_problems, image_problems
 from docml_assets.experiment.settings.ini import parse_ini
@@ -67,8 +73,7 @@ def _missing_files(path: Path) -> list[Problem]:
     """One problem a file that cannot be read; mistakes in the other one are found too."""
     problems = []
     if not path.is_dir():
-        remedy = f"create it with: docml new {path.name}"
-        return [Problem(str(path), 0, "no such folder", "an experiment folder", remedy)]
+        return [Problem(str(path), 0, "no such folder", "an experiment folder", remedy_for_missing(path))]
     for name in (SETTINGS, USER_FUNCTIONS):
         try:
             text = read_text(path / name)

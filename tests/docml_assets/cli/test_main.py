@@ -34,4 +34,9 @@ def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         main(["cook"])
     assert ended.value.code == 2
-    assert "No such command" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No such command" in said
+    assert "mean" not in said
+    with pytest.raises(SystemExit):
+        main(["reprot"])
+    assert "Did you mean report?" in capsys.readouterr().err

@@ -17,6 +17,10 @@ def test_load(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="docml new EXP-2"):
         ExperimentFolder.load(tmp_path / "EXP-2")
+    write_experiment(tmp_path, "EXP-20-letters")
+    for slip in ("EXP-20", "exp-20-letter"):
+        with pytest.raises(ExperimentError, match="did you mean EXP-20-letters"):
+            ExperimentFolder.load(tmp_path / slip)
     with pytest.raises(BadName):
         ExperimentFolder.load(write_experiment(tmp_path, "a|b"))
     with pytest.raises(ExperimentError, match="user_defined_funcs"):
