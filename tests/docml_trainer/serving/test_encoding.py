@@ -3,6 +3,9 @@
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from docml_trainer.inference.model import DeploymentFolder
 from docml_trainer.serving.documents import RequestError, SentDocument
 from docml_trainer.serving.encoding import MEMORY, MEMORY_ROOM, Encoders
 
+ROOT = Path(__file__).parents[3]
 FUNCTIONS = """
 import os, sys
 
@@ -34,8 +38,9 @@ def document(text: str) -> SentDocument:
     return SentDocument("a-document", {"text.txt": text.encode()})
 
 
-def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / USER_FUNCTIONS).write_text(FUNCTIONS)
+def deployment(folder: Path) -> DeploymentFolder:
+    """Without a model, which no encoder needs."""
+    (folder / USER_FUNCTIONS).write_text(FUNCTIONS)
     context = ModelContext(
         experiment="EXP-1",
         run=1,
@@ -47,7 +52,11 @@ def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: P
         model_input_files=("text.txt",),
         has_process_func=False,
     )
-    encoders = Encoders(DeploymentFolder(tmp_path, context, None, None), 1, 60.0)  # type: ignore[arg-type]
+    return DeploymentFolder(folder, context, None, None)  # type: ignore[arg-type]
+
+
+def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    encoders = Encoders(deployment(tmp_path), 1, 60.0)
     scratch = encoders._scratch
     in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_ROOM
     assert (scratch.parent == MEMORY) == in_memory
@@ -68,3 +77,31 @@ def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: P
 
     asyncio.run(ask())
     assert not scratch.exists()
+
+
+def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from docml_trainer.serving.encoding import Encoders\n"
+        "from tests.docml_trainer.serving.test_encoding import deployment\n"
+        "if __name__ == '__main__':\n"
+        "    encoders = Encoders(deployment(Path(sys.argv[1])), 1, 60.0)\n"
+        "    encoders.start()\n"
+        "    print(encoders._scratch, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "server.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer_image")])}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "server.py"), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    scratch = Path(done.stdout.strip())
+    assert scratch.name.startswith("docml-serve-")
+    deadline = time.monotonic() + 60
+    while scratch.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

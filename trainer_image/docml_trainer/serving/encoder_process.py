@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from docml_contract.file_names import is_pattern, matching
 from docml_contract.jobs import PrepareTask
@@ -45,11 +46,12 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def serve_encodings(server: socket.socket, settings: EncoderSettings) -> None:
-    """Encode documents one by one until the server closes the connection or is gone."""
+def serve_encodings(server: socket.socket, settings: EncoderSettings, folder: Path) -> None:
+    """Encode documents one by one until the server ends this process, or is gone: then nothing is left in `folder`, where documents lie."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the server decides, and finishes what is in flight
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
+    threading.Thread(target=_exit_with_parent, args=(parent, folder), daemon=True).start()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     tasks = server.makefile("rb")
@@ -71,23 +73,25 @@ def serve_encodings(server: socket.socket, settings: EncoderSettings) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
     gc.collect()
     gc.freeze()
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):
+        while True:
             guid, directory, files = pickle.load(tasks)
-        except (EOFError, OSError):
-            return
-        try:
-            write_files(files, Path(directory))
-            reply(*encode(guid, Path(directory)))
-        except ConnectionError:
-            return
-        finally:
+            try:
+                write_files(files, Path(directory))
+                answer = encode(guid, Path(directory))
+            except OSError as error:
+                answer = BROKEN, f"the document cannot be kept while it is encoded: {error.strerror}"
+            reply(*answer)
             shutil.rmtree(directory, ignore_errors=True)
+    _exit_with_parent(parent, folder)
 
 
-def _exit_with_parent(parent: int) -> None:
+def _exit_with_parent(parent: int, folder: Path) -> NoReturn:
     while os.getppid() == parent:
         time.sleep(1)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # where other processes of the server have theirs
+        folder.parent.rmdir()
     os._exit(1)
 
 

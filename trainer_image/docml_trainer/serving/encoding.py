@@ -109,7 +109,9 @@ class _Encoder:
         """Start the process."""
         context = multiprocessing.get_context("spawn")
         self._socket, theirs = socket.socketpair()
-        self._process = context.Process(target=serve_encodings, args=(theirs, self._settings), daemon=True)
+        self._process = context.Process(
+            target=serve_encodings, args=(theirs, self._settings, self._folder), daemon=True
+        )
         with encoder_environment(parallel=False):
             self._process.start()
         theirs.close()
