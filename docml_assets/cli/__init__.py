@@ -71,9 +71,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            if guess := nearest(args[0], list(COMMANDS)):
-                error.message += f" Did you mean {guess}?"
-            raise
+            guess = nearest(args[0], list(COMMANDS))
+            raise click.UsageError(f"{error.message}{f' Did you mean {guess}?' if guess else ''}", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, from what COMMANDS says of each."""

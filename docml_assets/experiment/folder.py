@@ -22,14 +22,11 @@ _NO_SHELL = re.compile(r"\s*(FROM|ARG|ENV|LABEL|COPY|ADD|WORKDIR|USER|EXPOSE|VOL
 
 def remedy_for_missing(path: Path) -> str:
     """What to do where an experiment's folder is not there: another one may be meant, by its beginning or with a slip."""
-    others = sorted(other.name for other in path.parent.glob("*") if other.is_dir())
-    longer = [name for name in others if name.lower().startswith(f"{path.name.lower()}-")]
-    guess = longer[0] if len(longer) == 1 else next(iter(get_close_matches(path.name, others, n=1, cutoff=0.8)), None)
-    return (
-        f"did you mean {guess}? Otherwise create it with: docml new {path.name}"
-        if guess
-        else f"create it with: docml new {path.name}"
-    )
+    others = {other.name.lower(): other.name for other in sorted(path.parent.glob("*")) if other.is_dir()}
+    name = path.name.lower()
+    near = [other for other in others if other.startswith(f"{name}-")] or get_close_matches(name, others, 1, 0.8)
+    guess = f"did you mean {others[near[0]]}? Otherwise " if len(near) == 1 else ""
+    return f"{guess}create it with: docml new {path.name}"
 
 
 @dataclass(frozen=True)
