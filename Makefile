@@ -1,4 +1,4 @@
-# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | test-image | fuzz | licences | sbom | clean
+# make demo | test | ui | bench [ONLY=name] | test-slow | test-faults | test-distros | test-image | fuzz | licences | sbom | lock | clean
 #
 # PYTHON       the interpreter .venv is made from (else python3, or the newest beside it that docml supports)
 # TORCH_INDEX  a package index with CPU builds of torch, which save some gigabytes of CUDA on Linux:
@@ -16,10 +16,15 @@ TORCH_INDEX ?=
 DEMO := EXP-1-state-of-the-union
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What the lock names, by its hashes; then torch, and what comes with it of CUDA, from whichever index; then docml itself, from this folder.
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+INSTALL = $(PIP) --require-hashes --no-deps --only-binary :all: --requirement requirements/$(1).txt && \
+          $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) && \
+          $(PIP) --no-deps --no-build-isolation --editable .
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
-.PHONY: help demo test test-slow test-faults test-distros test-image fuzz licences sbom ui bench clean
+.PHONY: help demo test test-slow test-faults test-distros test-image fuzz licences sbom lock ui bench clean
 
 help:
 	@echo 'make demo   run the bundled experiment end to end, on this machine alone'
@@ -32,6 +37,7 @@ help:
 	@echo 'make fuzz [EXAMPLES=10000]   give every reader of untrusted input so many generated inputs'
 	@echo 'make licences   list the licences of everything that is installed'
 	@echo 'make sbom   write sbom.json (CycloneDX) of everything that is installed'
+	@echo 'make lock [UPGRADE=yes]   write requirements/*.txt, pins with hashes, from pyproject.toml'
 	@echo 'make bench [ONLY=name]   run the benchmarks, write bench/results.json'
 	@echo 'make clean  remove .venv, ./storage and ./.dagster_home'
 
@@ -78,6 +84,17 @@ licences: $(VENV)/.demo
 sbom: $(VENV)/.demo
 	@$(BIN)/python deploy/dependencies.py sbom > sbom.json && echo 'wrote sbom.json'
 
+# One lock serves all Python versions and platforms. What is pinned stays, unless UPGRADE is set.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-package torch \
+       --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --output-file requirements/$(1).txt
+SAME := --constraint requirements/dev.txt
+lock: $(VENV)/.dev
+	$(call LOCK,dev) pyproject.toml --extra dev
+	$(call LOCK,demo) pyproject.toml --extra build --extra demo $(SAME)
+	$(call LOCK,orchestrator) pyproject.toml --extra aws --extra build $(SAME)
+	echo $(TORCH) | $(call LOCK,trainer) trainer_image/requirements.txt - $(SAME)
+	$(BIN)/python -m tests.distros.pins
+
 clean:
 	rm -rf $(VENV) storage .dagster_home test-output
 
@@ -91,14 +108,14 @@ $(VENV)/.python:
 	  { rm -rf $(VENV); echo '$(PYTHON) could not make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/.python pyproject.toml requirements/demo.txt
 	@echo 'Installing docml and what the demo needs into $(VENV) (some minutes at the first time) …'
-	@$(INSTALL) --editable '.[$(if $(wildcard $(VENV)/.dev),dev,demo)]'
+	@$(call INSTALL,$(if $(wildcard $(VENV)/.dev),dev,demo))
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.python pyproject.toml requirements/dev.txt
 	@echo 'Installing docml and what its tests need into $(VENV) (some minutes at the first time) …'
-	@$(INSTALL) --editable '.[dev]'
+	@$(call INSTALL,dev)
 	@touch $@
 
 # The browser tests drive Debian's Chromium.

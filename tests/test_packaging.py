@@ -1,4 +1,4 @@
-"""What ships: the wheel holds the data files and works outside the checkout; constraints name what is installed."""
+"""What ships: the wheel holds the data files and works outside the checkout; locks name what is installed."""
 
 import os
 import re
@@ -9,6 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.distros.pins import read_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,23 +79,47 @@ def test_the_command_line_works_from_the_wheel_alone(installed: Path, tmp_path: 
     assert (tmp_path / "experiments/EXP-7-wheel/settings.ini").is_file()
 
 
-def test_constraints_name_the_installed_versions() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
-    pinned = {_normal(name): version for name, version in (line.split("==") for line in lines)}
-    # A local label, as in torch 2.13.0+cpu, tells where a build comes from, not its version.
-    installed = {_normal(d.name): d.version.partition("+")[0] for d in metadata.distributions()}
+def test_what_is_installed_is_what_the_lock_pins() -> None:
+    # Both are normal names; a local label, as in torch 2.13.0+cpu, tells where a build comes from, not its version.
+    pinned = dict(pin.split("==") for pin in read_lock("dev"))
+    installed = {canonicalize_name(d.name): d.version.partition("+")[0] for d in metadata.distributions()}
     differing = {name: (installed[name], pinned[name]) for name in installed.keys() & pinned.keys()}
     assert {name: pair for name, pair in differing.items() if pair[0] != pair[1]} == {}
 
 
-def test_constraints_cover_what_pyproject_requires() -> None:
-    pinned = {_normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()}
-    required = set()
-    for text in metadata.requires("docml") or ():
-        name = re.match(r"[A-Za-z0-9._-]+", text)
-        assert name is not None
-        required.add(_normal(name[0]))
-    assert required - pinned - {"docml"} == set()
+@pytest.mark.parametrize(
+    ("lock", "asked"),
+    [
+        ("dev", ["docml[dev]"]),
+        ("demo", ["docml[build,demo]"]),
+        ("orchestrator", ["docml[aws,build]"]),
+        ("trainer", (ROOT / "trainer_image/requirements.txt").read_text(encoding="utf-8").splitlines()),
+    ],
+)
+def test_a_lock_covers_all_that_is_required(lock: str, asked: list[str]) -> None:
+    # pip installs it without a look at what its packages require.
+    wanted = [Requirement(text) for text in asked if not text.startswith("#")]
+    seen: set[tuple[str, str]] = set()
+    while wanted:
+        found = wanted.pop()
+        name = canonicalize_name(found.name)
+        for extra in {"", *found.extras} - {extra for each, extra in seen if each == name}:
+            seen.add((name, extra))
+            if name != "torch":  # which comes from an index of the user's own
+                needed = map(Requirement, metadata.requires(name) or ())
+                wanted += [each for each in needed if each.marker is None or each.marker.evaluate({"extra": extra})]
+    assert {name for name, _ in seen} - {pin.split("==")[0] for pin in read_lock(lock)} <= {"docml", "torch"}
+
+
+def test_locks_say_the_same_and_pin_everything_by_hash() -> None:
+    dev = set(read_lock("dev"))
+    for path in (ROOT / "requirements").iterdir():
+        assert set(read_lock(path.stem)) <= dev, path
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, "whoever installs chooses the index"
+        entries = re.split(r"\n(?=\S)", re.sub("^#.*\n", "", text, flags=re.MULTILINE).strip())
+        assert len(entries) > 100
+        assert all("--hash=sha256:" in entry for entry in entries)
 
 
 def test_the_orchestrator_needs_no_torch() -> None:
@@ -99,9 +127,12 @@ def test_the_orchestrator_needs_no_torch() -> None:
     aws = [text for text in metadata.requires("docml") or () if 'extra == "aws"' in text or "extra == 'aws'" in text]
     assert plain
     assert aws
-    names = {_normal(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in [*plain, *aws]}
+    names = {canonicalize_name(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in [*plain, *aws]}
     assert not names & {"torch", "transformers", "datasets", "accelerate", "evaluate", "wandb"}
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def test_the_images_install_by_hash_as_well() -> None:
+    for name in ("deploy/Dockerfile", "trainer_image/Dockerfile"):
+        assert "pip install --require-hashes --no-deps --only-binary :all: --requirement" in re.sub(
+            " --no-cache-dir", "", (ROOT / name).read_text(encoding="utf-8")
+        )

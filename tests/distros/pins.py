@@ -1,7 +1,7 @@
-"""Which wheel pip takes for each pin of constraints.txt, by Python version: `python -m tests.distros.pins` keeps pins.txt.
+"""Which wheel pip takes for each pin of requirements/dev.txt, by Python version: `make lock` keeps pins.txt.
 
 A line is a pin and, for each version that docml supports, the interpreter and ABI of its wheel. `make test` compares it with
-constraints.txt and needs no network for that. Only pins without a line are asked for, so that a changed pin takes seconds, all of them some
+that lock and needs no network for that. Only pins without a line are asked for, so that a changed pin takes seconds, all of them some
 minutes: pip says which file it would take only after a look into it.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from packaging import tags
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
-CONSTRAINTS = ROOT / "constraints.txt"
 RECORD = Path(__file__).with_name("pins.txt")
-REMEDY = "run .venv/bin/python -m tests.distros.pins"
+REMEDY = "run make lock"
 
 
 def supported_versions() -> list[str]:
@@ -31,6 +31,13 @@ def supported_versions() -> list[str]:
         for name in project["classifiers"]
         if name.startswith("Programming Language :: Python :: 3.")
     ]
+
+
+def read_lock(name: str) -> list[str]:
+    """The pins of a lock that are for this platform."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    entries = [Requirement(line.removesuffix("\\")) for line in lines if not line.startswith((" ", "#"))]
+    return [f"{each.name}{each.specifier}" for each in entries if each.marker is None or each.marker.evaluate()]
 
 
 def read_record(text: str) -> dict[str, list[str]]:
@@ -49,7 +56,7 @@ def problems(pins: Sequence[str], record: Mapping[str, Sequence[str]], versions:
         elif len(wheels) != len(versions) or any(wheel not in fit for wheel, fit in zip(wheels, fitting, strict=True)):
             yield f"{pin} has {' '.join(wheels)} in pins.txt, no wheels for Python {', '.join(versions)}: delete the line, {REMEDY}"
     for pin in record.keys() - set(pins):
-        yield f"{pin} is in pins.txt and not in constraints.txt: {REMEDY}"
+        yield f"{pin} is in pins.txt and not in requirements/dev.txt: {REMEDY}"
 
 
 def fitting_tags(version: str) -> set[str]:
@@ -88,13 +95,11 @@ def record_pins(pins: Sequence[str], record: Mapping[str, Sequence[str]], versio
     """The text of pins.txt for these pins; pip is asked for those that the record does not know."""
     unknown = [pin for pin in pins if pin not in record]
     found = [find_wheels(unknown, version) for version in versions] if unknown else []
-    lines = [f"# pin, then its wheel for Python {', '.join(versions)}; made by python -m tests.distros.pins"]
+    lines = [f"# pin, then its wheel for Python {', '.join(versions)}; made by make lock"]
     lines += [" ".join([pin, *(record.get(pin) or [wheels[pin] for wheels in found])]) for pin in pins]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     known = read_record(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    RECORD.write_text(
-        record_pins(CONSTRAINTS.read_text(encoding="utf-8").split(), known, supported_versions()), encoding="utf-8"
-    )
+    RECORD.write_text(record_pins(read_lock("dev"), known, supported_versions()), encoding="utf-8")

@@ -11,7 +11,7 @@ from tests.distros.bare_machine import ROOT, BareMachine, bare_machine
 PYTHON = {"bookworm": "3.11", "trixie": "3.13"}
 MODELS = ("minilm", "bag-of-words")
 # What only torch for GPUs brings along is not pinned: which of it comes depends on the build.
-OF_TORCH = ("nvidia-", "cuda-", "triton")
+OF_TORCH = ("torch==", "nvidia-", "cuda-", "triton")
 
 UI = """cd docml
 make ui >ui.log 2>&1 &
@@ -68,8 +68,8 @@ def check_scores(said: str) -> None:
 
 
 def unpinned(machine: BareMachine) -> list[str]:
-    """What was installed in another version than constraints.txt names, or without being named there."""
-    pins = {line.lower().replace("_", "-") for line in machine.run("cat docml/constraints.txt").split()}
+    """What was installed in another version than the lock names, or without being named there."""
+    pins = {pin for pin in machine.run("cat docml/requirements/demo.txt").split() if "==" in pin}
     listed = machine.run(
         "docml/.venv/bin/python -m pip list --format freeze --exclude-editable --exclude pip --exclude setuptools"
     )

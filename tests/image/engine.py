@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.distros.bare_machine import HOST, NAMESPACES, debian_mirror, pip_settings
+from tests.distros.pins import read_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASES = {
@@ -123,7 +124,7 @@ def build_base(engine: Engine) -> str:
         context = Path(name)
         variables, paths = pip_settings()
         write_pip_configuration(context, variables, paths)
-        (context / "constraints.txt").write_bytes((ROOT / "constraints.txt").read_bytes())
+        (context / "constraints.txt").write_text("\n".join(read_lock("dev")), encoding="utf-8")
         arguments = {"ROOT": root, "TORCH_INDEX": os.environ.get("TORCH_INDEX", "")}
         engine.build(Path(__file__).with_name("base.Dockerfile"), BASE, context, **arguments)
     return BASE

