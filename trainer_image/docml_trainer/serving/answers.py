@@ -88,8 +88,9 @@ class _Waiting:
 class Batcher:
     """Threads that share a model: each takes the document that waits longest, and others of about its length.
 
-    One that is alone has all cores; several have one each, since whole batches are shared between cores better than a matrix
-    product is. `heard` learns how many documents shared a batch.
+    A call that is alone has all cores; several share them, since whole batches are shared between cores better than a matrix product
+    is. It is the first thread that makes the lone calls: the threads that OpenMP starts for it then wait for each other without sleeping,
+    which they give up where there are more of them than cores. `heard` learns how many documents shared a batch.
     """
 
     def __init__(self, model: TorchScriptModel, prefix: str, heard: Callable[[int], None]) -> None:
@@ -100,9 +101,13 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._busy = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._first, self._others = threading.Condition(self._lock), threading.Condition(self._lock)
         count = self._cores if model.device.type == "cpu" else 1
-        self._threads = [threading.Thread(target=self._work, name="model", daemon=True) for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(number == 0,), name="model", daemon=True)
+            for number in range(count)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -110,31 +115,39 @@ class Batcher:
         """Probabilities float64[labels]. RequestError if the model does not take the document."""
         length = 1 if self._column is None else int(leaves(row[self._column]).size)
         answer: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
-        with self._changed:
+        with self._lock:
             self._waiting.append(_Waiting(row, length, answer))
-            self._changed.notify()
+            self._first.notify()
+            if self._busy:
+                self._others.notify()
         return await answer
 
     def close(self) -> None:
         """Answer what waits, then end."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._first.notify()
+            self._others.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while batch := self._take():
+    def _work(self, is_first: bool) -> None:
+        while batch := self._take(is_first):
             try:
                 self._answer(batch)
             finally:
-                with self._changed:
+                with self._lock:
                     self._busy -= 1
+                    if self._waiting and not self._busy:
+                        self._first.notify()
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self, is_first: bool) -> list[_Waiting]:
         """The next batch; empty when there is none any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+        with self._lock:
+            if is_first:
+                self._first.wait_for(lambda: self._waiting or self._closed)
+            else:
+                self._others.wait_for(lambda: (self._waiting and self._busy) or self._closed)
             if not self._waiting:
                 return []
             lengths = [waiting.length for waiting in self._waiting]
@@ -142,6 +155,8 @@ class Batcher:
             batch = [self._waiting[index] for index in chosen]
             self._waiting = [waiting for index, waiting in enumerate(self._waiting) if index not in chosen]
             self._busy += 1
+            if self._waiting:
+                self._others.notify()
             if len(self._threads) > 1:
                 torch.set_num_threads(max(1, self._cores // (self._busy + bool(self._waiting))))
             return batch
