@@ -122,16 +122,18 @@ class Server:
         self.metrics.waiting.set(self.in_flight)
         request.state.documents = len(documents)
         try:
+            if not many:
+                return JSONResponse(await self._answer(answers, documents[0]))
             found = await asyncio.gather(*(self._answer(answers, sent) for sent in documents), return_exceptions=True)
         finally:
             self.in_flight -= len(documents)
             self.metrics.waiting.set(self.in_flight)
         for index, result in enumerate(found):
-            if isinstance(result, RequestError) and many:
+            if isinstance(result, RequestError):
                 raise RequestError(result.status, f"document {index + 1}: {result}")
             if isinstance(result, BaseException):
                 raise result
-        return JSONResponse(found if many else found[0])
+        return JSONResponse(found)
 
     async def _answer(self, answers: Answers, sent: SentDocument) -> dict[str, Any]:
         answer = answers.content(await answers.answer(sent))
