@@ -1,8 +1,10 @@
-"""report.html in a real headless browser: it shows what it should, complains about nothing, and asks the network for nothing."""
+"""report.html in a real headless browser: it shows what it should to everybody, complains about nothing, and asks the network for nothing."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from tests.docml_assets.report.samples import predictions_table, report
@@ -65,6 +67,16 @@ def test_the_page_shows_its_sections(opened: Opened) -> None:
         assert box["height"] > 80
     expect(opened.page.locator("#scores .card").first).to_contain_text("macro-F1, 95 % interval")
     assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light")])
+def test_everybody_can_read_it(chromium: Browser, path: Path, width: int, scheme: Literal["light", "dark"]) -> None:
+    """Contrast, names, order and keyboard access, as axe-core judges them by WCAG 2 at level AA."""
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(path.as_uri())
+    found = Axe().run(page).response["violations"]
+    page.close()
+    assert [(each["impact"], each["id"], each["nodes"][0]["target"]) for each in found] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
