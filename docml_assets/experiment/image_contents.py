@@ -21,11 +21,11 @@ from docml_assets.experiment.source import Function, parse_module
 _HELD = """
 PIL accelerate annotated_doc annotated_types anyio boto3 botocore certifi charset_normalizer click cloudpickle contourpy
 coreweave_evaluations cycler datasets datasketch dateutil dill distro evaluate filelock fontTools fsspec functorch google h11 hf_xet
-httpcore httpcore2 httpx httpx2 huggingface_hub idna isympy jinja2 jmespath joblib kiwisolver markdown_it markupsafe matplotlib mdurl
+httpcore httpcore2 httptools httpx httpx2 huggingface_hub idna isympy jinja2 jmespath joblib kiwisolver markdown_it markupsafe matplotlib mdurl
 mpl_toolkits mpmath multiprocess narwhals networkx numpy opentelemetry packaging pandas platformdirs prometheus_client psutil pyarrow
 pydantic pydantic_core pygments pylab pyparsing regex requests rich s3transfer safetensors scipy setuptools shellingham six sklearn
 sniffio starlette sympy threadpoolctl tokenizers torch torchgen tqdm transformers truststore typer typing_extensions
-typing_inspection urllib3 uvicorn wandb xxhash yaml
+typing_inspection urllib3 uvicorn uvloop wandb xxhash yaml
 """
 HELD = frozenset(_HELD.split())
 # The base's own: AWS's bring these, others may.

@@ -199,7 +199,7 @@ DEPLOYMENT = TEMPLATE.parents[1] / "docs" / "deployment.md"
 @pytest.mark.usefixtures("aws")
 def test_the_documented_host_gets_the_orchestrators_credentials() -> None:
     commands = DEPLOYMENT.read_text(encoding="utf-8")
-    (overrides,) = re.findall(r"--parameter-overrides (.*)", commands)
+    (overrides,) = re.findall(r"cloudformation\.yaml[^`]*?--parameter-overrides (.*)", commands)
     parameters = dict(item.split("=") for item in overrides.split())
     outputs = create(**parameters)
     asked = set(re.findall(r"OutputKey=='(\w+)'", commands))
