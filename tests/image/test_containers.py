@@ -29,7 +29,9 @@ from tests.test_cloud_graph import EXPERIMENT, report, run, versions
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 STOPPED = 143
 MODEL = "averaged-words"
-SETTINGS = "MAX_ARTIFACTS = 60\nTUNING_STRATEGY = Random\nMAX_JOBS = 2\nMAX_PARALLEL_JOBS = 1"
+SETTINGS = (
+    "INFERENCE_IN_TRAINING = false\nMAX_ARTIFACTS = 60\nTUNING_STRATEGY = Random\nMAX_JOBS = 2\nMAX_PARALLEL_JOBS = 1"
+)
 STRICT = {"user": 1000, "read_only": True}
 
 

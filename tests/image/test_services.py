@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ def database(postgres_server: PostgresServer) -> Iterator[list[str]]:
 def service(engine: Engine, image: str, name: str, *words: str) -> Iterator[str]:
     """One of the services, with compose's command, variables and volumes; its container's name."""
     definition: dict[str, Any] = COMPOSE["services"][name]
-    container = f"docml-test-{name}"
+    container = f"docml-test-{name}-{uuid.uuid4().hex[:8]}"
     given = env_example() | {"DOCML_EXPERIMENTS": definition["environment"]["DOCML_EXPERIMENTS"]}
     variables = [f"--env={key}={value}" for key, value in given.items()]
     folders = [
