@@ -25,7 +25,7 @@ from tests.docml_assets.cli.test_predict import assert_equal_to_report as assert
 from tests.resources.jobs.cloud import HURRY, IMAGE, Cloud, cloud
 from tests.servers.s3 import S3Server
 
-MOST_DOCUMENTS = 32  # of a request
+MOST_DOCUMENTS = 16  # of a request
 # `python -m docml_trainer`, whose predictions go in parts of four documents, and whose first one is killed behind its first part.
 TRAINER_CODE = """
 import os, sys, time
