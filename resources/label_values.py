@@ -7,6 +7,7 @@ Everything else is refused with the column's name.
 
 import datetime
 import json
+import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -140,7 +141,8 @@ def column_named(names: Sequence[str], wanted: str) -> str | None:
 
 
 def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of labels that look the same: equal after NFC, trimming, single blanks and case folding. Sorted, each and all."""
+    """Groups of labels that look the same: equal after NFC, trimming, single blanks, case folding, and as numbers (1 and 1.0).
+    Sorted, each and all."""
     groups: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         groups.setdefault(_looks(label), []).append(label)
@@ -166,13 +168,13 @@ def describe_idle(idle: Mapping[str, str | None]) -> str:
 
 def _looks(label: str) -> str:
     """What a label has in common with those that look the same."""
-    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+    return re.sub(r"^(\d+)\.0+$", r"\1", " ".join(unicodedata.normalize("NFC", label).split()).casefold())
 
 
 def describe_look_alikes(groups: Sequence[tuple[str, ...]]) -> str:
     """Which labels look alike, and what to do about it."""
     shown = "; ".join(" = ".join(map(repr, group)) for group in groups[:5]) + ("; …" if len(groups) > 5 else "")
     return (
-        f"{len(groups)} group(s) of labels look the same but for case, blanks or the way accents are written: {shown}; they are "
+        f"{len(groups)} group(s) of labels look the same but for case, blanks, or the way accents or numbers are written: {shown}; they are "
         "different classes: make them one in LABELS_QUERY (lower(trim(label)), say), or name those to leave out in IGNORED_LABELS"
     )

@@ -132,8 +132,11 @@ def label_counts(rows: pa.Table) -> Counter[str]:
     column = column_named(rows.column_names, "label")
     if column is None:
         return Counter()
-    counted = pc.value_counts(pc.drop_null(rows[column].cast(pa.string()))).to_pylist()
-    return Counter({item["values"]: item["counts"] for item in counted})
+    import polars as pl  # loads where it is used
+
+    from docml_assets.reconcile.labels import as_texts
+
+    return Counter(as_texts(pl.Series(rows[column])).drop_nulls().to_list())
 
 
 def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str, int]) -> Iterator[Problem]:

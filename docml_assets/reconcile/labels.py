@@ -1,6 +1,7 @@
 """From the label table to one trusted row an artifact: refusals, repeated rows, conflicting labels."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 import polars as pl
@@ -24,6 +25,12 @@ CHUNK = 100_000
 INVISIBLE = r"[\p{Cc}\p{Cf}\p{Cn}\p{Zl}\p{Zp}]"
 # By what text that is not UTF-8 comes, see resources.label_values.
 NOT_UTF8 = "\ufffd"
+# A whole number that a database gives back as a fraction
+WHOLE = r"^(\d+)\.0+$"
+# What exports write where there is no hash: many artifacts "share" it.
+NO_HASH = r"(?i)^(0+|-+|\?+|nan|none|null|nil|n/?a|unknown|undefined)$"
+# One file's hash comes in capitals, in small letters, or with a prefix, as its tool likes. In mixed letters it may be base64.
+HEXADECIMAL = r"^(?:0[xX]|\\[xX])?([0-9a-f]{16,}|[0-9A-F]{16,})$"
 
 
 def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFrame:
@@ -34,12 +41,18 @@ def trusted_rows(table: pa.Table, findings: ReconciliationFindings) -> pl.DataFr
     columns stays.
     """
     rows = pl.DataFrame(pl.from_arrow(named_columns(table)))
-    rows = rows.with_columns(pl.col(name).cast(pl.String) for name in TEXT_COLUMNS)
+    rows = rows.with_columns(as_texts(rows[name]) for name in TEXT_COLUMNS)
     findings.funnel["labels"] = rows.height
     rows = _without_hashes_that_are_none(rows, findings)
+    rows = _with_one_spelling(rows, findings)
     rows = _without_refused(rows, findings)
     rows = _without_conflicts(rows, findings)
     return _one_row_each(rows, findings)
+
+
+def as_texts(values: pl.Series) -> pl.Series:
+    """Labels, GUIDs or hashes as the texts that they count as. A number that is none (NaN) is missing, as NULL is."""
+    return (values.fill_nan(None) if values.dtype.is_float() else values).cast(pl.String)
 
 
 def named_columns(table: pa.Table) -> pa.Table:
@@ -61,6 +74,7 @@ def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFi
     reasons = {
         "file_hash is NULL": pl.col("file_hash").is_null(),
         "file_hash is empty": (text == "").fill_null(False),
+        "file_hash says that there is none": text.str.contains(NO_HASH).fill_null(False),
         "file_hash is not UTF-8": text.str.contains(NOT_UTF8, literal=True).fill_null(False),
     }
     counts = rows.select(condition.sum().alias(reason) for reason, condition in reasons.items()).row(0)
@@ -72,6 +86,19 @@ def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFi
         return rows
     none = pl.any_horizontal(*reasons.values())
     return rows.with_columns(pl.when(~none).then(pl.col("file_hash")).alias("file_hash"))
+
+
+def _with_one_spelling(rows: pl.DataFrame, findings: ReconciliationFindings) -> pl.DataFrame:
+    """`rows` with the hexadecimal hashes in small letters and without prefix, where some differ in nothing else."""
+    digits = rows["file_hash"].str.strip_chars().str.extract(HEXADECIMAL).str.to_lowercase()
+    if not (digits != rows["file_hash"]).any():
+        return rows
+    plain = digits.fill_null(rows["file_hash"])
+    respelled = rows["file_hash"].hash().n_unique() - plain.hash().n_unique()
+    if not respelled:
+        return rows
+    findings.funnel["spellings of one file_hash"] = respelled
+    return rows.with_columns(plain.alias("file_hash"))
 
 
 def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
@@ -201,8 +228,9 @@ def near_misses(rows: pl.DataFrame, guids: pl.Series) -> pl.DataFrame:
 
 
 def _bare(guid: pl.Expr) -> pl.Expr:
-    """A GUID without what people and databases vary: case, blanks, zeros in front, braces and hyphens."""
-    return guid.str.to_lowercase().str.replace_all(r"[\s{}\-]", "").str.strip_chars_start("0")
+    """A GUID without what people and databases vary: case, blanks, zeros in front, braces and hyphens, accents, a number's ".0"."""
+    plain = guid.str.normalize("NFC").str.to_lowercase().str.replace_all(r"[\s{}\-]", "")
+    return plain.str.strip_chars_start("0").str.replace(WHOLE, "$1")
 
 
 def _difference(label: str, production: str) -> str:
@@ -212,6 +240,8 @@ def _difference(label: str, production: str) -> str:
         "blanks": lambda guid: "".join(guid.split()),
         "zeros in front": lambda guid: guid.lstrip("0"),
         "braces or hyphens": lambda guid: re.sub(r"[{}\-]", "", guid),
+        "how accents are written": lambda guid: unicodedata.normalize("NFC", guid),
+        'a number\'s ".0"': lambda guid: re.sub(WHOLE, r"\1", guid),
     }
     found = [
         name for name, change in differences.items() if (change(label) == label) != (change(production) == production)

@@ -14,6 +14,7 @@ from docml_assets.cli import cli, main
 from docml_assets.cli.experiment import find_oddities, label_counts
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
+from resources.label_values import look_alikes
 from tests.docml_assets.experiment.experiments import settings_text, write_experiment
 
 
@@ -157,6 +158,12 @@ def test_names_that_no_row_has_are_said_at_their_line(tmp_path: Path) -> None:
     assert oddities(tmp_path, "IGNORED_LABELS = memo\nSPLIT_BY = customer", rows) == []
     found = oddities(tmp_path, 'IGNORED_LABELS = Memo, invoice, "invoice, paid"\nSPLIT_BY = customer', rows)
     assert found == [(6, "IGNORED_LABELS with 'Memo' (did you mean 'memo'?), 'invoice', which no row has")]
+
+
+def test_numbers_are_the_labels_that_a_run_makes_of_them() -> None:
+    counts = label_counts(pa.table({"label": [1.0, 1.0, 2.5, float("nan"), None]}))
+    assert counts == {"1.0": 2, "2.5": 1}
+    assert look_alikes([*counts, "1", "01", "1.10", "1.1"]) == [("1", "1.0")]
 
 
 def test_labels_that_look_alike_or_are_too_few_are_said(tmp_path: Path) -> None:

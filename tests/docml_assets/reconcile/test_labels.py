@@ -126,6 +126,40 @@ def test_hashes_that_tell_nothing_are_missing_and_counted() -> None:
     assert findings.funnel["duplicates"] == 0
 
 
+@pytest.mark.parametrize("nothing", ["N/A", "nan", "None", "NULL", "-", "0", "00000000"])
+def test_hashes_that_say_that_there_is_none_are_missing(nothing: str) -> None:
+    rows, findings = trusted([("a", "x", nothing), ("b", "y", nothing), ("c", "x", "1")])
+    assert rows["file_hash"].to_list() == [None, None, "1"]
+    assert findings.funnel["without file_hash: file_hash says that there is none"] == 2
+
+
+def test_spellings_of_one_hash_are_one_hash() -> None:
+    spellings = [
+        "ab12cd34ab12cd34",
+        "AB12CD34AB12CD34",
+        "0xab12cd34ab12cd34",
+        "\\xAB12CD34AB12CD34",
+        " ab12cd34ab12cd34 ",
+    ]
+    rows, findings = trusted([(f"g{i}", "x", spelling) for i, spelling in enumerate([*spellings, "Ab12cd34ab12cd34"])])
+    assert drop_duplicates(rows, findings)["artifact_guid"].to_list() == ["g0", "g5"]
+    assert findings.funnel["spellings of one file_hash"] == 4
+    _, conflicts = trusted([("a", "x", spellings[0]), ("b", "y", spellings[1])])
+    assert conflicts.funnel["conflicts"] == 2
+
+
+def test_hashes_without_other_spellings_stay_as_they_are() -> None:
+    rows, findings = trusted([("a", "x", "AB12CD34AB12CD34"), ("b", "x", "0xAB12CD34AB12CD35"), ("c", "x", None)])
+    assert rows["file_hash"].to_list() == ["AB12CD34AB12CD34", "0xAB12CD34AB12CD35", None]
+    assert "spellings of one file_hash" not in findings.funnel
+
+
+def test_what_is_no_number_is_no_label() -> None:
+    rows, findings = trusted([("a", 1.0, "1"), ("b", float("nan"), "2"), ("c", 2.5, "3")])
+    assert rows["label"].to_list() == ["1.0", "2.5"]
+    assert findings.funnel["refused: label is NULL"] == 1
+
+
 def test_a_guid_that_is_not_utf8_is_refused() -> None:
     rows, findings = trusted([("caf\ufffd", "x", "1"), ("a", "x", "2")])
     assert rows["artifact_guid"].to_list() == ["a"]
@@ -157,6 +191,8 @@ def test_columns_of_ones_own_keep_their_values() -> None:
         ("7", "007", "zeros in front"),
         ("{b6753a83-34d8}", "b6753a8334d8", "braces or hyphens"),
         ("{B6753A83}", "b6753a83", "case and braces or hyphens"),
+        ("17.0", "17", 'a number\'s ".0"'),
+        ("caf\u00e9-1", "cafe\u0301-1", "how accents are written"),
     ],
 )
 def test_guids_that_nearly_match_are_named_with_the_reason(label: str, production: str, reason: str) -> None:
