@@ -129,6 +129,22 @@ def test_the_token_axis_is_that_of_the_tokens_and_pages_are_not_rounded_up() -> 
     assert batch["page_numbers"].shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("feature", "value", "expected"),
+    [
+        (Value("int32"), 0.5, "since x holds whole numbers"),
+        (Value("int32"), float("nan"), "since x holds whole numbers"),
+        (Value("int32"), 2**63, "since x holds whole numbers"),
+        (Value("bool"), 2, "expected 0 to 1, since x holds booleans"),
+        (Value("float32"), float("nan"), "expected a number"),
+    ],
+)
+def test_a_pad_value_that_the_tensor_does_not_hold_is_refused(feature: Value, value: float, expected: str) -> None:
+    with pytest.raises(DataError, match=f"PADDING of 'x' is {value}; .*{expected}"):
+        Collator(Features({"x": List(feature)}), {"x": value})
+    assert Collator(Features({"x": List(feature)}), {"x": 1.0}).padding == {"x": 1}
+
+
 def test_bytes_are_padded_with_bytes() -> None:
     features = Features({"pixels": datasets.Array4D((None, 1, 1, 1), "uint8"), **OWN})
     batch = Collator(features, {"pixels": 255})(rows(pixels=[np.zeros((1, 1, 1, 1)), np.zeros((2, 1, 1, 1))]))

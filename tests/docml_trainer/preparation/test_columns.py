@@ -53,9 +53,23 @@ def test_every_shape_survives_arrow(shape: Shape, values: list[Any]) -> None:
     assert repr(list(column.documents())) == repr(list(document_values(pa.chunked_array([array]), shape)))
 
 
+def test_values_of_other_libraries_are_what_they_hold() -> None:
+    halves = to_column(Shape((None,), "float32"), [torch.tensor([1.0, 2.5], dtype=torch.bfloat16)])
+    assert halves.flat.tolist() == [1.0, 2.5]
+    exact = to_column(Shape((None,), "float64"), [torch.tensor([1 + 1e-12], dtype=torch.float64)])
+    assert exact.flat.tolist() == [1 + 1e-12]
+    assert to_column(IDS, [np.array([1, 2], dtype=object)]).flat.tolist() == [1, 2]
+    infinite = to_column(Shape((None,), "float32"), [[float("inf"), 1.0]])
+    assert infinite.flat.tolist() == [float("inf"), 1.0]
+
+
 @pytest.mark.parametrize(
     ("shape", "wrong", "found"),
     [
+        (Shape((None,), "float32"), torch.ones(2).to_sparse(), "a tensor that NumPy does not take"),
+        (Shape((None,), "float32"), [1e39], "beyond the range of float32"),
+        (Shape((None,), "float64"), [1e300], "beyond the range of float32"),
+        (Shape((None,), "float16"), [70000.0], "beyond the range of float16"),
         (IDS, "abc", "text"),
         (IDS, ["a"], "text"),
         (IDS, [1, None], "None"),

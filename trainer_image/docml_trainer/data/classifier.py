@@ -22,6 +22,9 @@ REMEDIES = {
     "no padding token": "set config.pad_token_id to the value that PADDING has for input_ids, before or after the model is made",
     "more than 1 value per channel": "batch normalization needs two documents a batch: raise train_batch_size, or use LayerNorm",
     "index out of range": "an id among the features is beyond the model's embeddings: of its vocabulary, or of its positions",
+    "expanded size of the tensor": "a document may be longer than the model has positions: truncate it in encode_data",
+    "must have the same dtype": "parts of the model differ in their type: call .float() on all of it in load_model",
+    "meta tensor": "the weights are not loaded: load_model must put them on the CPU (no device_map, no init_empty_weights)",
     "does not require grad": "forward() cuts the gradient: look for torch.no_grad, .detach() or .item()",
 }
 
@@ -162,6 +165,18 @@ def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions
             f"{file}: load_model returned a model with logits of shape {list(logits.shape)} for {documents} documents; "
             f"expected [{documents}, {num_labels}], as the data have {num_labels} labels (pass num_labels=context.num_labels)"
         )
+    if num_labels > 1 and _are_probabilities(logits):
+        raise UserCodeError(
+            f"{line_of(functions, 'softmax')}: forward() of the loaded model returned probabilities, which sum to 1; expected logits, of "
+            "which docml takes the softmax itself: twice would hide how sure the model is (return what goes into softmax, or its log)"
+        )
+
+
+def _are_probabilities(logits: torch.Tensor) -> bool:
+    if not logits.is_floating_point():
+        return False
+    values = logits.float()
+    return bool((values >= 0).all() and ((values.sum(-1) - 1).abs() < 1e-5).all() and (values < 1).all())
 
 
 def check_keys(keys: Sequence[str], features: Sequence[str], classifier: Classifier, functions: UserFunctions) -> None:

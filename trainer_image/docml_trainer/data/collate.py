@@ -4,6 +4,7 @@ Every sequence feature, also a nested one (boxes, chunks, pages), is padded to t
 not declared as fixed; lists of one document may differ in length, too. What the user padded already is as long as it is, and stays.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,8 +53,7 @@ class Collator:
             )
         self.padding = {name: (padding or {}).get(name, 0) for name in self.shapes}
         for name, value in self.padding.items():
-            if is_image(name, self.shapes[name]) and not 0 <= value <= 255:
-                raise DataError(f"PADDING of {name!r} is {value}; expected 0 to 255, since {name} holds bytes")
+            _check_padding(name, self.shapes[name], value)
         self.pad_to_multiple_of = pad_to_multiple_of or 1
         self.fixed_shape = {name: tuple(shape) for name, shape in (fixed_shape or {}).items()}
         wants_mask = ATTENTION_MASK in (forward_parameters or ()) and ATTENTION_MASK not in self.shapes
@@ -188,6 +188,18 @@ def _dtype(name: str, shape: Shape) -> type[np.generic]:
     if is_image(name, shape):
         return np.uint8
     return np.int64 if shape.is_integer else np.float32
+
+
+def _check_padding(name: str, shape: Shape, value: float) -> None:
+    """DataError unless the tensor can hold the value as it is."""
+    dtype = _dtype(name, shape)
+    low, high = {np.uint8: (0, 255), np.bool_: (0, 1), np.int64: (-(2**63), 2**63 - 1)}.get(dtype, (None, None))
+    if low is not None and high is not None:
+        if not low <= value <= high or value != int(value):
+            holds = {np.uint8: "bytes", np.bool_: "booleans"}.get(dtype, "whole numbers")
+            raise DataError(f"PADDING of {name!r} is {value}; expected {low} to {high}, since {name} holds {holds}")
+    elif math.isnan(value):
+        raise DataError(f"PADDING of {name!r} is {value}; expected a number: everything computed with it would be none")
 
 
 def _of(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from docml_trainer.data.shapes import Shape
 
 Array = np.ndarray[Any, Any]
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)  # of a tensor
 _PLAIN_TYPES: dict[str, set[type]] = {"bool": {bool}, "int": {int}, "float": {int, float}}
 
 
@@ -105,7 +106,10 @@ def _plain(shape: Shape, values: Sequence[Any]) -> Column | None:
     except (pa.ArrowInvalid, OverflowError):
         return None
     lengths = np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return Column(shape, array.values.to_numpy(zero_copy_only=False), (lengths,))
+    flat = array.values.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind == "f" and flat.size and not np.abs(flat).max() <= _LARGEST_FLOAT:
+        return None  # infinite, or would be; NaN too
+    return Column(shape, flat, (lengths,))
 
 
 def _checked(shape: Shape, values: Sequence[Any]) -> Column:
@@ -142,7 +146,9 @@ class _Document:
     def _as_array(self, value: Any, *, ragged: bool) -> Array | None:
         """None where lists of one axis differ in length and may do so."""
         if hasattr(value, "detach"):  # a torch tensor
-            value = value.detach().cpu().numpy()
+            value = self._of_tensor(value)
+        elif getattr(value, "dtype", None) == object and hasattr(value, "tolist"):
+            value = value.tolist()  # of NumPy or pandas: what its objects are, their own types say
         try:
             array = np.asarray(value)
             mixed = (
@@ -155,6 +161,17 @@ class _Document:
             raise self._wrong(f"found lists{_inner_lengths(value)} among the values") from error
         except OverflowError as error:
             raise self._wrong("found an integer beyond 64 bits") from error
+
+    def _of_tensor(self, tensor: Any) -> Array:
+        try:
+            tensor = tensor.detach().cpu()
+            found: Array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        except (
+            TypeError,
+            RuntimeError,
+        ) as error:  # sparse, quantized, without data (NotImplementedError is a RuntimeError)
+            raise self._wrong(f"found a tensor that NumPy does not take ({str(error).splitlines()[0]})") from error
+        return found
 
     def _check(self, array: Array, axis: int) -> None:
         allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(self.shape.dtype).kind]
@@ -179,8 +196,9 @@ class _Document:
     def _cast(self, array: Array) -> Array:
         with np.errstate(over="ignore"):
             converted = array.astype(self.shape.dtype)
-        if self.shape.dtype.startswith("float") and not np.array_equal(np.isinf(converted), np.isinf(array)):
-            raise self._wrong(f"found a number beyond the range of {self.shape.dtype}")
+            in_tensor = converted.astype(np.float32) if self.shape.dtype == "float64" else converted
+        if self.shape.dtype.startswith("float") and not np.array_equal(np.isinf(in_tensor), np.isinf(array)):
+            raise self._wrong(f"found a number beyond the range of {in_tensor.dtype}, as which it reaches the model")
         return converted
 
     def _wrong(self, found: str, limits: str = "") -> BadValue:
