@@ -50,6 +50,8 @@ def pattern_refusal(entry: str) -> str | None:
     rest = re.sub(r"\[!?[^\]]+\]", "", entry)
     if "[" in rest or "]" in rest:
         return "a '[' without its ']'"
+    if "[^" in entry:
+        return "'[^', where '[!' stands for all but these characters"
     return None
 
 

@@ -7,7 +7,7 @@ since the documents are encoded once for all trials.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -133,7 +133,8 @@ def _complain_of_length(ini: Ini, entry: Entry, expected: str, example: str) -> 
 
 def _has_slip(ini: Ini, entry: Entry) -> bool:
     """Complain of the experimenter's own value if it is not written as what it seems to be."""
-    slip = find_constant_slip(entry.value) if ini.dialect > 1 and entry.key not in KNOWN else None
+    unknown = ini.dialect > 1 and entry.key not in KNOWN
+    slip = find_constant_slip(entry.value, strict=ini.dialect > 3) if unknown else None
     if slip:
         ini.complain(entry.line, f"{entry.key} = {shown(entry.value)} ({slip[0]})", slip[1], slip[2])
     return slip is not None
@@ -141,12 +142,20 @@ def _has_slip(ini: Ini, entry: Entry) -> bool:
 
 def _take_known(ini: Ini, entry: Entry, value: Any, values: dict[str, Any]) -> None:
     complaint = complaint_about(entry.key, value)
+    if ini.dialect > 3 and isinstance(value, bool) and bool not in _types_of(entry.key):
+        complaint = "a number or a word, not a switch"
     if complaint:
         ini.complain(
             entry.line, f"{entry.key} = {shown(entry.value)}", complaint, f"{meaning(entry.key)}; {default(entry.key)}"
         )
     else:
         values[entry.key] = _typed(entry.key, value)
+
+
+def _types_of(key: str) -> tuple[Any, ...]:
+    """The types that one of the platform's own hyperparameters may have."""
+    annotation = TrainingHyperparameters.model_fields[key].annotation
+    return get_args(annotation) or (annotation,)
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -194,6 +203,9 @@ def _is_good_key(ini: Ini, entry: Entry, section: str) -> bool:
             "move it up into [settings]",
         )
         return False
+    if ini.dialect > 3 and (wrong := _misplaced(entry.key)):
+        ini.complain(entry.line, f"the key {shown(entry.key)} in [{section}]", *wrong)
+        return False
     guess = None if entry.key in KNOWN else nearest(entry.key, KNOWN, cutoff=0.9)
     if ini.dialect > 2:
         guess = _ELSEWHERE.get(entry.key.lower(), guess)
@@ -205,6 +217,19 @@ def _is_good_key(ini: Ini, entry: Entry, section: str) -> bool:
             f"did you mean {guess}? Otherwise rename your own key, so that nobody mistakes it",
         )
     return guess is None
+
+
+def _misplaced(key: str) -> tuple[str, str] | None:
+    """What is expected and to be done, of a key in quotes, or with the name of a model or section before one of the platform's own."""
+    if {*key} & {*"\"'`\u201c\u201d\u2018\u2019"}:
+        return "a key without quotes", "remove them"
+    before, dot, name = key.rpartition(".")
+    if dot and name in (*KNOWN, MAX_LENGTH):
+        where = f"[{HYPERPARAMETERS}]" if before in (HYPERPARAMETERS, TUNABLE) else f"[{HYPERPARAMETERS}.{before}]"
+        return f"{name}, in {where}", f"write {name} in a section of its own, {where}"
+    if name != MAX_LENGTH and re.sub(r"[-_]", "", key).lower() == "maxlength":
+        return f"{MAX_LENGTH}, which the platform reads too", f"write {MAX_LENGTH}"
+    return None
 
 
 def read_ranges(ini: Ini, section: str = TUNABLE) -> dict[str, SearchRange]:
@@ -286,7 +311,7 @@ def _words(text: str, dialect: int) -> tuple[list[str], tuple[Any, ...]]:
         return plain, tuple(parse_constant(word) for word in plain if word)
     items = split_items(text)
     for word, quoted in items:
-        slip = None if quoted or len(word) > MAX_TUNED_VALUE else find_constant_slip(word)
+        slip = None if quoted or len(word) > MAX_TUNED_VALUE else find_constant_slip(word, strict=dialect > 3)
         if slip:
             raise ValueError(f"{word}: {slip[0]}")
     if len(items) == 1 and len(items[0][0]) <= MAX_TUNED_VALUE and _NO_INTERVAL.fullmatch(items[0][0]):

@@ -13,7 +13,8 @@ from resources.aws import is_reference
 
 # How values are read. 1: as they stand, so that quotes belong to them, and comments behind them too: how the runs of that time go on.
 # 2: quotes are understood, and slips of the pen are refused. 3: hyperparameters by the names that other libraries have for them are, too.
-DIALECT = 3
+# 4: so are switches where numbers are meant, quoted keys, keys of one model outside its section, and other formats' words for nothing.
+DIALECT = 4
 # Of the whole text, and of what is too long for any value: whoever reads a folder, a sensor's tick too, must be done soon.
 MAX_CHARACTERS = 250_000
 MAX_KEYS = 500

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from docml_assets.errors import nearest, shown
 from docml_assets.experiment.settings.ini import Ini
 from docml_assets.experiment.settings.keys import Keys
-from docml_assets.experiment.settings.values import check_names, is_quoted, split_items, unquoted
+from docml_assets.experiment.settings.values import check_names, is_quoted, means_nothing, split_items, unquoted
 from docml_contract.file_names import is_pattern
 
 QUERIES = ("labels_query", "predict_query")
@@ -17,7 +17,8 @@ ABSENT = object()  # stands for a value that says: as if the key were not there
 _FILES = frozenset({"files_from_prod", "files_optional", "files_on_research", "model_input_files"})
 # Keys that `none` leaves at their default, beside those whose value may be none.
 _NONE_IS_ABSENT = frozenset(
-    {"files_on_research", "encoded_data_dir", "num_labels_threshold", "wandb_project"}
+    {"files_on_research", "encoded_data_dir", "num_labels_threshold", "wandb_project", "use_case", "split"}
+    | {"objective_metric_name"}
     | {"reconciliation_processes", "preparation_processes"}
 )
 # Stand in for required keys that are wrong, so that the rules between the others can still be checked.
@@ -48,6 +49,12 @@ def read_keys(ini: Ini, slips: frozenset[str]) -> tuple[Keys | None, frozenset[s
         else:
             try:
                 value = read_value(name, entry.value)
+                if (
+                    ini.dialect > 3
+                    and means_nothing(entry.value)
+                    and get_origin(Keys.model_fields[name].annotation) is not tuple
+                ):
+                    raise ValueError("what other formats write for nothing: write none, or leave the key out")
             except ValueError as error:
                 bad.add(name)
                 meant.add(entry.key)
@@ -95,8 +102,9 @@ def _complain_of_values(ini: Ini, error: ValidationError, meant: Collection[str 
         if detail["type"] == "default_factory_not_called" or name in bad:
             continue
         bad.add(name)
-        if detail["type"] != "missing":
-            _complain_of_value(ini, name, "" if detail["input"] == () else detail["input"], _reason(detail))
+        entry = ini.section("settings").get(name.upper())
+        if detail["type"] != "missing" or entry:
+            _complain_of_value(ini, name, entry.value if entry else detail["input"], _reason(detail))
         elif name.upper() not in meant:
             key, extra = name.upper(), extra_of(name)
             expected = f"{extra['expected']} ({Keys.model_fields[name].description})"

@@ -71,6 +71,11 @@ def _is_strange(character: str) -> bool:
     return (kind in ("Cc", "Cf", "Zl", "Zp") and character not in "\t\n") or (kind == "Zs" and character != " ")
 
 
+def means_nothing(text: str) -> bool:
+    """Whether a text is what other formats write for `none`."""
+    return text.lower() in _NOTHING
+
+
 def is_quoted(text: str) -> bool:
     """Whether one pair of quotes stands around all of it; inside, a doubled quote stands for one."""
     quote = text[:1]
@@ -127,10 +132,16 @@ _NEARLY_A_WORD = {
 _ESCAPED = re.compile(r"[\w:.-]\\[bfnrtu]\w|^\"[A-Za-z]:\\[^\\]")
 
 
-def find_constant_slip(text: str) -> Slip | None:
+_ALMOST = re.compile(r"[(\u2212\u2013+-]\s*\d.*|\d[\d.]*\s*([#;|].*|/\s*\d[\d.]*|,)|\d[\d.]*(\s+\d[\d.]*)+", re.DOTALL)
+_NOTHING = frozenset({"~", "nil", "null", "n/a", "<none>", "undefined"})
+
+
+def find_constant_slip(text: str, *, strict: bool = True) -> Slip | None:
     """What is wrong with a hyperparameter that would otherwise be read as a text, or as another one than people see."""
     if not text:
         return "nothing behind the '='", "a value", 'write "" for an empty text, or null'
+    if strict and text != "null" and text.lower() in _NOTHING:
+        return "what other formats write for nothing", "null, or a value", "write null, or the text in quotes"
     if text in _NEARLY_A_WORD or text.lower() in ("yes", "no", "on", "off"):
         word = _NEARLY_A_WORD.get(text) or _NEARLY_A_WORD[text.lower()]
         return (
@@ -144,12 +155,15 @@ def find_constant_slip(text: str) -> Slip | None:
             f"a number up to {sys.float_info.max:.0e}",
             "write a smaller one, or put a text in quotes",
         )
-    if _NEARLY_A_NUMBER.fullmatch(text):
+    almost = strict and isinstance(number, _Broken) and _ALMOST.fullmatch(text)
+    if almost or _NEARLY_A_NUMBER.fullmatch(text):
         return (
             "what is nearly a number",
             "a number such as 2, 0.5 or 1e-4, a list such as [1, 2], or a text",
             "write it so, or put a text in quotes",
         )
+    if strict and text.startswith('"') and not is_quoted(text) and isinstance(_json(text), _Broken):
+        return "quotes that are not around all of it", "a text", "put quotes around all of it, or none"
     if text.startswith('"') and (_ESCAPED.search(text) or isinstance(_json(text), _Broken)):
         return (
             "backslashes in double quotes, where JSON gives them a meaning",
@@ -231,13 +245,20 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _distinct_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} more than once")
+    return dict(pairs)
+
+
 def _metric_definitions(value: Any) -> Any:
     """`{"name": "regex"}`, or SageMaker's own `[{"Name": …, "Regex": …}]`, as pairs."""
     if isinstance(value, str):
         if value.strip().lower() in ("", "none"):
             return ()
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=_distinct_pairs)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"no JSON: {error}") from error
     if isinstance(value, dict):

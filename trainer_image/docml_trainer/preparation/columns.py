@@ -147,7 +147,7 @@ class _Document:
         """None where lists of one axis differ in length and may do so."""
         if hasattr(value, "detach"):  # a torch tensor
             value = self._of_tensor(value)
-        elif getattr(value, "dtype", None) == object and hasattr(value, "tolist"):
+        elif getattr(getattr(value, "dtype", None), "kind", None) == "O" and hasattr(value, "tolist"):
             value = value.tolist()  # of NumPy or pandas: what its objects are, their own types say
         try:
             array = np.asarray(value)

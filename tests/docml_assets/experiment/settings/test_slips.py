@@ -32,6 +32,14 @@ UNDERSTOOD: list[tuple[str, str, str, Any]] = [  # lines of [settings], of [hype
     ('IGNORED_LABELS = "none"', "", "ignored_labels", ("none",)),
     ("IGNORED_LABELS = None", "", "ignored_labels", ()),
     ("IGNORED_LABELS\t=\tother,\tunknown", "", "ignored_labels", ("other", "unknown")),
+    ("USE_CASE = none", "", "use_case", "classification"),
+    ("SPLIT = none", "", "split", (0.8, 0.1, 0.1)),
+    ('WANDB_ENTITY = "null"', "", "wandb_entity", "null"),
+    ("IGNORED_LABELS = null, n/a", "", "ignored_labels", ("null", "n/a")),
+    ("", 'separator = "~"', "separator", "~"),
+    ("", "started = 2024-01-01", "started", "2024-01-01"),
+    ("", "folder = 2024/invoices", "folder", "2024/invoices"),
+    ("", "gradient_checkpointing = yes", "gradient_checkpointing", True),
     ("FILES_ON_RESEARCH = none", "", "files_on_research", ("raw_text.json",)),
     ("FILES_OPTIONAL = none", "", "files_optional", ()),
     ("NUM_LABELS_THRESHOLD = none", "", "num_labels_threshold", 0),
@@ -105,6 +113,14 @@ REFUSED = [  # lines of [settings], which begin on line 6, and what is said
     ("RUN_TRAINING = none", "neither true nor false"),
     ("MAX_ARTIFACTS = 1.000", "a point where some write thousands"),
     ("SPLIT_SEED = 10.000", "a point where some write thousands"),
+    ("DOCKER_IMAGE = null", "what other formats write for nothing"),
+    ("WANDB_ENTITY = ~", "what other formats write for nothing"),
+    ("SPLIT = 80/10/10", "found SPLIT = 80/10/10; expected three shares"),
+    ("SPLIT = 0.8, 0.1", "found SPLIT = 0.8, 0.1; expected three shares"),
+    ("SPLIT = 80%, 10%, 10%", "found SPLIT = 80%, 10%, 10%; expected three shares"),
+    ("IGNORED_LABELS = a, b, a", "found IGNORED_LABELS = a, b, a (a more than once)"),
+    ('METRIC_DEFINITIONS = {"a": "a=(.*)", "a": "b=(.*)"}', "a more than once"),
+    ("FILES_OPTIONAL = page_[^0].png", "'[!' stands for all but these"),
     ("DOCKER_IMAGE = https://registry.example/docml:1", "an image URI"),
 ]
 
@@ -163,6 +179,22 @@ REFUSED_HYPERPARAMETERS = [
     ("batch_size = 8", "did you mean train_batch_size?"),
     ("num_epochs = 3", "did you mean epochs?"),
     ("warmup_steps = 100", "did you mean warmup_ratio?"),
+    ("epochs = true", "not a switch"),
+    ("learning_rate = true", "not a switch"),
+    ('"epochs" = 3', "a key without quotes"),
+    ("small.epochs = 3", "epochs, in [hyperparameters.small]"),
+    ("hyperparameters.epochs = 3", "epochs, in [hyperparameters];"),
+    ("Max-Length = 256", "max_length, which the platform reads too"),
+    ("dropout = \u22125", "nearly a number"),
+    ("dropout = 1/3", "nearly a number"),
+    ("layers = (1, 2)", "nearly a number"),
+    ("layers = 1 2 3", "nearly a number"),
+    ("limit = 10 000", "nearly a number"),
+    ("limit = 128#tokens", "nearly a number"),
+    ("limit = 3;", "nearly a number"),
+    ("limit = ~", "other formats write for nothing"),
+    ("limit = nil", "other formats write for nothing"),
+    ('title = "a"b', "quotes that are not around all of it"),
     ("max_length = 512 tokens", "a whole number from 1"),
     ("max_length = 512.0", "a whole number from 1"),
     ("max_length = -1", "a whole number from 1"),
@@ -189,6 +221,10 @@ def test_a_hyperparameter_is_refused_at_its_line(line: str, said: str) -> None:
         ("x = 1 - 3", "an interval is written with ->"),
         ("x = [8, 16]", "a list in brackets"),
         ("x = 8; 16", "a semicolon"),
+        ("x = 8 16 32", "nearly a number"),
+        ("x = 8|16", "nearly a number"),
+        ("x = (8, 16)", "nearly a number"),
+        ("x = a, ~", "other formats write for nothing"),
         ("x = 8, 16 # few", "a comment behind the value"),
         ("x = yes, no", "read as a text"),
         ("x = 1e400, 1", "a number larger than any"),
@@ -220,6 +256,16 @@ def test_a_wrong_section_is_one_problem(line: str) -> None:
 def test_names_of_other_libraries_stay_in_runs_that_have_them() -> None:
     text = settings_text("", "lr = 1e-3\nmax_length = 512.0")
     assert parse_settings(text, "f", dialect=2).own_hyperparameters == {"lr": 1e-3, "max_length": 512.0}
+
+
+def test_slips_that_were_not_refused_once_stay_what_they_were() -> None:
+    text = settings_text(
+        "WANDB_ENTITY = ~", "epochs = true\nsmall.epochs = 3\nlimit = 10 000\nMax-Length = 5", "x = 8 16"
+    )
+    found = parse_settings(text, "f", dialect=3)
+    assert (found.wandb_entity, found.hyperparameters["epochs"]) == ("~", 1)
+    assert found.own_hyperparameters == {"small.epochs": 3, "limit": "10 000", "Max-Length": 5}
+    assert found.tunable == {"x": Choice(values=("8 16",))}
 
 
 def test_runs_that_were_claimed_before_keep_their_values() -> None:
