@@ -19,14 +19,16 @@ RACERS, RACES = 64, int(os.environ.get("DOCML_RACES", "20"))
 
 def test_sixteen_commands_at_once_in_fresh_homes(undisturbed: Tiny, warm: Warm, tmp_path: Path) -> None:
     tiny = undisturbed.copy(tmp_path / "tiny", home=False)
+    short = ("run", EXPERIMENT, "--steps", "reconciliation")  # finished as all others: what is raced for is the home
     for _ in range(ROUNDS):
         shutil.rmtree(tiny.home, ignore_errors=True)
-        commands = [warm.start(tiny, "run", EXPERIMENT, log=f"log-{number}") for number in range(AT_ONCE)]
+        commands = [warm.start(tiny, *short, log=f"log-{number}") for number in range(AT_ONCE)]
         for command in commands:
             assert command.wait(900) == 0, command.text
             assert "Traceback" not in command.text
         assert tiny.dagster_runs() == {"SUCCESS": AT_ONCE}
-        warm.run(tiny, "run", EXPERIMENT)
+        warm.run(tiny, *short)
+    warm.run(tiny, "run", EXPERIMENT)
     assert tiny.versions() == undisturbed.versions()
 
 
