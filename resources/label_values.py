@@ -22,6 +22,8 @@ from resources.errors import LabelError
 
 # The columns that every query yields, as text in the end.
 TEXT_COLUMNS = ("artifact_guid", "label", "file_hash")
+# What exports write where there is no value
+NO_VALUE = r"(?i)^(-+|\?+|nan|none|null|nil|n/?a|unknown|undefined)$"
 _MICROSECONDS = pa.timestamp("us")
 _UTC = pa.timestamp("us", tz="UTC")
 _KINDS: dict[type, pa.DataType] = {
@@ -147,6 +149,11 @@ def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
     for label in sorted(set(labels)):
         groups.setdefault(_looks(label), []).append(label)
     return sorted(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def missing_values(labels: Iterable[str]) -> list[str]:
+    """Labels that may say that there is none, as an export writes it."""
+    return sorted(label for label in labels if re.match(NO_VALUE, label.strip()))
 
 
 def idle_names(names: Iterable[str], labels: Iterable[str]) -> dict[str, str | None]:

@@ -28,7 +28,7 @@ from docml_assets.terminal import say
 from docml_contract.names import STEPS, check_experiment_name
 from resources.errors import ResourceError
 from resources.jobs.interface import read_prices
-from resources.label_values import column_named, describe_idle, idle_names, look_alikes
+from resources.label_values import column_named, describe_idle, idle_names, look_alikes, missing_values
 from resources.labels import LabelSource
 from resources.store import Store
 
@@ -157,6 +157,10 @@ def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str,
         found = f"labels that look the same: {' = '.join(map(repr, group))}"
         remedy = "make them one, with lower(trim(label)) for example, or ignore all but one"
         yield oddity("LABELS_QUERY", found, "one spelling for each label", remedy)
+    if missing := [label for label in missing_values(counts) if label not in settings.ignored_labels]:
+        found = f"labels that may say that there is none: {', '.join(map(repr, missing))}"
+        remedy = "leave these rows out in LABELS_QUERY, or name them in IGNORED_LABELS"
+        yield oddity("LABELS_QUERY", found, "labels that documents have", remedy)
     kept = [
         label
         for label, n in counts.items()

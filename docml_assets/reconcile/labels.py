@@ -14,7 +14,7 @@ from docml_assets.reconcile.findings import (
     findings_table,
     printable,
 )
-from resources.label_values import TEXT_COLUMNS, column_named
+from resources.label_values import NO_VALUE, TEXT_COLUMNS, column_named
 from resources.store import refusals
 
 # A label names a class and a folder of a report; longer ones are data that slipped into the wrong column.
@@ -27,8 +27,6 @@ INVISIBLE = r"[\p{Cc}\p{Cf}\p{Cn}\p{Zl}\p{Zp}]"
 NOT_UTF8 = "\ufffd"
 # A whole number that a database gives back as a fraction
 WHOLE = r"^(\d+)\.0+$"
-# What exports write where there is no hash: many artifacts "share" it.
-NO_HASH = r"(?i)^(0+|-+|\?+|nan|none|null|nil|n/?a|unknown|undefined)$"
 # One file's hash comes in capitals, in small letters, or with a prefix, as its tool likes. In mixed letters it may be base64.
 HEXADECIMAL = r"^(?:0[xX]|\\[xX])?([0-9a-f]{16,}|[0-9A-F]{16,})$"
 
@@ -74,7 +72,7 @@ def _without_hashes_that_are_none(rows: pl.DataFrame, findings: ReconciliationFi
     reasons = {
         "file_hash is NULL": pl.col("file_hash").is_null(),
         "file_hash is empty": (text == "").fill_null(False),
-        "file_hash says that there is none": text.str.contains(NO_HASH).fill_null(False),
+        "file_hash says that there is none": text.str.contains(f"{NO_VALUE}|^0+$").fill_null(False),
         "file_hash is not UTF-8": text.str.contains(NOT_UTF8, literal=True).fill_null(False),
     }
     counts = rows.select(condition.sum().alias(reason) for reason, condition in reasons.items()).row(0)

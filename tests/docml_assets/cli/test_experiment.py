@@ -174,6 +174,12 @@ def test_labels_that_look_alike_or_are_too_few_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_that_may_say_that_there_is_none_are_said(tmp_path: Path) -> None:
+    rows: dict[str, list[str | None]] = {"label": ["memo", "N/A", "nan", "nano", "0", None]}
+    assert oddities(tmp_path, "", rows) == [(5, "labels that may say that there is none: 'N/A', 'nan'")]
+    assert oddities(tmp_path, "IGNORED_LABELS = N/A, nan", rows) == []
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [(["a", "b", "c"], "another value in every row"), ([None, None, None], "no value in every row")],
