@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -63,7 +64,7 @@ class UntrustedFolder:
                     if stat.S_ISREG(status.st_mode) and not name.startswith("."):
                         yield os.path.normpath(f"{folder}/{name}"), status
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BufferedReader:
         """A plain file in it or below it, to read. OSError for anything else, and for what lies behind a link."""
         *folders, name = path.split("/")
         with ExitStack() as opened:

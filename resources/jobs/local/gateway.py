@@ -12,7 +12,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Mapping
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed does not name it
 
 HEAD_BYTES = 64 << 10  # of a request's line and headers
 BLOCK = 1 << 16
