@@ -211,7 +211,7 @@ def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None)
         process.stdin.close()
         for text in process.stderr or ():
             said.append(text)
-            click.echo(text, err=True, nl=False)
+            say(text.removesuffix("\n"), err=True)
     if process.returncode:
         message = f"docker {arguments[0]} failed with exit code {process.returncode}; its own message stands above"
         raise ImageError(message, "".join(said))

@@ -2,6 +2,7 @@ import sqlite3
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def test_text_that_is_not_utf8(postgres_server: PostgresServer, tmp_path: Path) 
         "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'",
     )
     ascii_url = postgres_server.url.replace("/postgres?", "/ascii?")
-    PostgresServer(ascii_url).execute("CREATE TABLE t (a text)", r"INSERT INTO t VALUES (E'caf\xe9')")
+    replace(postgres_server, url=ascii_url).execute("CREATE TABLE t (a text)", r"INSERT INTO t VALUES (E'caf\xe9')")
     assert LabelSource(ascii_url, {}).fetch("SELECT a FROM t")["a"].to_pylist() == ["caf\ufffd"]
 
 
