@@ -32,7 +32,7 @@ KEYS = ("artifact_guid", "label")  # the columns that the tables of all models s
 
 
 @dataclass(frozen=True)
-class Answers:
+class SplitAnswers:
     """The tables that an inference job hands over, however they came about."""
 
     predictions: pa.Table
@@ -42,7 +42,7 @@ class Answers:
     jobs: tuple[JobResult, ...] = ()
 
     @classmethod
-    def read(cls, work: Work, folder: str, output: JobOutput, jobs: tuple[JobResult, ...] = ()) -> "Answers":
+    def read(cls, work: Work, folder: str, output: JobOutput, jobs: tuple[JobResult, ...] = ()) -> "SplitAnswers":
         """From the folder of a job's output. IncompleteArtifact."""
 
         def content(name: str) -> bytes:
@@ -57,11 +57,11 @@ class Answers:
             jobs=jobs,
         )
 
-    def joined(self, other: "Answers") -> "Answers":
+    def joined(self, other: "SplitAnswers") -> "SplitAnswers":
         """Those of two models of a comparison on the same documents. IncompleteArtifact if they are others."""
         models = {**self.timings["models"], **other.timings["models"]}
         both = self.validation is not None and other.validation is not None
-        return Answers(
+        return SplitAnswers(
             predictions=_join(self.predictions, other.predictions),
             documents=_join(self.documents, other.documents),
             timings={**self.timings, "models": models},
@@ -78,20 +78,20 @@ def _join(first: pa.Table, second: pa.Table) -> pa.Table:
     return first
 
 
-def find_answers(work: Work, data: PreparedData, manifests: Mapping[str, Manifest], spec: JobSpec) -> Answers:
+def find_answers(work: Work, data: PreparedData, manifests: Mapping[str, Manifest], spec: JobSpec) -> SplitAnswers:
     """The trainings' answers if they are those of these models on these data; else what the job of `spec` answers."""
     found = _of_trainings(work, data, manifests)
     if found is not None:
         work.reporter.say("the jobs of the trainings have predicted the test split: no job is launched for it")
         return found
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
-    return Answers.read(work, result.output_prefix, result.output, (result,))
+    return SplitAnswers.read(work, result.output_prefix, result.output, (result,))
 
 
-def _of_trainings(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> Answers | None:
+def _of_trainings(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> SplitAnswers | None:
     """What the jobs that made the run's models answered after it; None unless all models did."""
     records = [record for record in job_records(work.store, work.place) if record.status == "Completed"]
-    joined: Answers | None = None
+    joined: SplitAnswers | None = None
     for name in work.settings.model_names:
         mine = [record for record in records if record.spec.model == name and _fits(work, record, data)]
         answers = next(
@@ -111,12 +111,12 @@ def _fits(work: Work, record: JobRecord, data: PreparedData) -> bool:
     return phase.validation or work.settings.auto_accept_precision is None
 
 
-def _of_training(work: Work, record: JobRecord, manifest: Manifest) -> Answers | None:
+def _of_training(work: Work, record: JobRecord, manifest: Manifest) -> SplitAnswers | None:
     """The answers that a job left beside its model, if that is the model that was published; None if it left none."""
     folder = f"{record.output_prefix}/{INFERENCE}"
     try:
         output = JobOutput.from_bytes(work.store.get(f"{folder}/{OUTPUT}"), work.store.uri(f"{folder}/{OUTPUT}"))
-        answers = Answers.read(work, folder, output)
+        answers = SplitAnswers.read(work, folder, output)
     except MissingKey:
         return None
     except (IncompleteArtifact, UnreadableDocument) as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from docml_assets.report.schema import read_report
 from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
-from docml_assets.steps.answers import Answers, find_answers
+from docml_assets.steps.answers import SplitAnswers, find_answers
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest, recorded_data
 from docml_assets.steps.reuse import earlier_runs, find_finished, read_required, reused_outcome, take_earlier
@@ -113,7 +113,7 @@ def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
 
 
 def _report(
-    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], answers: Answers
+    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], answers: SplitAnswers
 ) -> "ReportFiles":
     """What can be said about the models' answers, beside the store, where earlier runs can be compared."""
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
