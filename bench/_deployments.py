@@ -1,4 +1,4 @@
-"""A deployment folder of a classifier with random weights, for the benchmarks of predict and serve."""
+"""Deployment folders of classifiers with random weights, for the benchmarks of predict and serve, and for tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +23,18 @@ def deployment_folder(folder: Path, model: str, labels: Sequence[str], file: str
         optional_files=(),
         has_process_func=False,
     )
+    return seal(folder, context, functions)
+
+
+def seal(folder: Path, context: ModelContext, functions: str, requirements: str = "") -> Path:
+    """Make a deployment folder of one that holds the exported model: what stands beside it, and the manifest over all."""
     (folder / names.MODEL_CONTEXT).write_bytes(context.to_bytes())
     (folder / names.USER_FUNCTIONS).write_text(functions)
-    (folder / names.REQUIREMENTS).write_text("")
+    (folder / names.REQUIREMENTS).write_text(requirements)
     manifest = Manifest(
         asset=names.DEPLOYMENT,
-        experiment="EXP-1-bench",
-        run=1,
+        experiment=context.experiment,
+        run=context.run,
         created_at=utc_now(),
         cache_key="0" * 64,
         data_version="0" * 64,

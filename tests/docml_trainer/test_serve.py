@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench._deployments import seal
 from docml_contract import names
-from docml_contract.manifests import Manifest, ModelContext, describe_folder, sha256_file, utc_now
+from docml_contract.manifests import ModelContext, sha256_file
 from docml_trainer.serving.documents import References, RequestError, may_name_references
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.jobfolder import KEPT, TRAINER_IMAGE
@@ -87,22 +88,7 @@ def deployment_folder(folder: Path, module: torch.nn.Module) -> Path:
         optional_files=("page_*.txt",),
         has_process_func=True,
     )
-    (folder / names.MODEL_CONTEXT).write_bytes(context.to_bytes())
-    (folder / names.USER_FUNCTIONS).write_text(FUNCTIONS)
-    (folder / names.REQUIREMENTS).write_text("torch\n")
-    manifest = Manifest(
-        asset=names.DEPLOYMENT,
-        experiment="EXP-1",
-        run=3,
-        created_at=utc_now(),
-        cache_key="0" * 64,
-        data_version="0" * 64,
-        inputs={},
-        code_version="1",
-        files=describe_folder(folder),
-    )
-    (folder / names.MANIFEST).write_bytes(manifest.to_bytes())
-    return folder
+    return seal(folder, context, FUNCTIONS, "torch\n")
 
 
 @dataclass
