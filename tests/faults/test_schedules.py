@@ -1,7 +1,7 @@
 """Whole runs under real kills at random moments, drawn from a seed: nothing is done twice, lost, half-written or left over.
 
-DOCML_SCHEDULES (of `make test-faults`): how many, and where they are kept, `200` or `200:folder`. What a folder says to have passed is not run
-again, so that a long series can be taken up.
+DOCML_SCHEDULES (of `make test-faults`): how many, or the first seed and the first no more, and where they are kept: `200`, `200:folder` or
+`100-200:folder`. What a folder says to have passed is not run again, so that a long series can be taken up, and several processes can share it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tests.faults.tiny import EXPERIMENT, Command, Tiny, Warm, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
-COUNT, _, FOLDER = os.environ.get("DOCML_SCHEDULES", "3").partition(":")
+SEEDS, _, FOLDER = os.environ.get("DOCML_SCHEDULES", "3").partition(":")
 RUN = ("run", EXPERIMENT, "-v")
 # What a run says on its way, in order; a signal comes a moment after one of them, whatever the machine's speed.
 MARKS = (
@@ -143,7 +143,7 @@ def steps_repeated(tiny: Tiny) -> list[tuple[int, int]]:
     return [(int(epoch), int(step)) for epoch, step in re.findall(r"Resumed from \S+: epoch (\d+), step (\d+)", text)]
 
 
-@pytest.mark.parametrize("seed", range(int(COUNT)))
+@pytest.mark.parametrize("seed", range(*map(int, SEEDS.split("-"))))
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(
     seed: int, undisturbed: Tiny, warm: Warm, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
