@@ -6,7 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from docml_assets.report.comparison import PreviousRun, against_the_past, compare_pairs, disagreements, label_winners
+from docml_assets.report.comparison import (
+    PreviousRun,
+    against_the_past,
+    compare_pairs,
+    disagreements,
+    label_winners,
+    score_history,
+)
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots
@@ -19,8 +26,18 @@ from docml_assets.report.predictions import (
     read_predictions,
     with_baseline,
     with_groups,
+    with_probabilities,
 )
-from docml_assets.report.schema import Bin, Calibration, LabelWinner, ModelPolicy, ModelReport, PerLabel, Report
+from docml_assets.report.schema import (
+    Bin,
+    Calibration,
+    LabelWinner,
+    ModelPolicy,
+    ModelReport,
+    PastScore,
+    PerLabel,
+    Report,
+)
 from docml_assets.report.statistics import (
     LabelScores,
     calibration,
@@ -32,7 +49,7 @@ from docml_assets.report.statistics import (
 from docml_assets.report.summary import summarize, warnings
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import digest
-from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX
+from docml_contract.names import PREDICTION_SUFFIX, PROBABILITIES_SUFFIX, PROBABILITY_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,7 @@ def build_report(
     groups: Mapping[str, str | None] | None = None,
     target: float | None = None,
     validation: pa.Table | None = None,
+    changed: Sequence[str] = (),
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -83,8 +101,10 @@ def build_report(
     shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
+    changed: what the run changed from the latest of `previous`.
     """
-    table = predictions if baseline is None else with_baseline(predictions, baseline)
+    table = with_probabilities(predictions, documents)
+    table = table if baseline is None else with_baseline(table, baseline)
     table = table if groups is None else with_groups(table, groups)
     table = table.select(_columns(table)).sort_by(GUID)
     read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
@@ -93,7 +113,7 @@ def build_report(
         policies = {
             model: model_policy(target, labels, model, validation, documents) for model in read.without_baseline.models
         }
-    report = assess(experiment, run, read, timings, previous, policies)
+    report = assess(experiment, run, read, timings, previous, policies, changed)
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
@@ -112,6 +132,7 @@ def assess(
     timings: Mapping[str, Any],
     previous: Sequence[PreviousRun],
     policies: Mapping[str, ModelPolicy],
+    changed: Sequence[str] = (),
 ) -> Report:
     """All the numbers and sentences of report.json."""
     own = read.without_baseline
@@ -138,6 +159,16 @@ def assess(
         disagreements=len(disagreements(own)),
         majority_share=float(next(iter(scores.values())).support.max() / len(read)),
         past=past,
+        history=score_history(
+            run,
+            own,
+            {
+                name: PastScore(f1_macro=models[name].f1_macro, f1_macro_ci95=models[name].f1_macro_ci95)
+                for name in own.models
+            },
+            changed,
+            previous,
+        ),
         policy=dict(policies),
         summary=summarize(own, models, comparison, past),
         warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
@@ -156,7 +187,7 @@ def report_version(predictions: pa.Table, report: Report) -> str:
 
     Probabilities differ in their last digits between batch sizes and machines, so they enter by the calibration error to four digits.
     """
-    said = [name for name in predictions.column_names if not name.endswith(PROBABILITY_SUFFIX)]
+    said = [name for name in predictions.column_names if not name.endswith((PROBABILITY_SUFFIX, PROBABILITIES_SUFFIX))]
     scores = {
         name: [
             model.accuracy,
@@ -210,5 +241,9 @@ def _model_report(
 
 def _columns(table: pa.Table) -> list[str]:
     """The columns of the contract, whatever else the job added."""
-    kept = [name for name in table.column_names if name.endswith((PREDICTION_SUFFIX, PROBABILITY_SUFFIX))]
+    kept = [
+        name
+        for name in table.column_names
+        if name.endswith((PREDICTION_SUFFIX, PROBABILITY_SUFFIX, PROBABILITIES_SUFFIX))
+    ]
     return [name for name in (GUID, LABEL, *kept, GROUP) if name in table.column_names]

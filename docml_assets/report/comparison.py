@@ -11,7 +11,17 @@ from scipy import stats
 
 from docml_assets.errors import ReportError
 from docml_assets.report.predictions import Floats, Ids, Predictions, read_predictions
-from docml_assets.report.schema import NO_DIFFERENCE, LabelWinner, Pair, Past, PastComparison, read_report
+from docml_assets.report.schema import (
+    NO_DIFFERENCE,
+    LabelEffect,
+    LabelWinner,
+    Pair,
+    Past,
+    PastComparison,
+    PastRun,
+    PastScore,
+    read_report,
+)
 from docml_assets.report.statistics import LabelScores, confusion_matrix, interval, label_scores, resampled_f1
 from docml_assets.tables import read_parquet
 from docml_contract.names import PREDICTIONS, RunPlace
@@ -125,6 +135,7 @@ def disagreements(predictions: Predictions) -> Ids:
 
 
 COMPARED_RUNS = 3  # the latest; each costs a bootstrap of its own
+HISTORY_RUNS = 20  # the latest that share test documents
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ class PreviousRun:
     run: int
     predictions: pa.Table  # its predictions.parquet
     labels: tuple[str, ...]  # `labels` of its report.json
+    changed: tuple[str, ...] = ()  # what it changed from the run before it in the list that it belongs to
 
     def read(self) -> Predictions:
         """Its predictions, checked. ReportError if they are not what its labels say."""
@@ -178,6 +190,31 @@ def against_the_past(current: Predictions, previous: Sequence[PreviousRun]) -> P
     return Past(runs_on_this_test_set=sharing, comparisons=tuple(comparisons))
 
 
+def score_history(
+    run: int,
+    current: Predictions,
+    scores: Mapping[str, PastScore],
+    changed: Sequence[str],
+    previous: Sequence[PreviousRun],
+) -> tuple[PastRun, ...]:
+    """Macro-F1 by run on the test documents of `current`, by its labels: the latest earlier runs that share some, and this run.
+
+    scores: of this run's models. changed: what it changed from the latest of `previous`.
+    """
+    found = [PastRun(run=run, common_documents=len(current), models=dict(scores), changed=tuple(changed))]
+    for earlier in sorted(previous, key=lambda entry: entry.run, reverse=True)[:HISTORY_RUNS]:
+        other = earlier.read().without_baseline
+        joined = _join(replace(current, predicted={}, probability={}), other, "")
+        if joined is None:
+            continue
+        resampled, models = resampled_f1(joined), dict[str, PastScore]()
+        for model, ids in joined.predicted.items():
+            f1 = label_scores(confusion_matrix(joined.truth, ids, len(joined.labels))).f1_macro
+            models[model] = PastScore(f1_macro=f1, f1_macro_ci95=interval(f1, resampled[model]))
+        found.append(PastRun(run=earlier.run, common_documents=len(joined), models=models, changed=earlier.changed))
+    return tuple(reversed(found))
+
+
 def compare_runs(a: PreviousRun, b: PreviousRun) -> RunComparison:
     """For `docml compare`. ReportError if the runs share no test document."""
     one, two = a.read().without_baseline, b.read().without_baseline
@@ -196,17 +233,13 @@ def compare_runs(a: PreviousRun, b: PreviousRun) -> RunComparison:
             "expected runs whose test splits overlap, such as runs of one experiment with equal SPLIT and SPLIT_SEED"
         )
     comparison, f1 = _compare(b, one, two, joined, f"{name_b} ", every=True)
-    labels_b = dict(zip(two.guids, (two.labels[label] for label in two.truth), strict=True))
-    changed = sum(
-        labels_b[guid] != joined.labels[label] for guid, label in zip(joined.guids, joined.truth, strict=True)
-    )
     return RunComparison(
         a=name_a,
         b=name_b,
         common_documents=len(joined),
         only_a_documents=len(one) - len(joined),
         only_b_documents=len(two) - len(joined),
-        relabelled=changed,
+        relabelled=comparison.relabelled,
         f1_macro=f1,
         comparison=comparison,
     )
@@ -246,7 +279,26 @@ def _compare(
     else:
         pairs = [(model, prefix + model if prefix + model in theirs else best) for model in current.models]
     compared = compare_pairs(joined, f1, resampled_f1(joined), pairs)
+    relabelled, effects = _relabelled(joined, other, f1)
     comparison = PastComparison(
-        experiment=earlier.experiment, run=earlier.run, common_documents=len(joined), pairs=tuple(compared)
+        experiment=earlier.experiment,
+        run=earlier.run,
+        common_documents=len(joined),
+        pairs=tuple(compared),
+        relabelled=relabelled,
+        old_labels={model: effects[model] for pair in pairs for model in pair} if relabelled else {},
     )
     return comparison, f1
+
+
+def _relabelled(joined: Predictions, other: Predictions, f1: Mapping[str, float]) -> tuple[int, dict[str, LabelEffect]]:
+    """How many of the common documents had another label in the other run, and each model's score by those labels and by the new ones."""
+    number = {label: index for index, label in enumerate(joined.labels)}
+    old = dict(zip(other.guids, (number[other.labels[label]] for label in other.truth), strict=True))
+    truth = np.array([old[guid] for guid in joined.guids], dtype=np.int64)
+    return int((truth != joined.truth).sum()), {
+        model: LabelEffect(
+            before=label_scores(confusion_matrix(truth, ids, len(joined.labels))).f1_macro, after=f1[model]
+        )
+        for model, ids in joined.predicted.items()
+    }

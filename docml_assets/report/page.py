@@ -115,6 +115,14 @@ def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
             "share labelled wrongly",
             [_error(name, evidence, css[name]) for name in evidence.lengths],
         ).svg(),
+        "history": Chart(
+            "run",
+            "macro-F1 on these test documents",
+            _history(report, css),
+            whole_x=True,
+        ).svg()
+        if len(report.history) > 1
+        else "",
         "policy": Chart(
             "coverage: share of the documents accepted",
             "precision: share of these that is right",
@@ -142,6 +150,25 @@ def _reliability(name: str, model: ModelReport, css: str) -> Series:
             for entry in filled
         ],
     )
+
+
+def _history(report: Report, css: Mapping[str, str]) -> list[Series]:
+    """One line a model's name over the runs; a model that this run has not takes the colour of the first."""
+    names = dict.fromkeys(name for entry in reversed(report.history) for name in entry.models)
+    series = []
+    for name in names:
+        found = [(entry.run, entry.models[name]) for entry in report.history if name in entry.models]
+        series.append(
+            Series(
+                name,
+                css.get(name, "m0"),
+                [(run, score.f1_macro) for run, score in found],
+                band=[(run, *score.f1_macro_ci95) for run, score in found],
+                dashed=name not in css,
+                titles=[f"{name}, run {run}: {score.f1_macro:.3f}" for run, score in found],
+            )
+        )
+    return series
 
 
 def _policies(report: Report, css: Mapping[str, str]) -> list[Series]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.errors import ReportError
-from docml_contract.names import BASELINE, PREDICTION_SUFFIX, PROBABILITY_SUFFIX
+from docml_contract.names import BASELINE, PREDICTION_SUFFIX, PROBABILITIES_SUFFIX, PROBABILITY_SUFFIX
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -115,8 +115,31 @@ def with_baseline(table: pa.Table, baseline: pa.Table) -> pa.Table:
     if None in rows:
         return table
     taken = baseline.take(pa.array(rows, pa.int64()))
-    for column, suffix in (("prediction", PREDICTION_SUFFIX), ("probability", PROBABILITY_SUFFIX)):
-        table = table.append_column(BASELINE + suffix, taken[column])
+    for column, suffix in (
+        ("prediction", PREDICTION_SUFFIX),
+        ("probability", PROBABILITY_SUFFIX),
+        ("probabilities", PROBABILITIES_SUFFIX),
+    ):
+        if column in taken.column_names:
+            table = table.append_column(BASELINE + suffix, taken[column])
+    return table
+
+
+def with_probabilities(table: pa.Table, documents: pa.Table) -> pa.Table:
+    """The table with the columns of `documents` that hold every label's probability by model; as it is, where that lacks a document.
+
+    They are lists of float32, in the order of the labels' ids. A model's column comes behind its others.
+    """
+    row_of = {guid: row for row, guid in enumerate(documents[GUID].to_pylist())}
+    rows = [row_of.get(guid) for guid in table[GUID].to_pylist()]
+    columns = [name for name in documents.column_names if name.endswith(PROBABILITIES_SUFFIX)]
+    if None in rows:
+        return table
+    taken = documents.select(columns).take(pa.array(rows, pa.int64()))
+    for name in columns:
+        place = table.schema.get_field_index(name.removesuffix(PROBABILITIES_SUFFIX) + PROBABILITY_SUFFIX)
+        if place >= 0 and name not in table.column_names:
+            table = table.add_column(place + 1, name, taken[name].cast(pa.list_(pa.float32())))
     return table
 
 

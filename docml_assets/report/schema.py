@@ -90,6 +90,13 @@ class LabelWinner(Document):
     lead: Share = Field(description="over the next model's F1")
 
 
+class LabelEffect(Document):
+    """One model's answers judged by two runs' labels of the same documents."""
+
+    before: Share = Field(description="macro-F1 by the earlier run's labels")
+    after: Share = Field(description="macro-F1 by this run's labels")
+
+
 class PastComparison(Document):
     """This run's models against an earlier run's, on the test documents that both were scored on."""
 
@@ -99,6 +106,13 @@ class PastComparison(Document):
     pairs: tuple[Pair, ...] = Field(
         description="a: `<model>` of this run, b: `run <n> <model>`; the same model where both have it, else the earlier run's best"
     )
+    relabelled: int = Field(
+        0, description="common documents whose label has changed since that run; the pairs are judged by the new labels"
+    )
+    old_labels: dict[str, LabelEffect] = Field(
+        {},
+        description="by model as the pairs name it: what the changed labels alone do to its score; empty where none changed",
+    )
 
 
 class Past(Document):
@@ -106,6 +120,24 @@ class Past(Document):
 
     runs_on_this_test_set: int = Field(description="earlier runs of this experiment scored on any of these documents")
     comparisons: tuple[PastComparison, ...] = Field(description="with the latest of these runs, newest first")
+
+
+class PastScore(Document):
+    """A model's macro-F1 on documents that a later run tests as well, by that run's labels."""
+
+    f1_macro: Share
+    f1_macro_ci95: Interval = Field(description="as the one of `models`")
+
+
+class PastRun(Document):
+    """One point of the history: a run that was scored on test documents of this run."""
+
+    run: int
+    common_documents: int = Field(ge=1, description="of this run's test documents, on which it is scored here")
+    models: dict[str, PastScore] = Field(description="its own models, without the baseline")
+    changed: tuple[str, ...] = Field(
+        (), description="what it changed from the entry before it: settings, user functions, documents, labels"
+    )
 
 
 class PolicyPoint(Document):
@@ -167,6 +199,10 @@ class Report(Document):
     label_winners: tuple[LabelWinner, ...] = Field(description="empty for a single model")
     disagreements: int = Field(ge=0, description="documents on which not all models give the same label")
     past: Past
+    history: tuple[PastRun, ...] = Field(
+        (),
+        description="macro-F1 by run on these test documents, the oldest first, this run last; empty in older reports",
+    )
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

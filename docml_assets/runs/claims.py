@@ -233,8 +233,8 @@ def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
         return None
 
 
-def changed_keys(claim: Claim, folder: ExperimentFolder) -> list[str]:
-    """What the folder says otherwise than the claim, of all that freezes. Comments and formatting do not count."""
+def changed_keys(claim: Claim, folder: Claim | ExperimentFolder) -> list[str]:
+    """What the folder (or a later claim) says otherwise than the claim, of all that freezes. Comments and formatting do not count."""
     frozen, now = claim.settings.frozen_content(), folder.settings.frozen_content()
     keys = [key for key in {**frozen, **now} if key not in (*_SECTIONS, *_MODEL_SECTIONS)]
     changed = [key.upper() for key in keys if frozen.get(key) != now.get(key)]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from docml_assets.report.schema import read_report
-from docml_assets.runs.claims import DAMAGE
 from docml_assets.steps import specs
 from docml_assets.steps.answers import SplitAnswers, find_answers
 from docml_assets.steps.deployment import make_deployments
+from docml_assets.steps.past_runs import read_past_runs
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest, recorded_data
-from docml_assets.steps.reuse import earlier_runs, find_finished, read_required, reused_outcome, take_earlier
+from docml_assets.steps.reuse import find_finished, read_required, reused_outcome, take_earlier
 from docml_assets.steps.training import models_version, read_models
 from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
@@ -42,7 +42,6 @@ from resources.store.manifests import read_manifest, read_recorded
 
 if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles
-    from docml_assets.report.comparison import PreviousRun
     from docml_assets.report.evidence import Lineage
 
 EXCERPT_CHARACTERS = 400
@@ -118,6 +117,7 @@ def _report(
     """What can be said about the models' answers, beside the store, where earlier runs can be compared."""
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
 
+    past = read_past_runs(work)
     return build_report(
         experiment=work.place.experiment,
         run=work.place.number,
@@ -127,7 +127,8 @@ def _report(
         timings=answers.timings,
         history={name: json.loads(work.store.get(f"{folder}/{HISTORY}")) for name, folder in folders.items()},
         lineage=_lineage(work, data, manifests),
-        previous=[found for place in earlier_runs(work) if (found := _previous_run(work, place)) is not None],
+        previous=past.runs,
+        changed=past.changed,
         settings={
             **work.settings.frozen_content(),
             **work.settings.operational(),
@@ -154,18 +155,6 @@ def _groups(work: Work, prepared_folder: str) -> dict[str, str | None]:
     entry = read_prepared_manifest(work).file(SPLITS_TABLE)
     table: pa.Table = read_parquet(read_recorded(work.store, prepared_folder, entry))
     return dict(zip(table["artifact_guid"].to_pylist(), table["group"].to_pylist(), strict=True))
-
-
-def _previous_run(work: Work, place: RunPlace) -> "PreviousRun | None":
-    """An earlier run's predictions, if it has a report of its own (one that it took from another run says nothing new)."""
-    from docml_assets.report.comparison import read_run
-
-    try:
-        manifest = read_manifest(work.store, place.inference)
-        return read_run(work.store, place) if manifest is not None and manifest.run == place.number else None
-    except DAMAGE as error:
-        work.reporter.say(f"run {place.number} is not compared with: {error}")
-        return None
 
 
 def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> "Lineage":

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -16,9 +17,10 @@ from docml_assets.report.comparison import (
     disagreements,
     holm,
     mcnemar_mid_p,
+    score_history,
     verdict,
 )
-from docml_assets.report.schema import NO_DIFFERENCE
+from docml_assets.report.schema import NO_DIFFERENCE, PastScore
 from docml_assets.report.statistics import confusion_matrix, label_scores
 from tests.docml_assets.report.samples import LABELS, predictions_table, read
 
@@ -142,3 +144,35 @@ def test_two_experiments() -> None:
 def test_runs_that_share_nothing() -> None:
     with pytest.raises(ReportError, match=r"EXP-1 run 1 \(10 test documents\) and EXP-1 run 2 \(20\) share none"):
         compare_runs(run(1, predictions_table(10)), run(2, predictions_table(20, prefix="other")))
+
+
+def test_the_history_scores_earlier_runs_on_these_documents_by_these_labels() -> None:
+    table = predictions_table(120, ("tiny",), accuracy=(0.8,), seed=3)
+    older = predictions_table(160, ("tiny", "large"), accuracy=(0.6, 0.7), seed=4)
+    earlier = run(1, older)
+    elsewhere = run(2, predictions_table(50, ("tiny",), prefix="other"))
+    scores = {"tiny": PastScore(f1_macro=0.5, f1_macro_ci95=(0.4, 0.6))}
+    first, this = score_history(3, read(table), scores, ("[hyperparameters] epochs",), [earlier, elsewhere])
+    assert (this.run, this.models, this.changed) == (3, scores, ("[hyperparameters] epochs",))
+    assert (first.run, first.common_documents, list(first.models)) == (1, 120, ["tiny", "large"])
+    truth = dict(zip(table["artifact_guid"].to_pylist(), table["label"].to_pylist(), strict=True))
+    said = dict(zip(older["artifact_guid"].to_pylist(), older["large_prediction"].to_pylist(), strict=True))
+    expected = f1_score([truth[guid] for guid in truth], [said[guid] for guid in truth], average="macro")
+    assert first.models["large"].f1_macro == pytest.approx(expected, abs=1e-12)
+    low, high = first.models["large"].f1_macro_ci95
+    assert low < expected < high
+
+
+def test_changed_labels_are_counted_and_their_effect_on_the_score_is_told() -> None:
+    table = predictions_table(100, ("tiny",), accuracy=(0.8,), seed=3)
+    labels = table["label"].to_pylist()
+    old = [LABELS[(LABELS.index(label) + 1) % 4] if row < 7 else label for row, label in enumerate(labels)]
+    before = table.set_column(1, "label", pa.array(old))
+    (past,) = against_the_past(read(table), [run(1, before)]).comparisons
+    assert past.relabelled == 7
+    said = table["tiny_prediction"].to_pylist()
+    effect = past.old_labels["run 1 tiny"]
+    assert effect.before == pytest.approx(f1_score(old, said, average="macro"), abs=1e-12)
+    assert effect.after == pytest.approx(f1_score(labels, said, average="macro"), abs=1e-12)
+    (same,) = against_the_past(read(table), [run(1, table)]).comparisons
+    assert (same.relabelled, same.old_labels) == (0, {})

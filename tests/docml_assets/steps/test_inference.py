@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from docml_assets.report.schema import read_report
@@ -10,6 +11,7 @@ from docml_assets.steps.preparation import run_preparation
 from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Outcome, Work
+from docml_assets.tables import read_parquet
 from tests.docml_assets.world import FakeJobs, World
 
 
@@ -49,6 +51,9 @@ def test_the_next_run_is_compared_with_the_earlier_one(world: World) -> None:
     report = read_report(work.store, work.place)
     assert report.past.runs_on_this_test_set == 1
     assert report.past.comparisons[0].run == 1
+    assert [(entry.run, entry.changed) for entry in report.history] == [(1, ()), (2, ("[hyperparameters] epochs",))]
+    published = read_parquet(world.store.get("EXP-1/run_2/inference/predictions.parquet"))
+    assert all(np.isclose(sum(row), 1) for row in published["small_probabilities"].to_pylist())
     html = world.store.get("EXP-1/run_2/inference/report.html").decode()
     assert "which is a" in html  # excerpts of documents
 
