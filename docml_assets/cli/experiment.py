@@ -118,10 +118,10 @@ def _labelled(folder: ExperimentFolder, rows: pa.Table, environment: Mapping[str
     """The rows as the use case wants them; what it changes is said."""
     if folder.use_case is None:
         return rows
-    from docml_assets.reconcile.use_case import apply_use_case  # polars loads where it is used
+    from docml_assets.reconcile.use_case import UseCaseAtWork  # polars loads where it is used
 
     findings = ReconciliationFindings()
-    rows = apply_use_case(folder.use_case, environment, rows, findings, PREVIEW_SECONDS)
+    rows = UseCaseAtWork(folder.use_case, environment, PREVIEW_SECONDS).label(rows, findings)
     counted = (f"{stage.removeprefix('use case: ')} {count}" for stage, count in findings.funnel.items())
     say(f"use case: {folder.use_case.describe()}: {', '.join(counted)}")
     return rows

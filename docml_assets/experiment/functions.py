@@ -8,7 +8,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 
 from docml_assets.errors import Problem
 from docml_assets.experiment.source import (
@@ -107,13 +108,13 @@ def _missing(path: str, name: str) -> Problem:
     return Problem(path, 0, f"no {name}", signature, "write it; `docml new` shows a working one")
 
 
-def defined_functions(source: str) -> frozenset[str]:
-    """The functions of the experiment that the module defines (or imports), the empty ones left out."""
+def defined_functions(source: str, names: Iterable[str] = PARAMETERS) -> frozenset[str]:
+    """Those of the functions that the module defines (or imports), the empty ones left out."""
     try:
         bindings = module_bindings(parse_module(source))
     except (SyntaxError, ValueError):
         return frozenset()
-    found = {name: bindings[name][-1] for name in PARAMETERS if name in bindings}
+    found = {name: bindings[name][-1] for name in names if name in bindings}
     return frozenset(name for name, node in found.items() if not (isinstance(node, Function) and _is_empty(node)))
 
 
@@ -197,16 +198,30 @@ def _padding_problems(statements: list[ast.stmt], path: str) -> list[Problem]:
     return [Problem(path, statement.lineno, found, "a literal mapping of feature names to numbers", remedy)]
 
 
-def _import_problems(module: ast.Module, path: str, worker_python: str | None, *, needed: bool) -> list[Problem]:
-    """Relative imports, and modules that the worker's Python lacks (asked only if there is a process_func to run)."""
+def import_problems(source: str, path: str, worker_python: str | None, needs: Sequence[str]) -> list[Problem]:
+    """The imports of a use case's module that cannot work, and what docml needs to call its functions; none where it is no Python."""
+    try:
+        module = parse_module(source)
+    except (SyntaxError, ValueError):
+        return []
+    return _import_problems(module, path, worker_python, needed=True, others=needs)
+
+
+def _import_problems(
+    module: ast.Module, path: str, worker_python: str | None, *, needed: bool, others: Sequence[str] = ()
+) -> list[Problem]:
+    """Relative imports, and modules that the worker's Python lacks (asked only if there is a function that it runs).
+
+    others: modules that it must have besides those that the file imports.
+    """
     problems = []
-    lines: dict[str, int] = {}
+    lines: dict[str, int] = dict.fromkeys(others, 0)
     for name, line in plain_imports(module):
         if name.startswith("."):
             remedy = "put the code into this file, or install it as a package into the image"
             problems.append(Problem(path, line, f"the relative import {name}", "modules that are installed", remedy))
         else:
-            lines.setdefault(name.partition(".")[0], line)
+            lines[name.partition(".")[0]] = lines.get(name.partition(".")[0]) or line
     if not needed or not lines:
         return problems
     python = worker_python or sys.executable
@@ -216,12 +231,12 @@ def _import_problems(module: ast.Module, path: str, worker_python: str | None, *
         )
         missing = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, json.JSONDecodeError) as error:
-        remedy = "set DOCML_WORKER_PYTHON to a Python that has the modules of user_defined_funcs.py"
+        remedy = f"set DOCML_WORKER_PYTHON to a Python that has the modules of {PurePath(path).name}"
         return [*problems, Problem(path, 0, f"that {python} does not run: {error}", "a Python interpreter", remedy)]
     remedy = "install it for DOCML_WORKER_PYTHON, or import it inside the functions that jobs call"
     return problems + [
         Problem(
-            path, lines[name], f"import {name}, which {python} lacks", "modules that process_func's Python has", remedy
+            path, lines[name], f"import {name}, which {python} lacks", "modules that the worker's Python has", remedy
         )
         for name in missing
     ]

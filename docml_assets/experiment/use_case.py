@@ -1,7 +1,8 @@
 """USE_CASE: what an experiment does with the rows of its query, found as text and frozen with the claim. Nothing of it is executed here.
 
-`classification` takes the rows as they are; `mapped` renames labels by the folder's labels.csv; `./use_case.py` is a module of the
-folder; any other name is that of an installed package's entry point in the group `docml.use_cases`, which points to a module.
+`classification` takes the rows as they are; `mapped` renames labels by the folder's labels.csv; `pages` makes each page of an artifact a
+document of its own; `./use_case.py` is a module of the folder; any other name is that of an installed package's entry point in the group
+`docml.use_cases`, which points to a module.
 """
 
 import csv
@@ -17,17 +18,21 @@ from pathlib import Path
 from pydantic import Field
 
 from docml_assets.errors import Problem, SettingsError, nearest
-from docml_assets.experiment.functions import check_module
+from docml_assets.experiment.functions import check_module, defined_functions
 from docml_assets.experiment.source import functions_digest
-from docml_contract.base import Document
+from docml_contract.base import Document, digest
+from docml_contract.use_cases import UseCaseCode
 
 GROUP = "docml.use_cases"
 CLASSIFICATION = "classification"
 MAPPED = "mapped"
+PAGES = "pages"
 OWN = "./use_case.py"
 LABEL_MAP = "labels.csv"
 HEADER = ["label", "becomes"]
-PARAMETERS = {"labels": ("table",)}
+PARAMETERS = {"labels": ("table",), "files": ("artifact", "names"), "combine": ("predictions",)}
+# What the worker's Python must have, by function
+NEEDS = {"labels": ("pandas", "pyarrow"), "combine": ("pandas",)}
 # Beyond this it was not written by hand: it would keep every tick busy that looks at the folder.
 MAX_CHARACTERS = 1_000_000
 
@@ -36,21 +41,43 @@ class UseCase(Document):
     """A use case as it was when its run was claimed."""
 
     name: str = Field(description="USE_CASE")
-    text: str = Field(description="the module, or labels.csv")
+    text: str = Field(description="the module, or labels.csv; empty for `pages`")
     package: str | None = Field(None, description="the distribution that a plug-in comes from")
     version: str | None = Field(None, description="of the package")
 
     @property
-    def file(self) -> str:
-        """The name of the file that holds the text."""
-        return LABEL_MAP if self.name == MAPPED else "use_case.py"
+    def files(self) -> dict[str, bytes]:
+        """The file that holds the text: its name -> its content."""
+        name = LABEL_MAP if self.name == MAPPED else "use_case.py"
+        return {name: self.text.encode()} if self.text else {}
+
+    @cached_property
+    def functions(self) -> tuple[str, ...]:
+        """Which of the three functions the module has."""
+        return () if self.name in (MAPPED, PAGES) else tuple(sorted(defined_functions(self.text, PARAMETERS)))
 
     @property
-    def labels_digest(self) -> str:
-        """What decides what it makes of the same rows."""
+    def makes_units(self) -> bool:
+        """Whether every unit of an artifact is a document. Where not, `labels` may still make some that are."""
+        return self.name == PAGES or "combine" in self.functions
+
+    def code(self, *, units: bool) -> UseCaseCode:
+        """What is needed to call its functions. units: whether the run has any."""
+        text = "" if self.name == MAPPED else self.text
+        return UseCaseCode(name=self.name, text=text, functions=self.functions, units=units)
+
+    @property
+    def reconciling_digest(self) -> str:
+        """What decides what it makes of the same rows and files."""
         if self.name == MAPPED:
             return hashlib.sha256(repr(sorted(self.label_map.items())).encode()).hexdigest()
-        return functions_digest(self.text, ["labels"])
+        found = functions_digest(self.text, ["labels", "files"])
+        return digest([found, "units"]) if self.makes_units else found
+
+    @property
+    def combining_digest(self) -> str | None:
+        """What decides the answer about an artifact from the same answers about its units. None: their mean."""
+        return functions_digest(self.text, ["combine"]) if "combine" in self.functions else None
 
     @cached_property
     def label_map(self) -> dict[str, str]:
@@ -71,6 +98,8 @@ def find_use_case(name: str, folder: Path, where: tuple[str, int]) -> UseCase | 
     """
     if name == CLASSIFICATION:
         return None
+    if name == PAGES:
+        return UseCase(name=name, text="")
     if name in (MAPPED, OWN):
         path = folder / (LABEL_MAP if name == MAPPED else OWN)
         text = _read(path, name, where)
@@ -119,7 +148,7 @@ def _installed(name: str, where: tuple[str, int]) -> EntryPoint:
             [Problem(*where, f"USE_CASE = {name}, which {packages} both have", "one package", "uninstall the others")]
         )
     if not mine:
-        known = sorted({CLASSIFICATION, MAPPED, OWN, *(known for known, _ in found)})
+        known = sorted({CLASSIFICATION, MAPPED, PAGES, OWN, *(known for known, _ in found)})
         guess = nearest(name, known)
         remedy = f"did you mean {guess}?" if guess else f"install the package that brings {name}"
         raise SettingsError([Problem(*where, f"USE_CASE = {name}", f"one of {', '.join(known)}", remedy)])

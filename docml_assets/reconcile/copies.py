@@ -21,6 +21,7 @@ from docml_assets.reconcile.plan import (
     production_files,
     to_copy,
 )
+from docml_assets.reconcile.use_case import UseCaseAtWork
 from resources.labels import LabelSource
 from resources.store import PARALLEL_FILES, Store
 
@@ -90,7 +91,7 @@ class Sources:
     store: Store
     base: str
     recipe: Recipe
-    use_case: Callable[[pa.Table, ReconciliationFindings], pa.Table] | None = None  # changes the label rows
+    use_case: UseCaseAtWork | None = None  # changes the label rows, chooses files
 
     def ask(self) -> Listings:
         """Ask the database and the production store.
@@ -100,7 +101,7 @@ class Sources:
         """
         of_labels = ReconciliationFindings()
         table = self.labels.fetch(self.query, max_rows=self.max_rows)
-        rows = trusted_rows(self.use_case(table, of_labels) if self.use_case else table, of_labels)
+        rows = trusted_rows(self.use_case.label(table, of_labels) if self.use_case else table, of_labels)
         return Listings(rows, of_labels, *self.list_production())
 
     def list_existing(self) -> pa.Table:
@@ -118,6 +119,8 @@ class Sources:
         findings = listings.of_labels.together(listings.of_files)
         files, listings.files = listings.files, listings.files.clear()
         rows, files = join(listings.rows, files, self.recipe, findings)
+        if self.use_case:
+            files = self.use_case.choose(rows, files)
         return make_plan(rows, with_etags(files, SOURCE, "source_etag", self.production), self.recipe), findings
 
 

@@ -25,9 +25,10 @@ _SCHEMAS = {
     "near_misses": ("artifact_guid", "in_production", "reason"),
     "relabelled": ("label", "becomes", "artifacts"),
     "not_mapped": ("label", "rows"),
+    "units_without_files": ("artifact_guid", "unit"),
     "failures": ("artifact_guid", "file", "reason", "traceback"),
 }
-_OF_USE_CASES = ("relabelled", "not_mapped")
+_OF_USE_CASES = ("relabelled", "not_mapped", "units_without_files")
 
 
 class ReconciliationError(DocmlError):
@@ -68,6 +69,7 @@ class ReconciliationFindings:
     near_misses: pa.Table = field(default_factory=lambda: findings_table("near_misses", []))
     relabelled: pa.Table = field(default_factory=lambda: findings_table("relabelled", []))
     not_mapped: pa.Table = field(default_factory=lambda: findings_table("not_mapped", []))
+    units_without_files: pa.Table = field(default_factory=lambda: findings_table("units_without_files", []))
     failures: pa.Table = field(default_factory=lambda: findings_table("failures", []))
 
     def together(self, other: "ReconciliationFindings") -> "ReconciliationFindings":

@@ -99,15 +99,11 @@ def _with_one_spelling(rows: pl.DataFrame, findings: ReconciliationFindings) -> 
     return rows.with_columns(plain.alias("file_hash"))
 
 
-def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
-    """Why each row is refused, or null."""
-    label, guid = pl.col("label"), pl.col("artifact_guid")
-    reason = (
-        pl.when(guid.is_null() | guid.is_in([name for name in unsafe if name is not None]))
-        .then(pl.lit("unsafe artifact_guid"))
-        .when(guid.str.contains(NOT_UTF8, literal=True))
-        .then(pl.lit("artifact_guid is not UTF-8"))
-        .when(label.is_null())
+def label_refusal() -> pl.Expr:
+    """Why a label cannot be one, or null."""
+    label = pl.col("label")
+    return (
+        pl.when(label.is_null())
         .then(pl.lit("label is NULL"))
         .when(label.str.strip_chars() == "")
         .then(pl.lit("label is empty"))
@@ -117,6 +113,18 @@ def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
         .then(pl.lit("label is not UTF-8"))
         .when(label.str.contains(INVISIBLE))
         .then(pl.lit("label has control or invisible characters"))
+    )
+
+
+def _reasons(rows: pl.DataFrame, unsafe: Mapping[str | None, str]) -> pl.Series:
+    """Why each row is refused, or null."""
+    guid = pl.col("artifact_guid")
+    reason = (
+        pl.when(guid.is_null() | guid.is_in([name for name in unsafe if name is not None]))
+        .then(pl.lit("unsafe artifact_guid"))
+        .when(guid.str.contains(NOT_UTF8, literal=True))
+        .then(pl.lit("artifact_guid is not UTF-8"))
+        .otherwise(label_refusal())
     )
     return rows.select(reason.alias("__reason"))["__reason"]
 

@@ -5,11 +5,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.experiment.settings.settings import Settings
@@ -35,8 +35,8 @@ from docml_assets.reconcile.plan import (
     to_process,
 )
 from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
-from docml_assets.reconcile.use_case import apply_use_case
-from docml_contract.base import canonical_json
+from docml_assets.reconcile.use_case import UseCaseAtWork
+from docml_contract.base import canonical_json, digest
 from docml_contract.names import RunPlace
 from docml_contract.sandbox import find_exposure
 from docml_contract.untrusted_files import MARKER
@@ -82,16 +82,18 @@ class ReconciliationInputs:
                 overwrite_run=self.place.number if settings.overwrite else None,
                 files_optional=tuple(sorted(set(settings.files_optional))),
             ),
-            use_case=partial(apply_use_case, self.use_case, self.environment) if self.use_case else None,
+            use_case=UseCaseAtWork(self.use_case, self.environment) if self.use_case else None,
         )
 
 
 @dataclass(frozen=True)
 class ReconciledArtifacts:
-    """table: one row a file, TABLE_COLUMNS. label_rows: the kept rows with all columns of the query. seconds: wall clock."""
+    """table: one row a file, TABLE_COLUMNS. label_rows: the kept rows with all columns of the query. units: artifact_guid, unit and label
+    of the documents where these are parts of artifacts. seconds: wall clock."""
 
     table: pa.Table
     label_rows: pa.Table
+    units: pa.Table | None
     findings: ReconciliationFindings
     data_version: str
     bytes_copied: int
@@ -218,6 +220,13 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
     for example in findings.first_examples():
         step.inputs.log(example)
     table = _table(step, artifacts, files, plan)
+    units, use_case = None, step.sources.use_case
+    if use_case is not None:
+        units = use_case.units_of(artifacts, table, step.inputs.settings.model_input_files, findings)
+    if units is not None:
+        kept = units["artifact_guid"].combine_chunks()
+        artifacts = artifacts.filter(pl.col("artifact_guid").is_in(pl.Series(kept).unique().implode()))
+        table = table.filter(pc.is_in(table["artifact_guid"], value_set=kept))
     findings.funnel |= {
         "failed": len(out),
         "copied": copies.files,
@@ -231,7 +240,8 @@ def _result(step: _Step, copies: Copies, started: float) -> ReconciledArtifacts:
         table=table,
         label_rows=_arrow(artifacts.drop(VERSION)),
         findings=findings,
-        data_version=data_version(table),
+        units=units,
+        data_version=data_version(table) if units is None else digest([data_version(table), units.to_pylist()]),
         bytes_copied=copies.bytes,
         seconds=time.monotonic() - started,
     )

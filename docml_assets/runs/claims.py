@@ -84,7 +84,7 @@ class Claim(Document):
     def files(self) -> dict[str, bytes]:
         """What was taken from the experiment folder, by file name."""
         files = {SETTINGS: self.settings_text.encode(), USER_FUNCTIONS: self.functions_source.encode()}
-        return files | ({self.use_case.file: self.use_case.text.encode()} if self.use_case else {})
+        return files | (self.use_case.files if self.use_case else {})
 
     def check_frozen(self, manifest: Manifest | None, recorded: str | None) -> None:
         """ClaimSwapped if the claim is not the one that the run was made with.
@@ -246,13 +246,14 @@ def changed_keys(claim: Claim, folder: Claim | ExperimentFolder) -> list[str]:
         ]
     if _code(claim.functions_source) != _code(folder.functions_source):
         changed.append(USER_FUNCTIONS)
-    if "USE_CASE" not in changed and _labels_digest(claim) != _labels_digest(folder):
+    if "USE_CASE" not in changed and _use_case_digests(claim) != _use_case_digests(folder):
         changed.append(f"the use case {claim.settings.use_case}")
     return changed
 
 
-def _labels_digest(content: Claim | ExperimentFolder) -> str | None:
-    return content.use_case.labels_digest if content.use_case else None
+def _use_case_digests(content: Claim | ExperimentFolder) -> tuple[str | None, ...]:
+    found = content.use_case
+    return (found.reconciling_digest, found.combining_digest) if found else ()
 
 
 _SECTIONS = ("hyperparameters", "tunable")

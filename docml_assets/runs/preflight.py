@@ -13,14 +13,15 @@ from docml_assets.experiment.folder import (
     read_text,
     remedy_for_missing,
 )
-from docml_assets.experiment.functions import check_functions, defined_functions
+from docml_assets.experiment.functions import check_functions, defined_functions, import_problems
 from docml_assets.experiment.image_contents import download_problems, image_problems
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings, parse_settings
+from docml_assets.experiment.use_case import NEEDS, OWN
 from docml_assets.runs.claims import run_folders
 from docml_assets.runs.cost_plan import CostPlan
 from docml_contract.base import BadName
-from docml_contract.file_names import is_optional
+from docml_contract.file_names import is_optional, is_pattern
 from docml_contract.names import MANIFEST, SECRET_REFERENCE, STEPS, USER_FUNCTIONS, RunPlace
 from resources.aws import is_reference
 from resources.errors import ResourceError, SettingError
@@ -61,7 +62,7 @@ def validate(path: Path, environment: Mapping[str, str]) -> list[Problem]:
         problems += error.problems
     else:
         problems += _unmade_files(settings, folder)
-        problems += _use_case(folder)
+        problems += use_case_problems(folder, environment)
         store = Store.open(environment.get("DOCML_STORE") or "./storage", environment=environment)
         finished = finished_in(store.with_patience(ANSWER_SECONDS), folder.name, settings)
         problems += step_problems(settings, str(path / SETTINGS), folder.settings_text, finished)
@@ -91,13 +92,29 @@ def _missing_files(path: Path) -> list[Problem]:
     return problems
 
 
-def _use_case(folder: ExperimentFolder) -> list[Problem]:
-    """What is wrong with the use case."""
+def use_case_problems(folder: ExperimentFolder, environment: Mapping[str, str]) -> list[Problem]:
+    """What is wrong with the use case, and what its worker's Python lacks."""
     try:
-        _ = folder.use_case
+        found = folder.use_case
     except SettingsError as error:
         return error.problems
-    return []
+    if found is None:
+        return []
+    path = str(folder.path / SETTINGS)
+    problems = []
+    if found.functions:
+        needs = sorted({module for function in found.functions for module in NEEDS.get(function, ())})
+        own = str(folder.path / OWN) if found.name == OWN else path
+        problems += import_problems(found.text, own, environment.get("DOCML_WORKER_PYTHON") or None, needs)
+    if found.makes_units and not any(map(is_pattern, folder.settings.model_input_files)):
+        line = parse_ini(folder.settings_text, path, SECTIONS).line("settings", "USE_CASE")
+        names = ", ".join(folder.settings.model_input_files)
+        expected = "a pattern in MODEL_INPUT_FILES, such as page_*.png: each file that it matches is a page"
+        remedy = "name one; pages that are no files yet are made by process_func"
+        problems.append(
+            Problem(path, line, f"USE_CASE = {found.name} with MODEL_INPUT_FILES = {names}", expected, remedy)
+        )
+    return problems
 
 
 def _unmade_files(settings: Settings, folder: ExperimentFolder) -> list[Problem]:

@@ -31,10 +31,12 @@ from docml_contract.names import (
     RECONCILIATION,
     TRAINING,
     TUNING,
+    UNITS_TABLE,
 )
 from resources.label_values import describe_look_alikes, look_alikes
 from resources.labels import LabelSource
 from resources.store import Store
+from resources.store.manifests import read_recorded
 
 if TYPE_CHECKING:
     from docml_assets.reconcile.reconciliation import ReconciledArtifacts, ReconciliationInputs
@@ -81,7 +83,7 @@ def reconciliation_key(work: Work) -> str:
         files_on_research=sorted(settings.files_on_research),
         **({"files_optional": sorted(settings.files_optional)} if settings.files_optional else {}),
         process_func=functions_digest(work.functions_source, ["process_func"]) if with_process else None,
-        **({"use_case": work.use_case.labels_digest} if work.use_case else {}),
+        **({"use_case": work.use_case.reconciling_digest} if work.use_case else {}),
     )
 
 
@@ -99,6 +101,7 @@ def _work(work: Work, key: str) -> Outcome:
             RECONCILED_TABLE: parquet_bytes(result.table),
             LABEL_ROWS: parquet_bytes(result.label_rows),
             FINDINGS: _findings(result).to_bytes(),
+            **({UNITS_TABLE: parquet_bytes(result.units)} if result.units is not None else {}),
         },
         cache_key=key,
         data_version=result.data_version,
@@ -179,6 +182,14 @@ def _gone(work: Work, table: pa.Table) -> list[str]:
 def _findings(result: "ReconciledArtifacts") -> FindingsDocument:
     samples = {name: table.slice(0, SAMPLE_ROWS).to_pylist() for name, table in result.problems.items()}
     return FindingsDocument(funnel=dict(result.funnel), samples=samples)
+
+
+def read_units(work: Work) -> pa.Table | None:
+    """artifact_guid, unit and label of the run's documents where these are parts of artifacts, else None. NotReady before they are known."""
+    manifest = read_required(work, work.place.reconciliation, RECONCILED_DATA)
+    if UNITS_TABLE not in {entry.path for entry in manifest.files}:
+        return None
+    return read_parquet(read_recorded(work.store, work.place.reconciliation, manifest.file(UNITS_TABLE)))
 
 
 def read_findings(work: Work) -> FindingsDocument:

@@ -11,5 +11,6 @@ Errors:
     ├── BadHyperparameter    a hyperparameter value that is out of range or of the wrong type
     ├── IncompleteArtifact   a manifest names files that are missing or differ
     ├── ProcessFuncBroken    the worker's Python cannot load user_defined_funcs.py
+    ├── UseCaseError         a function of a use case does not do what it should
     └── UnreadableDocument   JSON or schema of a spec, manifest or output is wrong
 """

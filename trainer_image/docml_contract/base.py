@@ -65,5 +65,9 @@ class ProcessFuncBroken(ContractError):
     """The worker's Python cannot load user_defined_funcs.py."""
 
 
+class UseCaseError(ContractError):
+    """A function of a use case does not do what it should."""
+
+
 class UnreadableDocument(ContractError):
     """JSON or schema of a spec, manifest or output is wrong."""

@@ -75,6 +75,7 @@ OFFLINE_RUNS = "wandb"  # folder of a training's output: the tracking that was n
 # Inference: what the job hands over …
 PREDICTIONS = "predictions.parquet"
 DOCUMENTS = "documents.parquet"
+UNIT_PREDICTIONS = "unit_predictions.parquet"  # where units are the documents; PREDICTIONS then has a row an artifact
 TIMINGS = "timings.json"
 VALIDATION = "validation.parquet"  # with a decision policy to be made: the answers on the validation split
 # … with one column a model in the tables, `<model>_prediction` and so on
@@ -104,9 +105,11 @@ FINISHED_PARTS = "parts"
 MODEL_CONTEXT = "context.json"
 REQUIREMENTS = "requirements.txt"
 POLICY = "policy.json"  # where the run has a decision policy
+USE_CASE_CODE = "use_case.json"  # where its use case chooses files, or makes units
 # Reconciliation
 RECONCILED_TABLE = "reconciled_manifest.parquet"
 LABEL_ROWS = "label_rows.parquet"
+UNITS_TABLE = "units.parquet"  # where parts of artifacts are the documents: artifact_guid, unit, label
 COUNTS_BY_LABEL = "unique_labels_and_counts.json"
 
 

@@ -110,7 +110,7 @@ class Keys(BaseModel):
     use_case: str = key(
         "classification",
         "what becomes of the rows before they count: as they are, mapped by labels.csv, or a module's `labels` (docs/use-cases.md)",
-        ("classification, mapped, ./use_case.py or the name of an installed plug-in", "./use_case.py"),
+        ("classification, mapped, pages, ./use_case.py or the name of an installed plug-in", "./use_case.py"),
         pattern=r"^(\./use_case\.py|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$",
     )
     files_from_prod: FileNames = required(

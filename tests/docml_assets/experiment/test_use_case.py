@@ -64,7 +64,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytes
     install(tmp_path, "acme", LOWER)
     monkeypatch.syspath_prepend(str(tmp_path))
     text = said("claened", tmp_path)
-    assert "./use_case.py, classification, cleaned, mapped" in text
+    assert "./use_case.py, classification, cleaned, mapped, pages" in text
     assert "did you mean cleaned?" in text
 
 
@@ -117,7 +117,7 @@ def test_it_is_frozen_with_the_claim(tmp_path: Path) -> None:
 
 def test_only_what_labels_uses_decides_what_is_reconciled() -> None:
     def of(text: str, name: str = "./use_case.py") -> str:
-        return UseCase(name=name, text=text).labels_digest
+        return UseCase(name=name, text=text).reconciling_digest
 
     assert of(LOWER) == of(f"# a comment\n{LOWER}\nOTHER = 1\n")
     assert of(LOWER) != of(LOWER.replace("lower", "upper"))

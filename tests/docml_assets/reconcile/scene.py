@@ -53,13 +53,11 @@ class Scene:
     use_case: UseCase | None = None
 
     def settings(self, **keys: Any) -> Settings:
-        files = {"FILES_FROM_PROD": "raw_text.json", **keys}
+        files = {"FILES_FROM_PROD": "raw_text.json", "MODEL_INPUT_FILES": "raw_text.json", **keys}
         lines = [
             f"{key} = {value}" for key, value in {"LABELS_QUERY": self.query, "MODEL_NAMES": "tiny", **files}.items()
         ]
-        return parse_settings(
-            "[settings]\n" + "\n".join([*lines, "MODEL_INPUT_FILES = raw_text.json"]) + "\n", "settings.ini"
-        )
+        return parse_settings("[settings]\n" + "\n".join(lines) + "\n", "settings.ini")
 
     def run(self, number: int = 1, functions: str = "", **keys: Any) -> ReconciledArtifacts:
         return reconcile(
