@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -16,6 +17,7 @@ from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.names import ENCODED_SPLITS, SPLIT_METADATA, SPLITS, SPLITS_TABLE
+from docml_contract.units import document_guid
 
 MANY_TRUNCATED = 0.5
 MANY_SUSPECTS = 0.1
@@ -23,6 +25,7 @@ SPLIT_TOLERANCE = 0.1
 
 COLUMNS = {
     "artifact_guid": "the document",
+    "unit": "which part of the artifact the document is, where these are the documents",
     "label": "its label",
     "split": "train, valid or test",
     "group": "its SPLIT_BY value; groups never straddle splits",
@@ -56,6 +59,7 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
         "prepared data": location(work.store, data.folder),
         "made by run": data.made_by_run,
         "documents": sum(found["documents"].values()),
+        **({"artifacts": sum(found["artifacts"].values())} if "artifacts" in found else {}),
         **{f"documents in {split}": found["documents"].get(split, 0) for split in SPLITS},
         "labels": len(labels),
         "label table": table(
@@ -84,9 +88,10 @@ def split_metadata(work: Work) -> dict[str, Any]:
 def no_leakage(work: Work) -> Finding:
     """No document, SPLIT_BY group or group of near-duplicates is in more than one split."""
     rows = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SPLITS_TABLE}")).to_pylist()
-    repeated = [guid for guid, count in Counter(row["artifact_guid"] for row in rows).items() if count > 1]
+    documents = Counter(document_guid(row["artifact_guid"], row.get("unit")) for row in rows)
+    repeated = [guid for guid, count in documents.items() if count > 1]
     straddling = {}
-    for column in ("group", "near_duplicate_group"):
+    for column in ("artifact_guid", "group", "near_duplicate_group"):
         splits = defaultdict(set)
         for row in rows:
             if row[column] is not None:
@@ -97,11 +102,10 @@ def no_leakage(work: Work) -> Finding:
         passed=count == 0,
         text=f"{len(repeated)} document(s) occur twice, {len(straddling['group'])} SPLIT_BY group(s) and "
         f"{len(straddling['near_duplicate_group'])} group(s) of near-duplicates are in several splits"
+        + (f", and {len(straddling['artifact_guid'])} artifact(s)" if straddling["artifact_guid"] else "")
         if count
         else f"{len(rows)} documents, each in one split, groups kept together",
-        facts={"examples": ", ".join((repeated + straddling["group"] + straddling["near_duplicate_group"])[:20])}
-        if count
-        else {},
+        facts={"examples": ", ".join([*repeated, *chain.from_iterable(straddling.values())][:20])} if count else {},
         error=True,
     )
 
@@ -122,7 +126,8 @@ def every_label_everywhere(work: Work) -> Finding:
 
 def splits_not_empty(work: Work) -> Finding:
     """Train, valid and test hold documents, in about the shares that SPLIT asks for."""
-    documents: dict[str, int] = split_metadata(work)["documents"]
+    found = split_metadata(work)
+    documents: dict[str, int] = found.get("artifacts", found["documents"])
     total = sum(documents.values())
     empty = [split for split in SPLITS if not documents.get(split)]
     shares = {split: documents.get(split, 0) / total if total else 0.0 for split in SPLITS}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from docml_assets.experiment.source import functions_digest
 from docml_assets.steps import specs
-from docml_assets.steps.reconciliation import restore_artifacts
+from docml_assets.steps.reconciliation import read_units, restore_artifacts
 from docml_assets.steps.reuse import (
     find_finished,
     nothing_to_reuse,
@@ -44,6 +44,7 @@ from docml_contract.names import (
     TUNING,
     USER_FUNCTIONS,
 )
+from docml_contract.units import document_guid, files_of_unit
 from resources.jobs.interface import JobResult
 from resources.label_values import column_named
 from resources.store.manifests import check_finished, read_manifest, read_recorded
@@ -259,6 +260,8 @@ def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...
 def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
     """artifacts.parquet: one row a file that encode_data gets (artifact_guid, label, group, file, path, etag), in a fixed order.
 
+    Where units are the documents, artifact_guid names artifact and unit.
+
     An artifact that lacks all of these files, which are optional then, has a row without file, path and etag.
     """
     table = _reconciled_table(work, RECONCILED_TABLE)
@@ -271,16 +274,36 @@ def _artifacts(work: Work, rows: pa.Table) -> pa.Table:
     table = table.sort_by([("artifact_guid", "ascending"), ("file", "ascending")])
     group_of = dict(zip(rows["artifact_guid"].to_pylist(), _groups(work, rows), strict=True))
     prefix = len(work.place.shared.reconciled_artifacts) + 1
+    guids, labels = table["artifact_guid"].cast(pa.string()), table["label"].cast(pa.string())
+    group = pa.array([group_of.get(guid) for guid in table["artifact_guid"].to_pylist()], pa.string())
+    if (units := read_units(work)) is not None:
+        taken, guids, labels = _of_units(work, table, units)
+        table, group = table.take(taken), group.take(taken)
     return pa.table(
         {
-            "artifact_guid": table["artifact_guid"].cast(pa.string()),
-            "label": table["label"].cast(pa.string()),
-            "group": pa.array([group_of.get(guid) for guid in table["artifact_guid"].to_pylist()], pa.string()),
+            "artifact_guid": guids,
+            "label": labels,
+            "group": group,
             "file": table["file"].cast(pa.string()),
             "path": pa.array([key and key[prefix:] for key in table["key"].to_pylist()], pa.string()),
             "etag": table["etag"].cast(pa.string()),
         }
     )
+
+
+def _of_units(work: Work, table: pa.Table, units: pa.Table) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """A row a file of each unit: the number of the file's row in `table`, the unit's GUID as a document, and its label."""
+    row_of: dict[str, dict[str, int]] = {}
+    for row, (guid, file) in enumerate(zip(table["artifact_guid"].to_pylist(), table["file"].to_pylist(), strict=True)):
+        row_of.setdefault(guid, {})[file] = row
+    entries = work.settings.model_input_files
+    found = sorted(
+        (document_guid(guid, unit), file, row_of[guid][file], label)
+        for guid, unit, label in zip(*(units[name].to_pylist() for name in units.column_names), strict=True)
+        for file in files_of_unit(row_of[guid], entries, unit)
+    )
+    guids, _, rows, labels = zip(*found, strict=True)
+    return pa.array(rows, pa.int64()), pa.array(guids, pa.string()), pa.array(labels, pa.string())
 
 
 def _reconciled_table(work: Work, name: str) -> pa.Table:

@@ -57,6 +57,20 @@ def test_knobs(tmp_path: Path) -> None:
     assert capped <= set(read(tmp_path, docs, max_artifacts=20).guids)
 
 
+def test_knobs_count_artifacts_where_units_are_the_documents(tmp_path: Path) -> None:
+    pages = [Doc(f"{doc.guid}/{page}", doc.label, "x") for doc in some("a", 12) + some("b", 6) for page in "123"]
+    pages += [Doc(f"c-0/{page}", "c", "x") for page in "12345"]
+    found = read(tmp_path, pages, num_labels_threshold=2, max_artifacts=9)
+    assert found.dropped == {
+        "ignored_label": {},
+        "below_num_labels_threshold": {"c": 1},
+        "over_max_artifacts": {"a": 6, "b": 3},
+    }
+    assert len(found) == 27
+    assert len({guid.split("/")[0] for guid in found.guids}) == 9
+    assert labels_too_small(found, (0.8, 0.1, 0.1)) == {}
+
+
 def test_a_file_that_an_artifact_lacks_has_no_path(tmp_path: Path) -> None:
     docs = [Doc("x", "a", files={"page.png": b"", "raw_text.json": b""}), Doc("y", "a", files={"page.png": b""})]
     found = read(tmp_path, docs, model_input_files=("raw_text.json", "page.png"))

@@ -12,7 +12,7 @@ from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
 from docml_trainer.preparation.near_duplicates import compute_signatures
 from docml_trainer.preparation.splits import assign as assign_compared
-from docml_trainer.preparation.splits import assign_splits
+from docml_trainer.preparation.splits import assign_splits, blocks_of
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -162,3 +162,65 @@ def test_a_document_left_out_ties_nobody_together_any_more() -> None:
     assert (len(set(together.splits)), together.near_duplicate_groups) == (1, ["between"] * 3)
     apart = assign_compared(task, guids, ["a"] * 3, nothing, found, {"left": "train", "right": "test"})
     assert (apart.splits, apart.near_duplicate_groups) == (["train", None, "test"], nothing)
+
+
+def pages(count: int, labels: int = 2) -> tuple[list[str], list[str]]:
+    """GUIDs of the pages of `count` artifacts with 1 to 12 pages, and their labels."""
+    found = [
+        (f"a{index}/page_{page:02d}", f"label {index % labels}")
+        for index in range(count)
+        for page in range(index % 12 + 1)
+    ]
+    return [guid for guid, _ in found], [label for _, label in found]
+
+
+def test_units_of_an_artifact_go_together_and_shares_count_artifacts() -> None:
+    guids, labels = pages(200)
+    nothing: list[str | None] = [None] * len(guids)
+    found = assign_compared(
+        PrepareTask(model_names=("m",), own_hyperparameters={}, model_input_files=("p_*",)),
+        guids,
+        labels,
+        nothing,
+        None,
+        {},
+    )
+    table = found.to_table()
+    assert table.column_names[:2] == ["artifact_guid", "unit"]
+    assert table["unit"].to_pylist()[0] == "page_00"
+    split_of: dict[str, set[str]] = defaultdict(set)
+    for row in table.to_pylist():
+        split_of[row["artifact_guid"]].add(row["split"])
+    assert all(len(splits) == 1 for splits in split_of.values())
+    assert Counter(split for splits in split_of.values() for split in splits) == {"train": 160, "valid": 20, "test": 20}
+    blocks = blocks_of(found)
+    assert sorted(map(len, blocks)) == sorted(index % 12 + 1 for index in range(200))
+    before = dict.fromkeys(split_of, "valid")
+    again = assign_compared(
+        PrepareTask(model_names=("m",), own_hyperparameters={}, model_input_files=("p_*",)),
+        guids,
+        labels,
+        nothing,
+        None,
+        before,
+    )
+    assert set(again.splits) == {"valid"}, "what an earlier run decided for an artifact holds for its units"
+
+
+def test_near_duplicates_are_artifacts_and_not_their_blank_pages() -> None:
+    def tokens(seed: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        return np.random.default_rng(seed).integers(0, 1_000, 200)
+
+    guids = ["a/1", "a/2", "b/1", "b/2", "c/1", "c/2"]
+    texts = [
+        tokens(1),
+        tokens(0),
+        tokens(2),
+        tokens(0),
+        tokens(0),
+        tokens(1),
+    ]  # one page is in all of them; c is a, otherwise ordered
+    nothing: list[str | None] = [None] * len(guids)
+    task = PrepareTask(model_names=("m",), own_hyperparameters={}, model_input_files=("p_*",))
+    found = assign_compared(task, guids, ["x"] * 6, nothing, compute_signatures(texts), {})
+    assert found.near_duplicate_groups == ["a", "a", None, None, "a", "a"]

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from docml_contract.names import SPLITS
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
 from docml_trainer.preparation.documents import order_key
-from docml_trainer.preparation.splits import SplitAssignment, units_of
+from docml_trainer.preparation.splits import SplitAssignment, blocks_of
 
 MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
@@ -81,13 +81,13 @@ def fit_baseline(
     if feature is None:
         return "no feature is a list of token ids"
     documents = _read(output, feature)
-    unit_of = {assignment.guids[row]: number for number, unit in enumerate(units_of(assignment)) for row in unit}
-    units = np.array([unit_of[guid] for guid in documents.guids])
+    block_of = {assignment.guids[row]: number for number, block in enumerate(blocks_of(assignment)) for row in block}
+    blocks = np.array([block_of[guid] for guid in documents.guids])
     train = np.array([split == "train" for split in documents.splits])
     fitted = _sample(np.flatnonzero(train), documents, MAX_FITTED)
     if len(np.unique(documents.labels[fitted])) < 2:
         return "the train split has one label only"
-    folds = _folds(units, fitted, documents)
+    folds = _folds(blocks, fitted, documents)
     if folds.max() < 1:
         return "all documents of the train split belong together, so none could be held out"
     counts, hashed = count_terms(documents.tokens, documents.ends)
@@ -193,22 +193,22 @@ def _sample(rows: Ids, documents: EncodedDocuments, most: int) -> Ids:
     return np.array(sorted(row for _, _, row in keyed[:most]))
 
 
-def _folds(units: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
+def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
     """int64[fitted]: each document's fold. Units are dealt out label by label, so that every fold has about every label's share."""
     members: dict[int, list[int]] = {}
     for place, row in enumerate(fitted.tolist()):
-        members.setdefault(int(units[row]), []).append(place)
+        members.setdefault(int(blocks[row]), []).append(place)
 
-    def order(unit: int) -> tuple[int, bytes]:
-        labels = documents.labels[fitted[members[unit]]]
+    def order(block: int) -> tuple[int, bytes]:
+        labels = documents.labels[fitted[members[block]]]
         return int(np.bincount(labels).argmax()), min(
-            order_key(documents.guids[fitted[place]]) for place in members[unit]
+            order_key(documents.guids[fitted[place]]) for place in members[block]
         )
 
     folds = np.zeros(len(fitted), dtype=np.int64)
     number = min(FOLDS, len(members))
-    for position, unit in enumerate(sorted(members, key=order)):
-        folds[members[unit]] = position % number
+    for position, block in enumerate(sorted(members, key=order)):
+        folds[members[block]] = position % number
     return folds
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from docml_contract.file_names import is_pattern, matches, matching
 from docml_contract.jobs import PrepareTask
 from docml_contract.manifests import sha256_file
+from docml_contract.units import artifact_of, most_frequent
 from docml_trainer.errors import DataError
 from docml_trainer.functions import InputFile
 
@@ -161,20 +162,25 @@ def _read_rows(artifacts: Path, entries: Sequence[str]) -> dict[str, _Row]:
 
 
 def _select(rows: dict[str, _Row], task: PrepareTask) -> tuple[list[str], dict[str, Counts]]:
-    counts = Counter(row.label for row in rows.values())
+    """The documents that are taken, and how many artifacts are not, by reason and label. Units of an artifact count as one."""
+    counts = Counter(label for label, _ in {(row.label, artifact_of(guid)) for guid, row in rows.items()})
     ignored = {label for label in counts if label in task.ignored_labels}
     rare = {label for label, count in counts.items() if count < task.num_labels_threshold} - ignored
-    by_label: dict[str, list[str]] = {}
+    of_artifact: dict[str, list[str]] = {}
     for guid, row in rows.items():
         if row.label not in ignored and row.label not in rare:
-            by_label.setdefault(row.label, []).append(guid)
+            of_artifact.setdefault(artifact_of(guid), []).append(guid)
+    by_label: dict[str, list[str]] = {}
+    for artifact, own in of_artifact.items():
+        by_label.setdefault(most_frequent([rows[guid].label for guid in own]), []).append(artifact)
     quotas = _quotas({label: len(guids) for label, guids in by_label.items()}, task.max_artifacts)
     taken = [
         guid
-        for label, guids in by_label.items()
-        for guid in sorted(guids, key=lambda guid: order_key(guid, "cap"))[: quotas[label]]
+        for label, artifacts in by_label.items()
+        for artifact in sorted(artifacts, key=lambda artifact: order_key(artifact, "cap"))[: quotas[label]]
+        for guid in of_artifact[artifact]
     ]
-    over = {label: len(guids) - quotas[label] for label, guids in by_label.items() if len(guids) > quotas[label]}
+    over = {label: len(found) - quotas[label] for label, found in by_label.items() if len(found) > quotas[label]}
     return taken, {
         IGNORED: {label: counts[label] for label in sorted(ignored)},
         BELOW_THRESHOLD: {label: counts[label] for label in sorted(rare)},
@@ -197,11 +203,11 @@ def _quotas(counts: Counts, cap: int | None) -> Counts:
 
 def labels_too_small(documents: Documents, shares: Sequence[float]) -> Counts:
     """Labels with fewer independent documents (SPLIT_BY groups) than there are splits: they cannot appear in every one."""
-    units: dict[str, set[str]] = {}
+    independent: dict[str, set[str]] = {}
     for guid, label, group in zip(documents.guids, documents.labels, documents.groups, strict=True):
-        units.setdefault(label, set()).add(f"document {guid}" if group is None else f"group {group}")
+        independent.setdefault(label, set()).add(f"document {artifact_of(guid)}" if group is None else f"group {group}")
     needed = sum(share > 0 for share in shares)
-    return {label: len(found) for label, found in sorted(units.items()) if len(found) < needed}
+    return {label: len(found) for label, found in sorted(independent.items()) if len(found) < needed}
 
 
 # --- on the way through the encoder

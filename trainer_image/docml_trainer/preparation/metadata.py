@@ -10,6 +10,7 @@ import numpy as np
 
 from docml_contract.jobs import PrepareTask
 from docml_contract.names import SPLITS
+from docml_contract.units import artifact_of, split_guid
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, shape_of
 from docml_trainer.preparation.documents import Documents, Tally, labels_too_small
 from docml_trainer.preparation.splits import SplitAssignment
@@ -48,9 +49,14 @@ def describe_preparation(done: Preparation, output: Path, seconds: float, encode
     left_out: Counter[str] = Counter()
     for label, split in zip(assignment.labels, assignment.splits, strict=True):
         (by_split[split] if split else left_out)[label] += 1
+    artifacts = {
+        (artifact_of(guid), split) for guid, split in zip(assignment.guids, assignment.splits, strict=True) if split
+    }
+    units = any(split_guid(guid)[1] is not None for guid in assignment.guids)
     kept = np.array([split is not None for split in assignment.splits])
     return {
         "documents": {split: counts.total() for split, counts in by_split.items()},
+        **({"artifacts": {split: sum(of == split for _, of in artifacts) for split in SPLITS}} if units else {}),
         "labels": {split: dict(sorted(counts.items())) for split, counts in by_split.items()},
         "dropped": {
             **documents.dropped,
@@ -94,7 +100,9 @@ def summarize(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _near_duplicates(done: Preparation, left_out: Counter[str]) -> dict[str, Any]:
-    sizes = Counter(group for group in done.assignment.near_duplicate_groups if group is not None)
+    groups = zip(done.assignment.guids, done.assignment.near_duplicate_groups, strict=True)
+    group_of = {artifact_of(guid): group for guid, group in groups if group is not None}
+    sizes = Counter(group_of.values())
     return {
         "threshold": done.task.near_duplicate_threshold,
         "feature": done.near_duplicate_feature,
