@@ -5,6 +5,7 @@ one that a shell started. A request is a line of JSON (argv, cwd, env, log); the
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 LOADED = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "optuna",
     "pandas",
     "polars",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "rich.live",
     "rich.table",
@@ -31,8 +35,15 @@ LOADED = (
     "docml_assets.runs.preflight",
     "docml_assets.reconcile.reconciliation",
     "docml_assets.report.build",
+    "resources.endpoints.local",
     "resources.jobs.local.backend",
+    "resources.store.folder",
+    "upath",
     "dagster._core.execution.api",
+    "dagster._core.execution.plan.active",
+    "dagster._core.executor.in_process",
+    "dagster._core.instance.factory",
+    "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.sqlite_storage",
 )
 
@@ -42,6 +53,7 @@ def main(address: str) -> None:
     cli = importlib.import_module("docml_assets.cli")
     for name in (*LOADED, *(f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__))):
         importlib.import_module(name)
+    gc.freeze()  # a collection in a command does not copy the pages of what is loaded here
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     server.listen(64)
