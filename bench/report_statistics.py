@@ -1,20 +1,24 @@
 """Do the report's intervals and verdicts keep their promises? 2,000 simulated test splits each, through the report's own code.
 
 Two models are drawn with known chances of being right, so that their true macro-F1 is known: how often does the 95 % interval hold
-it, how often does the verdict name a winner among equals, how often does it find the better one?
+it, how often does the verdict name a winner among equals, how often does it find the better one? Then the same of models with three
+seeds each, whose true scores differ from seed to seed.
 """
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from docml_assets.report.comparison import compare_pairs
 from docml_assets.report.predictions import Predictions
 from docml_assets.report.schema import NO_DIFFERENCE
+from docml_assets.report.seeds import SeedSample, judge_pairs, mean_interval
 from docml_assets.report.statistics import confusion_matrix, interval, label_scores, resampled_f1
 
 SIMULATIONS = 2000
@@ -89,22 +93,93 @@ def simulate_verdicts(only_a: float, only_b: float, simulations: int) -> float:
     return float((found[:, 1:].any(axis=1) if only_a == only_b else found[:, 1]).mean())
 
 
+@dataclass(frozen=True)
+class SeededPopulation:
+    """Two models with three seeds each on documents of four labels. A document may be hard for everyone, for all seeds of a model, or for one.
+
+    spread: standard deviation of the seeds' true macro-F1, which is their accuracy, as labels and mistakes are spread evenly. mean: of the
+    two models. SHARED, OWN: which part of what makes a document hard is the same for everyone, and for all seeds of a model.
+    """
+
+    documents: int
+    spread: float
+    mean: tuple[float, float] = (0.8, 0.8)
+
+    LABELS, SEEDS, SHARED, OWN = 4, 3, 0.4, 0.3
+
+    def draw(self, random: np.random.Generator) -> Predictions:
+        truth = random.integers(0, self.LABELS, self.documents)
+        hard = random.standard_normal(self.documents)
+        predicted = {}
+        for name, mean in zip("ab", self.mean, strict=True):
+            own = random.standard_normal(self.documents)
+            for seed in range(self.SEEDS):
+                accuracy = np.clip(random.normal(mean, self.spread), 0.01, 0.99)
+                noise = random.standard_normal(self.documents)
+                difficulty = self.SHARED**0.5 * hard + self.OWN**0.5 * own + (1 - self.SHARED - self.OWN) ** 0.5 * noise
+                wrong = (truth + random.integers(1, self.LABELS, self.documents)) % self.LABELS
+                predicted[f"{name}{seed}"] = np.where(difficulty < stats.norm.ppf(accuracy), truth, wrong)
+        labels = tuple(map(str, range(self.LABELS)))
+        return Predictions(np.arange(self.documents), labels, truth, predicted, {}, None)
+
+
+def simulate_seeds(population: SeededPopulation, seeds: range) -> np.ndarray[Any, Any]:
+    """One row a simulation: whether the interval of model a's mean holds its true mean, whether a was named better, whether b was."""
+    rows = []
+    for seed in seeds:
+        random = np.random.default_rng([population.documents, int(1000 * population.spread), seed])
+        predictions = population.draw(random)
+        scores = {
+            name: label_scores(confusion_matrix(predictions.truth, ids, population.LABELS))
+            for name, ids in predictions.predicted.items()
+        }
+        resampled = resampled_f1(predictions)
+        samples = {
+            model: SeedSample(
+                f1=np.array([scores[name].f1_macro for name in scores if name[0] == model]),
+                accuracy=np.array([scores[name].total_accuracy for name in scores if name[0] == model]),
+                resampled=np.stack([resampled[name] for name in scores if name[0] == model]),
+            )
+            for model in "ab"
+        }
+        low, high = mean_interval(samples["a"])
+        chosen = Predictions(
+            predictions.guids, predictions.labels, predictions.truth,
+            {"a": predictions.predicted["a0"], "b": predictions.predicted["b0"]}, {}, None,
+        )  # fmt: skip
+        f1 = {model: scores[f"{model}0"].f1_macro for model in "ab"}
+        pairs = compare_pairs(chosen, f1, {model: resampled[f"{model}0"] for model in "ab"})
+        (pair,) = judge_pairs(pairs, samples)
+        rows.append((low <= population.mean[0] <= high, pair.verdict == "a", pair.verdict == "b"))
+    return np.array(rows)
+
+
 def run() -> list[dict[str, Any]]:
     equal, large, small = (
-        _simulate_all(Population(documents, labels, skewed, 0.1, 0.1))
+        _simulate_all(simulate, Population(documents, labels, skewed, 0.1, 0.1))
         for documents, labels, skewed in ((400, 4, False), (2000, 20, True), (400, 20, True))
     )
-    better = _simulate_all(Population(400, 4, False, 0.14, 0.06))
+    better = _simulate_all(simulate, Population(400, 4, False, 0.14, 0.06))
     rows = []
     for name, found in (("400 x 4 equal", equal), ("2,000 x 20 skewed", large), ("400 x 20 skewed", small)):
         rows.append(_row(f"coverage of 95 % intervals, {name}", found[:, 0].mean()))
         rows.append(_row(f"false verdicts among equals, {name}", found[:, 1:].any(axis=1).mean()))
     rows.append(_row("better model found, 400 documents, .14 against .06", better[:, 1].mean()))
     rows.append(_row("worse model named better, .14 against .06", better[:, 2].mean()))
+    for spread in (0.0, 0.02, 0.05):
+        found = _simulate_all(simulate_seeds, SeededPopulation(400, spread))
+        rows.append(
+            _row(f"coverage of 95 % intervals of 3 seeds' mean, seeds differ by {spread:g}", found[:, 0].mean())
+        )
+        rows.append(
+            _row(f"false verdicts among equals of 3 seeds, seeds differ by {spread:g}", found[:, 1:].any(axis=1).mean())
+        )
+    found = _simulate_all(simulate_seeds, SeededPopulation(400, 0.02, (0.88, 0.8)))
+    rows.append(_row("better model found, 3 seeds that differ by .02, .88 against .80", found[:, 1].mean()))
     return rows
 
 
-def _simulate_all(population: Population) -> np.ndarray[Any, Any]:
+def _simulate_all(simulate: Callable[..., np.ndarray[Any, Any]], population: Any) -> np.ndarray[Any, Any]:
     """2,000 simulations, spread over the cores."""
     processes = len(os.sched_getaffinity(0))
     shares = [range(index, SIMULATIONS, processes) for index in range(processes)]

@@ -38,7 +38,7 @@ def show(report: "Report", page: str) -> None:
     terminal.print(Text(f"{report.experiment} run {report.run}", style="bold"))
     for sentence in (*report.summary, *report.warnings):
         terminal.print(Text(sentence))
-    terminal.print(_scores(report), _labels(report))
+    terminal.print(_scores(report), *([_seeds(report)] if report.seeds else []), _labels(report))
     if report.comparison:
         terminal.print(pair_table("Comparison", report.comparison))
     for past in report.past.comparisons:
@@ -48,22 +48,23 @@ def show(report: "Report", page: str) -> None:
 
 
 def pair_table(title: str, pairs: "tuple[Pair, ...]") -> "Table":
-    """Pairs of models with their verdicts, in 80 columns where the names are short."""
+    """Pairs of models with their verdicts, in 80 columns where the names are short. Trained with several seeds, the means over these."""
     from rich.text import Text
 
-    table = _table(
-        f"{title} (p: McNemar's, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p")
-    )
+    seeded = any(pair.seeds for pair in pairs)
+    test = "means over seeds; p: t test" if seeded else "p: McNemar's"
+    table = _table(f"{title} ({test}, Holm-corrected)", left=("a", "b"), right=("only a/b", "F1 of a - b (95 %)", "p"))
     table.add_column("verdict")
     for pair in pairs:
-        low, high = pair.f1_difference_ci95
+        found, p = (pair.seeds, pair.seeds.p_holm) if pair.seeds else (pair, pair.mcnemar_p_holm)
+        low, high = found.f1_difference_ci95
         won = pair.verdict in (pair.a, pair.b)
         table.add_row(
             Text(pair.a),
             Text(pair.b),
             f"{pair.only_a}/{pair.only_b}",
-            f"{pair.f1_difference:+.3f} ({low:+.3f} to {high:+.3f})",
-            "<0.001" if pair.mcnemar_p_holm < 0.001 else f"{pair.mcnemar_p_holm:.3f}",
+            f"{found.f1_difference:+.3f} ({low:+.3f} to {high:+.3f})",
+            "<0.001" if p < 0.001 else f"{p:.3f}",
             Text(f"{pair.verdict} is better" if won else pair.verdict, "green" if won else ""),
         )
     return table
@@ -97,6 +98,20 @@ def _scores(report: "Report") -> "Table":
             "–" if model.docs_per_second is None else f"{model.docs_per_second:,.1f}",
             "–" if model.latency_ms is None else f"{model.latency_ms:.1f} ms",
         )
+    return table
+
+
+def _seeds(report: "Report") -> "Table":
+    from rich.text import Text
+
+    columns = ("mean macro-F1 (95 %)", "std", "lowest", "highest", "chosen seed")
+    table = _table("Over the seeds", left=("model",), right=columns)
+    for name, found in report.seeds.items():
+        low, high = found.f1_macro_mean_ci95
+        scores = [score.f1_macro for score in found.scores]
+        mean = f"{found.f1_macro_mean:.3f} ({low:.3f} to {high:.3f})"
+        rest = (f"{value:.3f}" for value in (found.f1_macro_sd, min(scores), max(scores)))
+        table.add_row(Text(name), mean, *rest, str(found.chosen))
     return table
 
 

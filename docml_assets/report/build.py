@@ -38,6 +38,7 @@ from docml_assets.report.schema import (
     PerLabel,
     Report,
 )
+from docml_assets.report.seeds import SeedAnswers, judge_pairs, model_seeds, sample_seeds
 from docml_assets.report.statistics import (
     LabelScores,
     calibration,
@@ -93,6 +94,7 @@ def build_report(
     target: float | None = None,
     validation: pa.Table | None = None,
     changed: Sequence[str] = (),
+    seeds: SeedAnswers | None = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -101,7 +103,7 @@ def build_report(
     shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
-    changed: what the run changed from the latest of `previous`.
+    changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several.
     """
     table = with_probabilities(predictions, documents)
     table = table if baseline is None else with_baseline(table, baseline)
@@ -113,7 +115,7 @@ def build_report(
         policies = {
             model: model_policy(target, labels, model, validation, documents) for model in read.without_baseline.models
         }
-    report = assess(experiment, run, read, timings, previous, policies, changed)
+    report = assess(experiment, run, read, timings, previous, policies, changed, seeds)
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
@@ -133,6 +135,7 @@ def assess(
     previous: Sequence[PreviousRun],
     policies: Mapping[str, ModelPolicy],
     changed: Sequence[str] = (),
+    seeds: SeedAnswers | None = None,
 ) -> Report:
     """All the numbers and sentences of report.json."""
     own = read.without_baseline
@@ -147,6 +150,9 @@ def assess(
         for model in read.models
     }
     comparison = compare_pairs(read, f1, resampled)
+    samples = sample_seeds(seeds, read) if seeds else {}
+    comparison = judge_pairs(comparison, samples) if seeds else comparison
+    seeded = model_seeds(seeds, samples) if seeds else {}
     past = against_the_past(own, previous)
     return Report(
         experiment=experiment,
@@ -170,7 +176,8 @@ def assess(
             previous,
         ),
         policy=dict(policies),
-        summary=summarize(own, models, comparison, past),
+        seeds=seeded,
+        summary=summarize(own, models, comparison, past, seeded),
         warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
     )
 
@@ -199,8 +206,9 @@ def report_version(predictions: pa.Table, report: Report) -> str:
         for name, model in report.models.items()
     }
     policies = {name: policy.meaning for name, policy in report.policies.items()}
+    seeds = {name: [[score.seed, score.f1_macro] for score in found.scores] for name, found in report.seeds.items()}
     meaning = ["report", list(report.labels), [predictions[name].to_pylist() for name in said], said, scores]
-    return digest([*meaning, policies] if policies else meaning)
+    return digest([*meaning, *(part for part in (policies, seeds) if part)])
 
 
 def _model_report(

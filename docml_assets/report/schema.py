@@ -63,6 +63,35 @@ class ModelReport(Document):
     torchscript_sha256: str | None = Field(description="of the file that was loaded; null where it is not known")
 
 
+class SeedScore(Document):
+    """A model that was trained with one seed, on the test split."""
+
+    seed: int
+    f1_macro: Share
+    accuracy: Share
+    valid_f1: Share = Field(description="macro-F1 on the validation split, by which the run's model is chosen")
+
+
+class ModelSeeds(Document):
+    """A model with each of its seeds."""
+
+    scores: tuple[SeedScore, ...] = Field(description="in the order of SEEDS")
+    chosen: int = Field(description="the seed of the run's model, which has the highest valid_f1")
+    f1_macro_mean: Share = Field(description="over the seeds")
+    f1_macro_sd: Number = Field(description="standard deviation of macro-F1 between the seeds")
+    f1_macro_mean_ci95: Interval = Field(description="of the mean: counts other seeds and other test documents")
+
+
+class SeedDifference(Document):
+    """Two models' means over their seeds."""
+
+    f1_difference: Number = Field(description="mean macro-F1 of a minus that of b")
+    f1_difference_ci95: Interval = Field(description="counts other seeds and other test documents")
+    p: Share = Field(description="two-sided, of the t test that counts both")
+    p_holm: Share = Field(description="corrected by Holm's method over the pairs of this list")
+    degrees_of_freedom: Number = Field(description="of the t test, by Satterthwaite's formula")
+
+
 class Pair(Document):
     """Two models on the same documents."""
 
@@ -77,8 +106,10 @@ class Pair(Document):
     mcnemar_p: Share = Field(description="McNemar's mid-p, two-sided")
     mcnemar_p_holm: Share = Field(description="corrected by Holm's method over the pairs of this list")
     verdict: str = Field(
-        description=f"the better model, if mcnemar_p_holm < .05 and the interval excludes 0 on the same side; else {NO_DIFFERENCE!r}"
+        description=f"the better model, if mcnemar_p_holm < .05 and the interval excludes 0 on the same side; else {NO_DIFFERENCE!r}; "
+        "with SEEDS the one whose mean is higher, if seeds.p_holm < .05"
     )
+    seeds: SeedDifference | None = Field(None, description="of the means over seeds; null without SEEDS")
 
 
 class LabelWinner(Document):
@@ -203,6 +234,7 @@ class Report(Document):
         (),
         description="macro-F1 by run on these test documents, the oldest first, this run last; empty in older reports",
     )
+    seeds: dict[str, ModelSeeds] = Field({}, description="by model of the run; empty without SEEDS")
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from docml_assets.report.predictions import Predictions
-from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, Pair, Past
+from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, ModelSeeds, Pair, Past
 from docml_assets.report.statistics import LabelScores
 from docml_contract.names import BASELINE
 
@@ -14,7 +14,11 @@ NOT_OTHER_SEEDS = "a verdict is about these trained models, not about models tra
 
 
 def summarize(
-    predictions: Predictions, models: Mapping[str, ModelReport], comparison: Sequence[Pair], past: Past
+    predictions: Predictions,
+    models: Mapping[str, ModelReport],
+    comparison: Sequence[Pair],
+    past: Past,
+    seeds: Mapping[str, ModelSeeds],
 ) -> tuple[str, str, str]:
     """Three sentences: the score, beside the baseline; where it fails, or which model is better; against the past.
 
@@ -24,7 +28,8 @@ def summarize(
     best = max(own, key=lambda name: own[name].f1_macro)
     pairs = [pair for pair in comparison if BASELINE not in (pair.a, pair.b)]
     second = _verdicts(own, pairs) if len(own) > 1 else _weakness(predictions, best, own[best])
-    return _score(predictions, best, own) + _doubts(predictions, best, models, comparison) + ".", second, _past(past)
+    first = _score(predictions, best, own) + _over_seeds(best, seeds) + _doubts(predictions, best, models, comparison)
+    return first + ".", second, _past(past, seeded=bool(seeds))
 
 
 def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: Past) -> list[str]:
@@ -77,12 +82,25 @@ def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport
     )
 
 
+def _over_seeds(best: str, seeds: Mapping[str, ModelSeeds]) -> str:
+    """The mean over seeds, which is what another training would be like."""
+    if best not in seeds:
+        return ""
+    found = seeds[best]
+    low, high = found.f1_macro_mean_ci95
+    return (
+        f"; over {len(found.scores)} seeds its mean is {found.f1_macro_mean:.3f} (95 % interval {low:.3f} to {high:.3f}, counting seeds and "
+        f"documents; standard deviation between seeds {found.f1_macro_sd:.3f})"
+    )
+
+
 def _doubts(predictions: Predictions, best: str, models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> str:
     """What belongs in the first sentence: the best model beside the baseline, and models that a constant answer would match."""
     said = []
     for pair in comparison:
         if {pair.a, pair.b} == {best, BASELINE}:
-            ahead = models[best].f1_macro > models[BASELINE].f1_macro
+            lead = (pair.seeds or pair).f1_difference
+            ahead = (lead if pair.a == best else -lead) > 0
             open_verdict = "is not shown to beat" if ahead else "does not beat"
             verb = {best: "beats", BASELINE: "is worse than"}.get(pair.verdict, open_verdict)
             said.append(
@@ -127,9 +145,11 @@ def _verdicts(models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> 
     open_pairs = [f"{pair.a} and {pair.b}" for pair in comparison if pair.verdict == NO_DIFFERENCE]
     if not shown:
         if len(comparison) == 1:
-            low, high = comparison[0].f1_difference_ci95
+            found = comparison[0].seeds or comparison[0]
+            low, high = found.f1_difference_ci95
+            over = " in the mean over seeds" if comparison[0].seeds else ""
             return (
-                f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {comparison[0].f1_difference:+.3f} "
+                f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {found.f1_difference:+.3f}{over} "
                 f"(95 % interval {low:+.3f} to {high:+.3f})."
             )
         return f"Between none of the {len(models)} models is a difference shown."
@@ -139,7 +159,9 @@ def _verdicts(models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> 
     return f"Of these {len(models)} models, {said}{rest}."
 
 
-def _past(past: Past) -> str:
+def _past(past: Past, *, seeded: bool) -> str:
+    if not past.comparisons and seeded:
+        return "No earlier run was scored on these test documents."
     if not past.comparisons:
         return f"No earlier run was scored on these test documents; {NOT_OTHER_SEEDS}."
     latest = past.comparisons[0]

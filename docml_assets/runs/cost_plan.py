@@ -135,16 +135,18 @@ class CostPlan:
 
 def _steps(settings: Settings, performed: frozenset[str]) -> Iterator[PlannedStep]:
     models = settings.model_names
+    seeds = 1 if TUNING in performed else max(1, len(settings.seeds))
     if PREPARATION in performed:
         yield PlannedStep(PREPARATION, settings.compute("preparation"), 1, 1)
     trains = settings.compute("training")
     if TRAINING in performed:
-        yield PlannedStep(TRAINING, trains, len(models), len(models), models)
+        jobs = len(models) * seeds
+        yield PlannedStep(TRAINING, trains, jobs, jobs, models)
     if TUNING in performed:
         yield PlannedStep(TUNING, trains, len(models), len(models) * settings.max_jobs, models)
     if INFERENCE in performed:
         by_training = TRAINING in performed and settings.infers_in_training
-        yield PlannedStep(INFERENCE, settings.compute("inference"), 0 if by_training else 1, 1)
+        yield PlannedStep(INFERENCE, settings.compute("inference"), 0 if by_training else seeds, seeds)
     if PREPARATION in performed and settings.preparation_instance_count > 1:
         yield PlannedStep(MERGE, settings.compute("preparation", hosts=1), 1, 1)
 

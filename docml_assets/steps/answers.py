@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from docml_assets.steps import specs
+from docml_assets.steps.preparation import recorded_data
+from docml_assets.steps.training import SeedModels
 from docml_assets.steps.work import Work
 from docml_assets.tables import read_parquet
 from docml_contract.base import IncompleteArtifact, UnreadableDocument
-from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.jobs import ExportedModel, JobSpec, TrainTask
 from docml_contract.manifests import JobOutput, Manifest, PreparedData
 from docml_contract.names import (
     DOCUMENTS,
@@ -57,6 +60,20 @@ class SplitAnswers:
             jobs=jobs,
         )
 
+    def of_model(self, model: str) -> "SplitAnswers":
+        """Those of one of the models."""
+
+        def own(table: pa.Table) -> pa.Table:
+            names = (name for name in table.column_names if name.rpartition("_")[0] == model)
+            return table.select([*KEYS, *names])
+
+        return SplitAnswers(
+            predictions=own(self.predictions),
+            documents=own(self.documents),
+            timings={**self.timings, "models": {model: self.timings["models"][model]}},
+            validation=None if self.validation is None else own(self.validation),
+        )
+
     def joined(self, other: "SplitAnswers") -> "SplitAnswers":
         """Those of two models of a comparison on the same documents. IncompleteArtifact if they are others."""
         models = {**self.timings["models"], **other.timings["models"]}
@@ -80,17 +97,64 @@ def _join(first: pa.Table, second: pa.Table) -> pa.Table:
 
 def find_answers(work: Work, data: PreparedData, manifests: Mapping[str, Manifest], spec: JobSpec) -> SplitAnswers:
     """The trainings' answers if they are those of these models on these data; else what the job of `spec` answers."""
-    found = _of_trainings(work, data, manifests)
+    found = _of_trainings(work, data, manifests, spec.piece)
     if found is not None:
-        work.reporter.say("the jobs of the trainings have predicted the test split: no job is launched for it")
+        with_seed = f" with {spec.piece.replace('-', ' ')}" if spec.piece else ""
+        work.reporter.say(
+            f"the jobs of the trainings{with_seed} have predicted the test split: no job is launched for it"
+        )
         return found
     result = work.jobs.run(spec, {}, holder=work.holder, listener=work.reporter.listener(None))
     return SplitAnswers.read(work, result.output_prefix, result.output, (result,))
 
 
-def _of_trainings(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) -> SplitAnswers | None:
-    """What the jobs that made the run's models answered after it; None unless all models did."""
-    records = [record for record in job_records(work.store, work.place) if record.status == "Completed"]
+def inference_job(
+    work: Work,
+    folders: Mapping[str, str],
+    manifests: Mapping[str, Manifest],
+    inputs: Mapping[str, str],
+    seed: int | None = None,
+) -> JobSpec:
+    """The job that answers with the models in these folders. seed: with which of SEEDS they were trained, if any."""
+    models = {
+        name: ExportedModel(
+            path=folders[name].removeprefix(f"{work.place.experiment}/"),
+            torchscript_sha256=manifests[name].file(TORCHSCRIPT).sha256,
+            export_sha256=manifests[name].file(EXPORT).sha256,
+        )
+        for name in work.settings.model_names
+    }
+    return specs.inference_spec(work, prepared=recorded_data(work), models=models, inputs=inputs, seed=seed)
+
+
+def find_seeded_answers(
+    work: Work, data: PreparedData, seeds: Mapping[str, SeedModels], inputs: Mapping[str, str]
+) -> tuple[SplitAnswers, dict[int, SplitAnswers]]:
+    """The answers of the run's models, and those of all models by seed. seeds: the trainings of every model."""
+    by_seed = {}
+    for seed in work.seeds:
+        folders, manifests = (
+            {name: getattr(models, part)[seed] for name, models in seeds.items()} for part in ("folders", "manifests")
+        )
+        spec = inference_job(work, folders, manifests, inputs, seed)
+        by_seed[seed] = find_answers(work, data, manifests, spec)
+    joined: SplitAnswers | None = None
+    for name, models in seeds.items():
+        own = by_seed[models.chosen].of_model(name)
+        joined = own if joined is None else joined.joined(own)
+    assert joined is not None
+    return replace(joined, jobs=tuple(job for answers in by_seed.values() for job in answers.jobs)), by_seed
+
+
+def _of_trainings(
+    work: Work, data: PreparedData, manifests: Mapping[str, Manifest], piece: str | None
+) -> SplitAnswers | None:
+    """What the jobs that made the run's models (or those of one seed) answered after it; None unless all models did."""
+    records = [
+        record
+        for record in job_records(work.store, work.place)
+        if record.status == "Completed" and record.spec.piece == piece
+    ]
     joined: SplitAnswers | None = None
     for name in work.settings.model_names:
         mine = [record for record in records if record.spec.model == name and _fits(work, record, data)]

@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from docml_assets.report.schema import read_report
-from docml_assets.steps import specs
-from docml_assets.steps.answers import SplitAnswers, find_answers
+from docml_assets.steps.answers import SplitAnswers, find_answers, find_seeded_answers, inference_job
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.past_runs import read_past_runs
-from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest, recorded_data
+from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest
 from docml_assets.steps.reuse import find_finished, read_required, reused_outcome, take_earlier
-from docml_assets.steps.training import models_version, read_models
+from docml_assets.steps.training import SeedModels, models_version, read_models, read_seeds
 from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.file_names import matching
-from docml_contract.jobs import ExportedModel
 from docml_contract.manifests import Manifest, PreparedData, cache_key
 from docml_contract.names import (
     BASELINE_TABLE,
     BEST_MODEL,
     ENCODED_SPLITS,
-    EXPORT,
     HISTORY,
     INFERENCE,
     INFERENCE_REPORT,
@@ -60,10 +57,12 @@ def run_inference(work: Work) -> Outcome | None:
     data = read_prepared(work)
     folders, manifests = read_models(work)
     inputs = {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
-    exported = {name: _exported(work, folders[name], manifests[name]) for name in work.settings.model_names}
-    spec = specs.inference_spec(work, prepared=recorded_data(work), models=exported, inputs=inputs)
-    answers = find_answers(work, data, manifests, spec)
-    report = _report(work, data, folders, manifests, answers)
+    spec, seeds = inference_job(work, folders, manifests, inputs), read_seeds(work)
+    if seeds:
+        answers, by_seed = find_seeded_answers(work, data, seeds, inputs)
+    else:
+        answers, by_seed = find_answers(work, data, manifests, spec), {}
+    report = _report(work, data, (folders, manifests), answers, (seeds, by_seed))
     make_deployments(work, report.report.policies)
     manifest = work.publish(
         INFERENCE_REPORT,
@@ -103,20 +102,22 @@ def _skip(work: Work) -> Outcome | None:
     return reused_outcome(INFERENCE_REPORT, taken, {"": own}, taken[""].data_version) if taken is not None else None
 
 
-def _exported(work: Work, folder: str, manifest: Manifest) -> ExportedModel:
-    return ExportedModel(
-        path=folder.removeprefix(f"{work.place.experiment}/"),
-        torchscript_sha256=manifest.file(TORCHSCRIPT).sha256,
-        export_sha256=manifest.file(EXPORT).sha256,
-    )
-
-
 def _report(
-    work: Work, data: PreparedData, folders: Mapping[str, str], manifests: Mapping[str, Manifest], answers: SplitAnswers
+    work: Work,
+    data: PreparedData,
+    models: tuple[Mapping[str, str], Mapping[str, Manifest]],
+    answers: SplitAnswers,
+    seeded: tuple[Mapping[str, SeedModels], Mapping[int, SplitAnswers]],
 ) -> "ReportFiles":
-    """What can be said about the models' answers, beside the store, where earlier runs can be compared."""
-    from docml_assets.report.build import build_report  # scipy takes most of a second to load
+    """What can be said about the models' answers, beside the store, where earlier runs can be compared.
 
+    models: their folders and manifests. seeded: with SEEDS, every model's trainings and their answers by seed.
+    """
+    from docml_assets.report.build import build_report  # scipy takes most of a second to load
+    from docml_assets.report.seeds import SeedAnswers
+
+    folders, manifests = models
+    seeds, by_seed = seeded
     past = read_past_runs(work)
     return build_report(
         experiment=work.place.experiment,
@@ -140,6 +141,13 @@ def _report(
         groups=_groups(work, data.folder) if work.settings.split_by else None,
         target=work.settings.auto_accept_precision,
         validation=answers.validation,
+        seeds=SeedAnswers(
+            predictions={seed: found.predictions for seed, found in by_seed.items()},
+            valid_f1={name: found.valid_f1 for name, found in seeds.items()},
+            chosen={name: found.chosen for name, found in seeds.items()},
+        )
+        if seeds
+        else None,
     )
 
 

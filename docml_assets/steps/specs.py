@@ -73,9 +73,11 @@ def training_spec(
     files: Mapping[str, bytes],
     inputs: Mapping[str, str],
     provenance: Mapping[str, str],
+    seed: int | None = None,
 ) -> JobSpec:
-    """Train one model, or search for its hyperparameters, on prepared data."""
+    """Train one model, or search for its hyperparameters, on prepared data. seed: the one of SEEDS; None where there are none."""
     settings = work.settings
+    constants = settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model)
     infers = settings.infers_in_training and work.performs(INFERENCE) and not work.tunes
     inference = InferencePhase(validation=settings.auto_accept_precision is not None) if infers else None
     return JobSpec(
@@ -84,6 +86,7 @@ def training_spec(
         run=work.place.number,
         step=TUNING if work.tunes else TRAINING,
         model=model,
+        piece=piece_of(seed),
         task=TrainTask(
             experiment=work.place.experiment,
             run=work.place.number,
@@ -93,10 +96,10 @@ def training_spec(
             cpu_processes=settings.cpu_processes,
             objective_metric=settings.objective_metric_name,
             objective_type=settings.objective_type,
-            tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes),
+            tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes, piece=piece_of(seed)),
             inference=inference,
         ),
-        hyperparameters=settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model),
+        hyperparameters=constants if seed is None else {**constants, "seed": seed},
         channels=tuple(
             _split_channel(prepared, split) for split in ("train", "valid", *(["test"] if inference else []))
         ),
@@ -107,6 +110,11 @@ def training_spec(
         provenance=dict(provenance),
         compute=step_compute(work, "training"),
     )
+
+
+def piece_of(seed: int | None) -> str | None:
+    """What tells apart the jobs of a run's seeds; None where there is one."""
+    return None if seed is None else f"seed-{seed}"
 
 
 def _split_channel(prepared: RecordedFiles, split: str) -> Channel:
@@ -127,15 +135,24 @@ def _search(work: Work, model: str) -> Tuning:
 
 
 def inference_spec(
-    work: Work, *, prepared: RecordedFiles, models: Mapping[str, ExportedModel], inputs: Mapping[str, str]
+    work: Work,
+    *,
+    prepared: RecordedFiles,
+    models: Mapping[str, ExportedModel],
+    inputs: Mapping[str, str],
+    seed: int | None = None,
 ) -> JobSpec:
-    """Predict the test split of prepared data with every model of the run; for a decision policy the validation split, too."""
+    """Predict the test split of prepared data with every model of the run; for a decision policy the validation split, too.
+
+    seed: with which of SEEDS the models were trained; None where there are none.
+    """
     validation = work.settings.auto_accept_precision is not None
     return JobSpec(
         kind="processing",
         experiment=work.place.experiment,
         run=work.place.number,
         step=INFERENCE,
+        piece=piece_of(seed),
         task=InferTask(model_names=work.settings.model_names, models=dict(models), validation=validation),
         channels=(
             *(_split_channel(prepared, split) for split in ("test", *(["valid"] if validation else []))),

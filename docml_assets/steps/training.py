@@ -1,12 +1,16 @@
 """best_torchscript_model: one trained (or tuned) and exported model for each name in MODEL_NAMES.
 
 Models are published one by one, `training/<model>/` or `tuning/<model>/`, each with its manifest; the asset is finished when all are.
+With SEEDS each model is trained once a seed, `training/<model>/seed-<seed>/`, and the one that is best on the validation split becomes
+`training/<model>/`.
 """
 
+import json
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib import metadata
 from shutil import which
 
@@ -16,9 +20,45 @@ from docml_assets.steps.reuse import nothing_to_reuse, reused_outcome, take_earl
 from docml_assets.steps.work import ModelsFailed, NotReady, Outcome, Work
 from docml_contract.base import digest
 from docml_contract.manifests import Manifest, cache_key
-from docml_contract.names import BEST_MODEL, ENCODED_SPLITS, INFERENCE, TRAINING, TUNING, USER_FUNCTIONS, RunPlace
+from docml_contract.names import (
+    BEST_MODEL,
+    ENCODED_SPLITS,
+    INFERENCE,
+    SEEDS,
+    STATISTICS,
+    TRAINING,
+    TUNING,
+    USER_FUNCTIONS,
+    RunPlace,
+)
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the run: a model, with one of SEEDS where there are any, and the folder that it is published in."""
+
+    model: str
+    seed: int | None
+    folder: str
+
+    def __str__(self) -> str:
+        return self.model if self.seed is None else f"{self.model}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class SeedModels:
+    """A model's trainings: seed -> the finished folder, its manifest, macro-F1 on the validation split; and the seed that was chosen."""
+
+    folders: Mapping[int, str]
+    manifests: Mapping[int, Manifest]
+    valid_f1: Mapping[int, float]
+
+    @property
+    def chosen(self) -> int:
+        """The best on the validation split; of equal ones the first."""
+        return max(self.valid_f1, key=lambda seed: self.valid_f1[seed])
 
 
 def run_training(work: Work) -> Outcome | None:
@@ -27,6 +67,7 @@ def run_training(work: Work) -> Outcome | None:
     if manifests.keys() == folders.keys():
         for name, manifest in manifests.items():
             check_finished(work.store, manifest, folders[name])
+        read_seeds(work)
         return _finished(work, folders, manifests)
     if not (work.performs(TRAINING) or work.performs(TUNING)):
         return _skip(work)
@@ -45,6 +86,28 @@ def read_models(work: Work) -> tuple[dict[str, str], dict[str, Manifest]]:
     return folders, manifests
 
 
+def read_seeds(work: Work) -> dict[str, SeedModels]:
+    """The trainings of every model of a run with SEEDS, verified; {} for a run without. NotReady if some are missing."""
+    found = {}
+    for name in work.settings.model_names if work.seeds else ():
+        folders = {seed: work.place.seeded(name, seed) for seed in work.seeds}
+        read = {seed: read_manifest(work.store, folder) for seed, folder in folders.items()}
+        manifests = {seed: manifest for seed, manifest in read.items() if manifest is not None}
+        missing = [str(seed) for seed in work.seeds if seed not in manifests]
+        if missing:
+            raise NotReady(
+                f"{work.describe()}: {name} has not been trained with the seed {', '.join(missing)} (no manifest below "
+                f"{work.store.uri(work.place.trained(name, tuned=False))}): materialize {BEST_MODEL} for this partition first"
+            )
+        for seed, manifest in manifests.items():
+            check_finished(work.store, manifest, folders[seed])
+        scores = {
+            seed: json.loads(work.store.get(f"{folder}/{STATISTICS}"))["scores"] for seed, folder in folders.items()
+        }
+        found[name] = SeedModels(folders, manifests, {seed: float(score["valid_f1"]) for seed, score in scores.items()})
+    return found
+
+
 def models_version(manifests: Mapping[str, Manifest]) -> str:
     """The data version of a run's models: the models' own, by name."""
     return digest(["models", {name: manifest.data_version for name, manifest in manifests.items()}])
@@ -58,6 +121,15 @@ def _own(work: Work) -> tuple[dict[str, str], dict[str, Manifest]]:
 
 def _folders(work: Work, place: RunPlace, tuned: bool) -> dict[str, str]:
     return {name: place.trained(name, tuned=tuned) for name in work.settings.model_names}
+
+
+def _seed_folders(work: Work, place: RunPlace, tuned: bool) -> dict[str, str]:
+    """The folders of a run's single seeds, keyed as no model is called."""
+    return {
+        f"{name}, seed {seed}": place.seeded(name, seed)
+        for name in work.settings.model_names
+        for seed in (() if tuned else work.seeds)
+    }
 
 
 def _found(work: Work, folders: dict[str, str]) -> tuple[dict[str, str], dict[str, Manifest]]:
@@ -91,11 +163,12 @@ def _skip(work: Work) -> Outcome | None:
         targets = _folders(work, work.place, tuned)
         taken = take_earlier(
             work,
-            lambda place, tuned=tuned: _folders(work, place, tuned),  # type: ignore[misc]
-            targets,
+            lambda place, tuned=tuned: _folders(work, place, tuned) | _seed_folders(work, place, tuned),  # type: ignore[misc]
+            targets | _seed_folders(work, work.place, tuned),
             lambda found: all(manifest.inputs.get(ENCODED_SPLITS) == data for manifest in found.values()),
         )
         if taken is not None:
+            taken = {name: manifest for name, manifest in taken.items() if name in targets}
             return reused_outcome(BEST_MODEL, taken, targets, models_version(taken))
     if needed:
         raise nothing_to_reuse(
@@ -111,31 +184,51 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
     if kept:
         work.reporter.say(f"kept from before: {', '.join(kept)}")
     missing = [name for name in folders if name not in manifests]
-    jobs = _in_parallel(work, missing, lambda name, cancel: _train(work, name, folders[name], cancel))
+    trainings = [
+        Training(name, seed, folders[name] if seed is None else work.place.seeded(name, seed))
+        for name in missing
+        for seed in work.seeds or (None,)
+    ]
+    untrained = [each for each in trainings if each.seed is None or read_manifest(work.store, each.folder) is None]
+    if len(untrained) < len(trainings):
+        work.reporter.say(f"kept from before: {'; '.join(str(each) for each in trainings if each not in untrained)}")
+    jobs = _in_parallel(work, untrained, lambda training, cancel: _train(work, training, cancel))
+    for name, seeds in read_seeds(work).items():
+        _choose(work, name, folders[name], seeds)
     _, manifests = read_models(work)
     first = next(iter(manifests.values()))
     return Outcome(
         asset=BEST_MODEL,
         how="made",
         why=f"{'tuned' if work.tunes else 'trained'} {', '.join(missing)}"
+        + (f" with {len(work.seeds)} seeds each" if work.seeds else "")
         + (f"; kept {', '.join(kept)}" if kept else ""),
         data_version=models_version(manifests),
         inputs=first.inputs,
         folders=folders,
         manifests=manifests,
-        jobs=tuple(jobs[name] for name in missing),
+        jobs=tuple(jobs[training] for training in untrained),
     )
 
 
-def _train(work: Work, name: str, folder: str, cancel: threading.Event) -> JobResult:
+def _train(work: Work, training: Training, cancel: threading.Event) -> JobResult:
     data, recorded = read_prepared(work), recorded_data(work)
     inputs = {ENCODED_SPLITS: data.data_version}
     files = {USER_FUNCTIONS: work.functions_source.encode()}
-    spec = specs.training_spec(work, name, prepared=recorded, files=files, inputs=inputs, provenance=_provenance())
-    result = work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(name), cancel=cancel)
+    spec = specs.training_spec(
+        work,
+        training.model,
+        prepared=recorded,
+        files=files,
+        inputs=inputs,
+        provenance=_provenance(),
+        seed=training.seed,
+    )
+    listener = work.reporter.listener(str(training))
+    result = work.jobs.run(spec, files, holder=work.holder, listener=listener, cancel=cancel)
     work.publish(
         BEST_MODEL,
-        folder,
+        training.folder,
         result,
         cache_key=cache_key(BEST_MODEL, spec=spec.spec_hash),
         data_version=result.output.data_version,
@@ -144,32 +237,49 @@ def _train(work: Work, name: str, folder: str, cancel: threading.Event) -> JobRe
     return result
 
 
-Train = Callable[[str, threading.Event], JobResult]
+def _choose(work: Work, name: str, folder: str, seeds: SeedModels) -> None:
+    """Publish the model of the best seed as the run's. Its version says which others there were."""
+    source, manifest = seeds.folders[seeds.chosen], seeds.manifests[seeds.chosen]
+    scores = {str(seed): score for seed, score in seeds.valid_f1.items()}
+    versions = {str(seed): found.data_version for seed, found in seeds.manifests.items()}
+    work.publish(
+        BEST_MODEL,
+        folder,
+        {SEEDS: (json.dumps({"chosen": seeds.chosen, "valid_f1": scores}, indent=2) + "\n").encode()},
+        copied={f"{source}/{entry.path}": entry for entry in manifest.files},
+        cache_key=cache_key(BEST_MODEL, chosen=manifest.cache_key, seeds=versions),
+        data_version=digest(["seeds", seeds.chosen, versions]),
+        inputs=manifest.inputs,
+    )
+    work.reporter.say(f"{name}: seed {seeds.chosen} is the best on the validation split, and the run's model")
 
 
-def _in_parallel(work: Work, names: list[str], train: Train) -> dict[str, JobResult]:
-    """Train the models, COMPARISON_PARALLEL_JOBS at once; one model's failure leaves the others to finish.
+Train = Callable[[Training, threading.Event], JobResult]
 
-    ModelsFailed names every model that failed, with its reason. One at a time trains in this thread, where Dagster's interrupt
+
+def _in_parallel(work: Work, trainings: list[Training], train: Train) -> dict[Training, JobResult]:
+    """Train, COMPARISON_PARALLEL_JOBS at once; one training's failure leaves the others to finish.
+
+    ModelsFailed names every one that failed, with its reason. One at a time trains in this thread, where Dagster's interrupt
     arrives; several train in threads, whose jobs are told to stop when it arrives here.
     """
-    at_once = work.settings.comparison_parallel_jobs or (1 if work.kind == "local" else len(names))
+    at_once = work.settings.comparison_parallel_jobs or (1 if work.kind == "local" else max(1, len(trainings)))
     cancel = threading.Event()
-    results: dict[str, JobResult] = {}
-    failures: dict[str, Exception] = {}
+    results: dict[Training, JobResult] = {}
+    failures: dict[Training, Exception] = {}
 
-    def attempt(name: str) -> None:
+    def attempt(training: Training) -> None:
         try:
-            results[name] = train(name, cancel)
+            results[training] = train(training, cancel)
         except Exception as error:
-            failures[name] = error
+            failures[training] = error
 
-    if at_once == 1 or len(names) == 1:
-        for name in names:
-            attempt(name)
+    if at_once == 1 or len(trainings) == 1:
+        for training in trainings:
+            attempt(training)
     else:
         with ThreadPoolExecutor(at_once) as pool:
-            futures = [pool.submit(attempt, name) for name in names]
+            futures = [pool.submit(attempt, training) for training in trainings]
             try:
                 wait(futures)
             except BaseException:
@@ -177,19 +287,23 @@ def _in_parallel(work: Work, names: list[str], train: Train) -> dict[str, JobRes
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     if failures:
-        raise _failed(work, names, results, failures)
+        raise _failed(work, trainings, results, failures)
     return results
 
 
 def _failed(
-    work: Work, names: list[str], results: Mapping[str, JobResult], failures: dict[str, Exception]
+    work: Work,
+    trainings: list[Training],
+    results: Mapping[Training, JobResult],
+    failures: Mapping[Training, Exception],
 ) -> Exception:
-    if len(names) == 1:
-        return failures[names[0]]
-    reasons = "\n".join(f"{name}: {error}" for name, error in failures.items())
-    kept = ", ".join(sorted(results)) or "none"
+    if len(trainings) == 1:
+        return failures[trainings[0]]
+    reasons = "\n".join(f"{training}: {error}" for training, error in failures.items())
+    what, between = ("trainings", "; ") if work.seeds else ("models", ", ")
+    kept = between.join(sorted(map(str, results))) or "none"
     return ModelsFailed(
-        f"{work.describe()}: {len(failures)} of {len(names)} models failed (finished and kept: {kept}); "
+        f"{work.describe()}: {len(failures)} of {len(trainings)} {what} failed (finished and kept: {kept}); "
         f"materialize again to train only what is missing\n{reasons}"
     )
 

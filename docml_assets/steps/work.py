@@ -73,8 +73,8 @@ class TrackingAccount:
 
     environment: Mapping[str, str]
 
-    def of(self, settings: Settings, place: RunPlace, model: str, *, tuned: bool) -> Tracking:
-        """Where `model`'s training reports: group = experiment, one tracked run a model. TrackingError without a key."""
+    def of(self, settings: Settings, place: RunPlace, model: str, *, tuned: bool, piece: str | None = None) -> Tracking:
+        """Where `model`'s training reports: group = experiment, one tracked run a model (and seed). TrackingError without a key."""
         if settings.wandb_mode == "online" and not self.environment.get("WANDB_API_KEY"):
             raise TrackingError(
                 "WANDB_MODE is online and WANDB_API_KEY is not set: set it (on aws as a reference "
@@ -88,7 +88,7 @@ class TrackingAccount:
             project=settings.wandb_project,
             entity=settings.wandb_entity,
             group=place.experiment,
-            name=f"run_{place.number}-{model}",
+            name="-".join(filter(None, (f"run_{place.number}", model, piece))),
             job_type=job_type,
         )
 
@@ -123,6 +123,11 @@ class Work:
         if self.performed is not None and self.performed & {TRAINING, TUNING}:
             return TUNING in self.performed
         return self.settings.run_tuning
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that each model of this run is trained with; () where it is trained once, or tuned."""
+        return () if self.tunes else self.settings.seeds
 
     def describe(self) -> str:
         """The run, as messages name it."""

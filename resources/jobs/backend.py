@@ -84,7 +84,8 @@ class Job:
     @property
     def checkpoints(self) -> str:
         """Shared by all attempts at the same work; for jobs that keep checkpoints."""
-        if self.spec.piece is not None:
+        if self.spec.step == "prediction":
+            assert self.spec.piece is not None
             return self.place.finished_parts(self.spec.piece)
         if self.spec.step == "preparation":
             return f"{self.place.encoded_parts}/{short(self.spec.spec_hash)}"

@@ -315,6 +315,11 @@ RUNS: dict[str, Keys] = {
         "WORSE_THAN_PREVIOUS": ("block", lambda run: "is worse than" in run.said),
         "RERUN_ON_NEW_DATA": ("true", lambda run: len(restarted(run)) == 1),
         "INFERENCE_IN_TRAINING": ("false", lambda run: list(run.folder.glob("jobs/*-inference-*.json"))),
+        "SEEDS": (
+            "13, 14",
+            lambda run: [score["seed"] for score in run.report["seeds"]["plain"]["scores"]] == [13, 14]
+            and len(list(run.folder.glob("training/plain/seed-1[34]/MANIFEST.json"))) == 2,
+        ),
     },
     "steps": {
         "RUN_NUM": ("8", lambda run: run.folder.name == "run_8"),

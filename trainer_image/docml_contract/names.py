@@ -71,6 +71,7 @@ STATISTICS = "statistics.json"
 CURVES = "curves.png"
 EXPORT = "export.json"
 TRIALS = "trials.json"
+SEEDS = "seeds.json"  # where it was trained with several seeds: which one was chosen, by what
 OFFLINE_RUNS = "wandb"  # folder of a training's output: the tracking that was not sent, for `wandb sync`
 # Inference: what the job hands over …
 PREDICTIONS = "predictions.parquet"
@@ -211,6 +212,10 @@ class RunPlace:
     def trained(self, model: str, *, tuned: bool) -> str:
         """Where a trained (or, from a tuning, the best) model lies."""
         return f"{self.root}/{'tuning' if tuned else 'training'}/{check_model_name(model)}"
+
+    def seeded(self, model: str, seed: int) -> str:
+        """Where the model lies that was trained with one of several seeds; the one that was chosen lies in `trained`, too."""
+        return f"{self.trained(model, tuned=False)}/seed-{seed}"
 
     def checkpoints(self, model: str, spec_hash: str) -> str:
         """Keyed by spec, not by job: a second attempt finds the first one's checkpoints."""

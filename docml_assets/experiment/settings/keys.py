@@ -18,6 +18,7 @@ from docml_assets.experiment.settings.values import (
     ModelNames,
     OrAuto,
     OrNone,
+    Seeds,
     Shares,
     any_case,
 )
@@ -179,6 +180,14 @@ class Keys(BaseModel):
         "fit TF-IDF with logistic regression beside the encoded data, and judge every model beside it",
         FLAG,
     )
+    seeds: Seeds = key(
+        (),
+        "train each model once with each of these seeds: scores come with their spread, verdicts count it, and the run's model is the one "
+        "with the highest validation macro-F1",
+        ("two to twenty whole numbers from 0, comma-separated", "13, 14, 15"),
+        shown="none: once, with `seed`",
+        max_length=20,
+    )
     split: Shares = key(
         (0.8, 0.1, 0.1), "train, valid and test shares", ("three shares that sum to 1", "0.8, 0.1, 0.1")
     )
@@ -260,7 +269,7 @@ class Keys(BaseModel):
     )
     comparison_parallel_jobs: Annotated[int | None, OrNone] = key(
         None,
-        "models of a comparison trained at once",
+        "trainings at once, of the models of a comparison and of SEEDS",
         COUNT,
         operational=True,
         shown="1 locally, all on aws",

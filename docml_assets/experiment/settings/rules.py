@@ -127,6 +127,24 @@ def _baseline_has_its_name(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         )
 
 
+@rule("seeds", "run_tuning")
+def _seeds(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if len(keys.seeds) == 1:
+        yield Broken(
+            "SEEDS",
+            f"SEEDS = {keys.seeds[0]}",
+            "at least two seeds: from one nothing can be said of the spread",
+            f"write seed = {keys.seeds[0]} under [hyperparameters], or more seeds",
+        )
+    if keys.seeds and keys.run_tuning:
+        yield Broken(
+            "SEEDS",
+            "SEEDS with RUN_TUNING = true",
+            "SEEDS with trainings only: the trials of a search are trained once each",
+            "remove SEEDS, or write what the search found into [hyperparameters] and turn RUN_TUNING off",
+        )
+
+
 @rule("split")
 def _shares(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
     if abs(sum(keys.split) - 1) > 1e-6 or min(keys.split) <= 0:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, StringConstraints
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, StringConstraints
 
 from docml_contract.file_names import is_pattern, pattern_refusal, refusal
 from docml_contract.names import MODEL_NAME
@@ -283,6 +283,8 @@ OrAuto = BeforeValidator(_auto)  # None stands for auto
 FileNames = Annotated[tuple[Annotated[str, AfterValidator(_file_name)], ...], BeforeValidator(_distinct)]
 ModelName = Annotated[str, StringConstraints(pattern=f"^{MODEL_NAME.pattern}$")]
 ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_distinct)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_distinct), BeforeValidator(_list)]
 Labels = Annotated[tuple[str, ...], BeforeValidator(_distinct)]
 Share = Annotated[float, AllowInfNan(False)]
 Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(_list)]

@@ -58,6 +58,27 @@ def test_the_next_run_is_compared_with_the_earlier_one(world: World) -> None:
     assert "which is a" in html  # excerpts of documents
 
 
+def test_every_seed_is_judged_on_the_test_split(world: World) -> None:
+    world.write_experiment(model_names="one, two", seeds="13, 14", auto_accept_precision="0.5")
+    jobs = FakeJobs(world.store)
+    work = world.work(world.claim(1), jobs)
+    made = whole(work)
+    assert made is not None
+    assert jobs.ran[-2:] == ["inference seed-13", "inference seed-14"]
+    paths = {channel.name: channel.files for channel in jobs.specs[-1].channels}["models"]
+    assert paths is not None
+    assert paths[0] == "run_1/training/one/seed-14/model.pt"
+    assert len({job.name for job in made.jobs}) == 2
+    report = read_report(work.store, work.place)
+    assert {name: found.chosen for name, found in report.seeds.items()} == {"one": 14, "two": 14}
+    assert [score.valid_f1 for score in report.seeds["one"].scores] == [0.8, 0.9]
+    assert set(report.policy) == {"one", "two"}
+    assert report.comparison[0].seeds is not None
+    again = run_inference(work)
+    assert again is not None
+    assert again.how == "finished"
+
+
 def test_turned_off_it_takes_a_report_on_the_same_models_and_data_or_nothing(world: World) -> None:
     world.write_experiment()
     made = whole(world.work(world.claim(1)))

@@ -1,12 +1,13 @@
 """Training as a step: a job a model, kept when another fails, stopped together."""
 
+import json
 import threading
 
 import pytest
 
 from docml_assets.steps.preparation import run_preparation
 from docml_assets.steps.reconciliation import reconciliation
-from docml_assets.steps.training import read_models, run_training
+from docml_assets.steps.training import read_models, read_seeds, run_training
 from docml_assets.steps.work import ModelsFailed, NothingToReuse, NotReady, Work
 from docml_contract.jobs import JobSpec
 from resources.jobs.interface import JobFailed, Listener
@@ -140,3 +141,55 @@ def test_turned_off_it_takes_models_of_the_same_names_that_saw_the_same_data(wor
     third = ready(world.work(world.claim(3), performed=frozenset({"reconciliation", "preparation", "inference"})))
     with pytest.raises(NothingToReuse, match="RUN_TRAINING = true"):
         run_training(third)
+
+
+def test_every_model_is_trained_once_a_seed_and_the_best_on_the_validation_split_is_the_runs(world: World) -> None:
+    world.write_experiment(model_names="one, two", seeds="13, 14, 15")
+    failing = FakeJobs(world.store, fail("two"))
+    claim = world.claim(1)
+    with pytest.raises(
+        ModelsFailed, match=r"kept: one, seed 13; one, seed 14; one, seed 15\)[\s\S]*two, seed 14: job job-two"
+    ):
+        run_training(ready(world.work(claim, failing)))
+    jobs = FakeJobs(world.store)
+    work = world.work(claim, jobs)
+    made = run_training(work)
+    assert jobs.ran == [f"training two seed-{seed}" for seed in (13, 14, 15)], "those of the model one are kept"
+    assert [spec.hyperparameters["seed"] for spec in jobs.specs] == [13, 14, 15]
+    assert len({spec.spec_hash for spec in jobs.specs}) == 3
+    assert made is not None
+    assert made.why == "trained one, two with 3 seeds each"
+    seeds = read_seeds(work)["two"]
+    assert (seeds.chosen, next(iter(seeds.folders.values()))) == (14, "EXP-1/run_1/training/two/seed-13")
+    folders, manifests = read_models(work)
+    assert folders["two"] == "EXP-1/run_1/training/two"
+    assert manifests["two"].file("model.pt") == seeds.manifests[14].file("model.pt")
+    assert json.loads(world.store.get("EXP-1/run_1/training/two/seeds.json"))["chosen"] == 14
+    again = run_training(work)
+    assert again is not None
+    assert (again.how, again.data_version, len(jobs.ran)) == ("finished", made.data_version, 3)
+
+
+def test_the_next_run_takes_the_seeds_with_the_models(world: World) -> None:
+    world.write_experiment(seeds="13, 14")
+    made = run_training(ready(world.work(world.claim(1))))
+    work = ready(world.work(world.claim(2), performed=frozenset({"reconciliation", "preparation", "inference"})))
+    taken = run_training(work)
+    assert made is not None
+    assert taken is not None
+    assert (taken.how, taken.data_version, list(taken.folders)) == ("reused", made.data_version, ["small"])
+    assert read_seeds(work)["small"].chosen == 14
+    world.write_experiment(seeds="13, 15")
+    with pytest.raises(NothingToReuse):
+        run_training(ready(world.work(world.claim(3), performed=frozenset({"preparation", "inference"}))))
+
+
+def test_without_seeds_a_trainings_spec_and_versions_are_those_of_before(world: World) -> None:
+    world.write_experiment()
+    jobs = FakeJobs(world.store)
+    work = ready(world.work(world.claim(1), jobs))
+    run_training(work)
+    spec = jobs.specs[-1]
+    assert (spec.piece, spec.hyperparameters["seed"]) == (None, 13)
+    assert "seeds" not in work.settings.frozen_content()
+    assert read_seeds(work) == {}

@@ -1,0 +1,163 @@
+"""Models that were trained once a seed: how far their scores lie apart, and which model is better whatever the seed.
+
+A mean over seeds is uncertain for two reasons: other seeds would have trained other models, and other test documents would have scored
+them otherwise. Seeds are readers and documents are cases of a multi-reader multi-case study, whose analysis is that of Obuchowski and
+Rockette (Communications in Statistics: Simulation and Computation 1995), with the degrees of freedom of Hillis (Statistics in Medicine
+2007), which are Satterthwaite's (Biometrics Bulletin 1946). With S seeds, whose scores have the variance s² on these documents:
+
+    variance of the mean  =  s² / S  +  c        c: covariance of two seeds' scores over resamples of the documents (0 if negative)
+    degrees of freedom    =  (s² / S + c)² / ((s² / S)² / (S - 1))
+
+s² holds what the documents do to each seed alone, c what they do to all seeds alike, so that nothing counts twice. The seeds of two models
+have nothing to do with each other, so the variance of a difference of means has an s² / S of each, and of the documents what does not
+strike both models alike: c of a, c of b, less twice the covariance of a's seeds with b's. The baseline is a model with one seed and s² = 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from docml_assets.errors import ReportError
+from docml_assets.report.comparison import ALPHA, holm
+from docml_assets.report.predictions import Floats, Ids, Predictions, read_predictions
+from docml_assets.report.schema import NO_DIFFERENCE, ModelSeeds, Pair, SeedDifference, SeedScore
+from docml_assets.report.statistics import LEVEL, confusion_matrix, label_scores, resampled_f1
+from docml_contract.names import BASELINE
+
+
+@dataclass(frozen=True)
+class SeedAnswers:
+    """What the models answered on the test split, by seed, and how they were judged on the validation split.
+
+    predictions: predictions.parquet of each seed, of all models. valid_f1: model -> seed -> macro-F1. chosen: model -> the run's seed.
+    """
+
+    predictions: Mapping[int, pa.Table]
+    valid_f1: Mapping[str, Mapping[int, float]]
+    chosen: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SeedSample:
+    """One model's scores: macro-F1 of every seed, float64[seeds], and in every resample of the documents, float64[seeds, resamples]."""
+
+    f1: Floats
+    accuracy: Floats
+    resampled: Floats
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(self.f1.mean())
+
+    @property
+    def seed_variance(self) -> float:
+        """s² / S, the part of the mean's variance that the seeds make."""
+        return float(self.f1.var(ddof=1) / len(self.f1)) if len(self.f1) > 1 else 0.0
+
+
+def sample_seeds(answers: SeedAnswers, read: Predictions) -> dict[str, SeedSample]:
+    """The scores of every model and of the baseline, all on the same resamples. read: the run's predictions. ReportError."""
+    predicted: dict[tuple[str, int | None], Ids] = {}
+    for seed, table in answers.predictions.items():
+        found = read_predictions(table, read.labels, f"predictions with seed {seed}")
+        if found.guids.tolist() != read.guids.tolist():
+            raise ReportError(f"predictions with seed {seed} are of other documents than the run's test split")
+        predicted |= {(model, seed): ids for model, ids in found.predicted.items()}
+    predicted |= {(model, None): ids for model, ids in read.predicted.items() if model == BASELINE}
+    names = {f"{model}\0{seed}": ids for (model, seed), ids in predicted.items()}
+    resampled = resampled_f1(replace(read, predicted=names, probability={}))
+    everything = {key: resampled[name] for key, name in zip(predicted, names, strict=True)}
+    scores = {key: label_scores(confusion_matrix(read.truth, ids, len(read.labels))) for key, ids in predicted.items()}
+    return {
+        model: SeedSample(
+            f1=np.array([score.f1_macro for (name, _), score in scores.items() if name == model]),
+            accuracy=np.array([score.total_accuracy for (name, _), score in scores.items() if name == model]),
+            resampled=np.stack([values for (name, _), values in everything.items() if name == model]),
+        )
+        for model in read.models
+    }
+
+
+def model_seeds(answers: SeedAnswers, samples: Mapping[str, SeedSample]) -> dict[str, ModelSeeds]:
+    """What the report says of each model's seeds."""
+    said = {}
+    for model, valid in answers.valid_f1.items():
+        sample = samples[model]
+        rows = zip(answers.predictions, sample.f1.tolist(), sample.accuracy.tolist(), strict=True)
+        said[model] = ModelSeeds(
+            scores=tuple(
+                SeedScore(seed=seed, f1_macro=f1, accuracy=accuracy, valid_f1=valid[seed])
+                for seed, f1, accuracy in rows
+            ),
+            chosen=answers.chosen[model],
+            f1_macro_mean=sample.mean,
+            f1_macro_sd=float(sample.f1.std(ddof=1)),
+            f1_macro_mean_ci95=mean_interval(sample),
+        )
+    return said
+
+
+def mean_interval(sample: SeedSample) -> tuple[float, float]:
+    """95 % interval of the mean macro-F1 over all seeds and all documents of this kind."""
+    among_seeds = sample.seed_variance
+    variance = among_seeds + max(0.0, _covariance(sample, sample))
+    reach = stats.t.ppf((1 + LEVEL) / 2, _freedom(variance, [(among_seeds, len(sample.f1))])) * variance**0.5
+    return max(0.0, sample.mean - reach), min(1.0, sample.mean + reach)
+
+
+def difference(a: SeedSample, b: SeedSample) -> SeedDifference:
+    """Of the two means, with its interval and the p of a t test; p_holm is p until `judge_pairs` corrects it."""
+    parts = [(sample.seed_variance, len(sample.f1)) for sample in (a, b)]
+    documents = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
+    variance = sum(part for part, _ in parts) + max(0.0, documents)
+    freedom = _freedom(variance, parts)
+    found = a.mean - b.mean
+    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * variance**0.5
+    p = float(2 * stats.t.sf(abs(found) / variance**0.5, freedom)) if variance > 0 else float(found == 0)
+    return SeedDifference(
+        f1_difference=found,
+        f1_difference_ci95=(found - reach, found + reach),
+        p=p,
+        p_holm=p,
+        degrees_of_freedom=min(freedom, MOST_FREEDOM),
+    )
+
+
+MOST_FREEDOM = 1e6  # where the seeds make no difference; JSON has no infinity
+
+
+def judge_pairs(pairs: Sequence[Pair], samples: Mapping[str, SeedSample]) -> list[Pair]:
+    """The pairs with the difference of the means over seeds. Its t test, corrected over the pairs, gives the verdict instead of the
+    comparison of the two chosen models."""
+    found = [difference(samples[pair.a], samples[pair.b]) for pair in pairs]
+    judged = []
+    for pair, between, corrected in zip(pairs, found, holm([each.p for each in found]), strict=True):
+        better = pair.a if between.f1_difference > 0 else pair.b
+        judged.append(
+            pair.model_copy(
+                update={
+                    "seeds": between.model_copy(update={"p_holm": corrected}),
+                    "verdict": better if corrected < ALPHA else NO_DIFFERENCE,
+                }
+            )
+        )
+    return judged
+
+
+def _covariance(a: SeedSample, b: SeedSample) -> float:
+    """Mean covariance over the resamples: of two different seeds of one model, or of any two seeds of two models."""
+    centred = [sample.resampled - sample.resampled.mean(axis=1, keepdims=True) for sample in (a, b)]
+    table = centred[0] @ centred[1].T / (centred[0].shape[1] - 1)
+    if a is not b or len(table) == 1:
+        return float(table.mean())
+    return float(table[~np.eye(len(table), dtype=bool)].mean())
+
+
+def _freedom(variance: float, parts: Sequence[tuple[float, int]]) -> float:
+    """Satterthwaite's degrees of freedom: of a variance with estimated parts s² / S; infinite where these are 0."""
+    uncertain = sum(part**2 / (seeds - 1) for part, seeds in parts if part > 0)
+    return variance**2 / uncertain if uncertain else float("inf")
