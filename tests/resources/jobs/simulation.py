@@ -1,17 +1,17 @@
 """Orchestrators, sweeps and SageMaker in one process, on a clock of their own, one step at a time.
 
-An actor (an orchestrator, a sweep) runs in a thread and hands over at every boundary: before and after each call to AWS or to
-the store, and while it sleeps. Which actor goes on is drawn from a seed, so that a schedule can be repeated. At a boundary an
+An actor (an orchestrator, a sweep) runs in a greenlet (a thread would wait for the machine at each of its thousands of turns) and
+hands over at every boundary: before and after each call to AWS or to the store, and while it sleeps. Which actor goes on is drawn from a seed, so that a schedule can be repeated. At a boundary an
 actor may be killed (nothing of it runs any more, no cleanup either) or interrupted (its cleanup runs).
 """
 
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import boto3
+from greenlet import getcurrent, greenlet
 
 from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT
@@ -111,19 +111,18 @@ class Actor:
         self.result: Any = None
         self.error: BaseException | None = None
         self.over = False
-        self.go = threading.Semaphore(0)
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
+        self.turns = _Turns(self)
+
+    def go_on(self) -> None:
+        """To its next boundary or its end."""
+        self.turns.switch()
 
     def _run(self) -> None:
-        self.go.acquire()
-        _current.actor = self
         try:
             self.result = self.body(self)
         except BaseException as error:
             self.error = error
         self.over = True
-        self.world.back.release()
 
     def step(self) -> None:
         """One boundary."""
@@ -144,8 +143,8 @@ class Actor:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        self.world.back.release()
-        self.go.acquire()
+        assert self.turns.parent is not None
+        self.turns.parent.switch()
 
     def engine(self) -> Engine:
         """An engine whose every contact with the outside is a boundary of this actor."""
@@ -161,14 +160,21 @@ class Actor:
         return engine
 
 
-_current = threading.local()
+class _Turns(greenlet):
+    """What an actor runs in, known by it."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__(actor._run)
+        self.actor = actor
 
 
 class _Dispatch:
-    """Lets one boto3 session serve all worlds: a call belongs to the actor in whose thread it is made."""
+    """Lets one boto3 session serve all worlds: a call belongs to the actor in whose turn it is made."""
 
     def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-        actor: Actor = _current.actor
+        turns = getcurrent()
+        assert isinstance(turns, _Turns)
+        actor = turns.actor
         actor.step()
         answer = actor.world.endpoint.reply(path, headers, body)
         actor.step()
@@ -236,7 +242,6 @@ class World:
         self.service = _WatchedSageMaker(self.runtime, faults=self.faults, clock=self.clock)
         self.runtime.service = self.service
         self.endpoint = LocalEndpoint(self.service, self.logs)
-        self.back = threading.Semaphore(0)
         self.actors: list[Actor] = []
 
     def _outcome(self, job: Job) -> str | None:
@@ -276,8 +281,7 @@ class World:
                 self.clock.now = min(actor.wake for actor in waiting)
                 self.runtime.advance()
                 continue
-            self.random.choice(ready).go.release()
-            self.back.acquire()
+            self.random.choice(ready).go_on()
 
     def jobs(self) -> list[Job]:
         """The jobs that orchestrators created; a tuning's trials are not among them."""
