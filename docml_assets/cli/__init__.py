@@ -13,7 +13,6 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from docml_assets.errors import EXPLAINED_ERRORS, nearest
 from docml_assets.terminal import say
 
 
@@ -71,6 +70,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            from docml_assets.errors import nearest
+
             guess = nearest(args[0], list(COMMANDS))
             raise click.UsageError(f"{error.message}{f' Did you mean {guess}?' if guess else ''}", ctx) from error
 
@@ -104,7 +105,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except EXPLAINED_ERRORS as error:
+    except Exception as error:
+        from docml_assets.errors import EXPLAINED_ERRORS  # here, so that `docml --help` does not pay for pydantic
+
+        if not isinstance(error, EXPLAINED_ERRORS):
+            raise
         say(f"docml: {error}", fg="red", err=True)
         return 1
     return code if isinstance(code, int) else 0
