@@ -3,7 +3,7 @@
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from resources.errors import LabelError
 from resources.label_values import TEXT_COLUMNS, column_from_values
 
 BLOCK_ROWS = 50_000
+# … and bytes that are turned into columns at a time.
+BLOCK_BYTES = 64 << 20
+# Of one value that SQLite reads or makes; it runs in this process.
+MAX_VALUE_BYTES = 64 << 20
 # Rows that PostgreSQL's driver holds at a time.
 BATCH_BYTES = 2 << 20
 # How much longer a database has that is to end the statement by itself.
@@ -41,22 +45,37 @@ def sqlite_batches(path: Path, query: str, timeout: float) -> Batches:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     connection.text_factory = lambda data: data.decode(errors="replace")
     connection.set_authorizer(lambda act, *_: sqlite3.SQLITE_OK if act in _READING else sqlite3.SQLITE_DENY)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     timer = threading.Timer(timeout, connection.interrupt)
     timer.start()
     try:
         cursor = connection.execute(query)
-        yield from _row_batches([column[0] for column in cursor.description or ()], cursor.fetchmany)
+        yield from _row_batches([column[0] for column in cursor.description or ()], cursor)
     finally:
         timer.cancel()
         connection.close()
 
 
-def _row_batches(names: list[str], fetch: Callable[[int], Sequence[Sequence[Any]]]) -> Batches:
+def _row_batches(names: list[str], rows: Iterable[Sequence[Any]]) -> Batches:
     """Blocks of rows as columns; first one without rows, for the names."""
     yield names, [pa.nulls(0)] * len(names)
-    while block := fetch(BLOCK_ROWS):
+    for block in _blocks(rows):
         columns = zip(*block, strict=True)
         yield names, [column_from_values(name, values) for name, values in zip(names, columns, strict=True)]
+
+
+def _blocks(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    """At most BLOCK_ROWS rows, and little more than BLOCK_BYTES, at a time."""
+    block: list[Sequence[Any]] = []
+    size = 0
+    for row in rows:
+        block.append(row)
+        size += sum(len(value) for value in row if isinstance(value, str | bytes))
+        if len(block) == BLOCK_ROWS or size > BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def postgres_batches(url: str, query: str, timeout: float) -> Batches:
@@ -138,7 +157,7 @@ def sqlalchemy_batches(url: str, query: str, timeout: float) -> Batches:
                 # no_parameters: '%' and ':' are ordinary characters of the query
                 connection.execution_options(stream_results=True, no_parameters=True)
                 result = connection.exec_driver_sql(query)
-                yield from _row_batches(list(result.keys()), result.fetchmany)
+                yield from _row_batches(list(result.keys()), result)
             finally:
                 timer.cancel()
                 if late.is_set():

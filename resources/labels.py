@@ -23,6 +23,8 @@ from resources.queries import check_query
 
 # A label query that takes longer than this is a mistake.
 STATEMENT_TIMEOUT_SECONDS = 900
+# So is one that gives more than this.
+MAX_BYTES = 4 << 30
 _DIALECTS = {"postgresql": "postgres", "postgres": "postgres", "sqlite": "sqlite", "mssql": "tsql", "mariadb": "mysql"}
 
 
@@ -142,10 +144,15 @@ def _sqlite_path(url: str) -> Path:
 
 
 def _at_most(max_rows: int | None, batches: Batches) -> Batches:
-    rows = 0
+    rows = size = 0
     try:
         for names, columns in batches:
             rows += len(columns[0]) if columns else 0
+            size += sum(column.nbytes for column in columns)
+            if size > MAX_BYTES:
+                raise TooManyRows(
+                    f"LABELS_QUERY gives more than {MAX_BYTES >> 20:,} MiB; select the columns that label documents, and no others"
+                )
             if max_rows is not None and rows > max_rows:
                 raise TooManyRows(
                     f"LABELS_QUERY gives more than MAX_LABEL_ROWS = {max_rows} rows; narrow the query or raise the limit"

@@ -1,12 +1,13 @@
 """Which queries are sent to a label database: one read-only SELECT, and nothing else."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ErrorLevel, SqlglotError
 
 from resources.errors import RefusedQuery
 
@@ -16,8 +17,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 MAX_CHARACTERS = 100_000
-# lpad() and its like fill memory when asked to.
+# lpad(), format() and their like fill memory when asked to.
 MAX_PADDED = 10_000
+# What stands between a template's % and its letter.
+_WIDTHS = re.compile(r"%([^%A-Za-z]*)")
 # The shapes of a statement that only reads, by sqlglot's names. What is not here is refused: writes, locks, variables, hints,
 # placeholders, system versions, and what future versions of a database invent.
 _SHAPES = _words("""
@@ -97,7 +100,9 @@ def check_query(query: str, dialect: str) -> str:
             )
         for node in statement.walk():
             _check_node(node)
-        return statement.sql(dialect=dialect, comments=False) + "\n"
+        with _quietly():
+            # What this dialect cannot say is an error, not left out.
+            return statement.sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE) + "\n"
     except (SqlglotError, RecursionError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedQuery(f"LABELS_QUERY is not readable as {dialect} SQL: {detail[:300]}") from None
@@ -119,6 +124,10 @@ def _check_node(node: exp.Expr) -> None:
             raise RefusedQuery(
                 f"LABELS_QUERY pads to {node.expression.sql()} characters; expected a number up to {MAX_PADDED:,}"
             )
+        if (template := _template(node)) is not None and not _has_small_widths(template):
+            raise RefusedQuery(
+                f"LABELS_QUERY formats by {template.sql()[:100]}; expected a text with widths up to {MAX_PADDED:,} in it"
+            )
     elif type(node).__name__ not in _SHAPES:
         raise RefusedQuery(f"LABELS_QUERY contains {_name(node)}; expected one read-only SELECT")
     elif isinstance(node, exp.Table) and not isinstance(node.this, exp.Func):
@@ -133,6 +142,24 @@ def _check_node(node: exp.Expr) -> None:
 
 def _is_small(size: exp.Expr | None) -> bool:
     return isinstance(size, exp.Literal) and size.is_int and int(size.name) <= MAX_PADDED
+
+
+def _template(node: exp.Func) -> exp.Expr | None:
+    """By which a function formats; None for other functions."""
+    if isinstance(node, exp.Anonymous) and node.name.lower() == "printf":
+        return node.expressions[0] if node.expressions else None
+    if isinstance(node, exp.NumberToStr):
+        return node.args.get("format")
+    return node.this if isinstance(node, exp.Format) else None
+
+
+def _has_small_widths(template: exp.Expr) -> bool:
+    if not isinstance(template, exp.Literal):
+        return False
+    text = template.name.replace("%%", "")
+    widths = _WIDTHS.findall(text) if "%" in text else [text]
+    numbers = [int(number) for width in widths for number in re.findall(r"\d{1,20}", width)]
+    return max(numbers, default=0) <= MAX_PADDED and not any("*" in width for width in widths)
 
 
 @contextmanager

@@ -50,8 +50,8 @@ def watch_functions(folder: Path, home: Path) -> None:
 
 def write_credentials(home: Path) -> None:
     """Canaries where programs keep credentials."""
-    (home / ".aws").mkdir(parents=True)
-    for name in (".aws/credentials", ".netrc", ".pgpass"):
+    for name in (".aws/credentials", ".netrc", ".pgpass", ".config/pip/pip.conf", ".psql_history"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"[default]\naws_access_key_id = {CANARY}\naws_secret_access_key = {CANARY}\n")
 
 

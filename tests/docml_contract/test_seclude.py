@@ -23,7 +23,7 @@ def look(*homes, parent=True):
         try: found.append(f"{path}: {pathlib.Path(path).read_text(errors='replace')}")
         except OSError: pass
     for home in {*homes, os.path.expanduser("~"), pwd.getpwuid(os.getuid()).pw_dir}:
-        for name in (".aws/credentials", ".netrc", ".pgpass"):
+        for name in (".aws/credentials", ".netrc", ".pgpass", ".config/pip/pip.conf", ".psql_history"):
             try: found.append((pathlib.Path(home) / name).read_text())
             except OSError: pass
     try: parent and open(f"/proc/{os.getppid()}/mem", "rb") and found.append("CANARY of the parent's memory")
@@ -58,8 +58,9 @@ sys.exit(outcome.error and f"{outcome.error} {outcome.traceback}")
 def folder() -> Iterator[Path]:
     """A folder that another user can work in; pytest's own are closed to others."""
     made = Path(tempfile.mkdtemp(prefix="docml-trust-"))
-    (made / "home/.aws").mkdir(parents=True)
-    for name in (".aws/credentials", ".netrc", ".pgpass"):
+    (made / "home").mkdir()
+    for name in (".aws/credentials", ".netrc", ".pgpass", ".config/pip/pip.conf", ".psql_history"):
+        (made / "home" / name).parent.mkdir(parents=True, exist_ok=True)
         (made / "home" / name).write_text(
             f"[default]\naws_access_key_id = {CANARY}\naws_secret_access_key = {CANARY}\n"
         )
@@ -188,7 +189,9 @@ def test_whether_there_are_namespaces_is_known() -> None:
 def test_files_are_hidden_however_their_variables_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("relative", "in-home", "first", "second"):
+    (tmp_path / "deploy").mkdir()
+    names = ("relative", "in-home", "first", "second", ".env", "deploy/.env")
+    for name in names:
         (tmp_path / name).touch()
     environment = {
         "AWS_CONFIG_FILE": "relative",
@@ -197,5 +200,8 @@ def test_files_are_hidden_however_their_variables_name_them(tmp_path: Path, monk
         "NETRC": str(tmp_path / "nowhere"),
     }
     hidden = json.loads(sandbox.seclude(["true"], environment, "host")[5])
-    assert {str(tmp_path / name) for name in ("relative", "in-home", "first", "second")} <= set(hidden)
+    assert {str(tmp_path / name) for name in names} <= set(hidden)
+    monkeypatch.chdir("/")  # as a job's supervisor works elsewhere
+    hidden = json.loads(sandbox.seclude(["true"], {"PWD": str(tmp_path)}, "host")[5])
+    assert {str(tmp_path / ".env"), str(tmp_path / "deploy/.env")} <= set(hidden)
     assert str(tmp_path / "nowhere") not in hidden

@@ -22,7 +22,7 @@ import torch
 from bench._deployments import seal
 from docml_contract import names
 from docml_contract.manifests import ModelContext, sha256_file
-from docml_trainer.serving.documents import References, RequestError, may_name_references
+from docml_trainer.serving.documents import MAX_BYTES, References, RequestError, may_name_references, read_documents
 from tests.docml_trainer.inferences import Positional, bert, write_model
 from tests.docml_trainer.jobfolder import KEPT, TRAINER_IMAGE
 from tests.docml_trainer.trainings import LABELS
@@ -349,6 +349,27 @@ def test_a_reference_in_escapes_is_not_read_where_everybody_waits() -> None:
     assert may_name_references(body)
     assert may_name_references(escaped)
     assert not may_name_references(json.dumps(document("a plain text")).encode())
+
+
+@pytest.mark.parametrize(
+    ("pages", "size", "reason"),
+    [(1_001, 1, "more than 1,000 references"), (20, MAX_BYTES, "lead to more than 100,663,296 bytes")],
+    ids=["many", "large"],
+)
+def test_what_a_small_request_refers_to_is_bounded(pages: int, size: int, reason: str) -> None:
+    read = []
+
+    class Objects(References):
+        def read(self, url: str) -> bytes:
+            read.append(url)
+            return b"x" * size
+
+    context = ModelContext.model_construct(production_files=("page_*.png",), optional_files=())
+    files = {f"page_{number}.png": {"s3": f"s3://mine/{number}"} for number in range(pages)}
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_documents(json.dumps({"files": files}).encode(), context, Objects({}))
+    assert caught.value.status == 413
+    assert len(read) <= 1_000
 
 
 @pytest.mark.parametrize(

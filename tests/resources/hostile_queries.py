@@ -9,11 +9,12 @@ _FUNCTIONS = {
         pg_hba_file_rules() lo_import('/etc/passwd') lo_export(1,'/tmp/x') lo_unlink(1) lo_from_bytea(0,'x') dblink('host=x','y')
         dblink_exec('x','y') set_config('a','b',false) current_setting('data_directory') nextval('s') setval('s',1) query_to_xml('x',true,true,'')
         ts_stat('select 1') xpath_table('a','b','c','d','e') txid_current() version() inet_server_addr() current_user repeat('x',1000000000)
-        some_function_of_ours(1)""",
+        some_function_of_ours(1) format('%1000000000s','x') format('%*s',1000000000,'x') format(label,'x')""",
     "sqlite": """load_extension('x') readfile('/etc/passwd') writefile('x','y') fsdir('/') edit('x') fts3_tokenizer('x') zeroblob(1000000000)
         randomblob(1000000000) sqlite_version() sqlite_compileoption_get(1) pragma_table_info('labels') last_insert_rowid() changes()
         total_changes() sqlite_offset(label) repeat('x',1000000000) lsmode(1) eval('select 1') define('a','b')
-        sqlar_compress('x') zipfile('x') shell('x') import('x') csv('x')""",
+        sqlar_compress('x') zipfile('x') shell('x') import('x') csv('x') printf('%1000000000d',1)
+        printf('%.*c',1000000000,'x') printf(label,1) format('%999999999s',label) to_char(label,'999')""",
     "mysql": """load_file('/etc/passwd') sleep(9) benchmark(1000000000,md5(1)) get_lock('a',9) release_lock('a') is_free_lock('a') sys_exec('x')
         sys_eval('x') user() current_user() session_user() version() database() connection_id() last_insert_id(5) row_count() master_pos_wait('a',1)
         source_pos_wait('a',1) wait_for_executed_gtid_set('a') uuid_short() extractvalue(1,'x') updatexml(1,'x','y') repeat('x',1000000000)
@@ -22,7 +23,7 @@ _FUNCTIONS = {
         sys.fn_get_audit_file('a','b','c') suser_name() user_name() original_login() host_name() app_name() db_name() object_definition(1)
         serverproperty('x') has_perms_by_name('a','b','c') is_srvrolemember('sysadmin') connectionproperty('x') replicate('x',1000000000)
         space(1000000000) dbo.our_function(1) fn_trace_gettable('x',1) pwdcompare('a',0x00) certencoded(1) decryptbypassphrase('a',0x00)
-        encryptbypassphrase('a','b')""",
+        encryptbypassphrase('a','b') format(1,'N999999999') format(1,label)""",
 }
 _FORMS = (
     "SELECT artifact_guid, {} AS label, file_hash FROM labels",

@@ -73,6 +73,22 @@ def test_max_rows(url: str) -> None:
         LabelSource(url, {}).fetch(QUERY, max_rows=2999)
 
 
+def test_most_bytes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.labels.MAX_BYTES", 20_000)
+    with pytest.raises(TooManyRows, match="gives more than 0 MiB; select the columns that label documents"):
+        LabelSource(url, {}).fetch(QUERY)
+
+
+def test_what_sqlite_makes_of_a_value_is_bounded(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = f"replace(label, label, '{'a' * 1000}')"
+    longest = "replace({}, 'a', '" + "a" * 1000 + "')"
+    query = f"SELECT {longest.format(longest.format(longer))} AS label FROM labels"
+    with pytest.raises(LabelError, match="too big"):
+        LabelSource(sqlite_url, {}).fetch(query)
+    monkeypatch.setattr("resources.label_drivers.BLOCK_BYTES", 1_000)
+    assert LabelSource(sqlite_url, {}).fetch(QUERY).num_rows == 3000
+
+
 def test_refused_before_anything_is_sent(url: str) -> None:
     source = LabelSource(url, {})
     for query in ("DROP TABLE labels", QUERY + "; DROP TABLE labels", "DELETE FROM labels"):

@@ -46,7 +46,14 @@ _CREDENTIALS = (
     *(".git-credentials", ".my.cnf", ".netrc", ".npmrc", ".pgpass", ".pypirc"),
     *(".boto", ".config/rclone", ".databrickscfg", ".s3cfg", ".vault-token"),
     *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".config/wandb"),
+    *(".aliyun", ".cargo/credentials.toml", ".config/containers/auth.json", ".config/op", ".config/pip/pip.conf"),
+    *(".config/pypoetry/auth.toml", ".config/snowflake", ".databricks", ".dockercfg", ".kaggle", ".m2/settings.xml"),
+    *(".mylogin.cnf", ".oci", ".password-store", ".pg_service.conf", ".pip/pip.conf", ".snowsql", ".terraform.d"),
+    *(".local/share/keyrings", ".config/chromium", ".config/google-chrome", ".mozilla"),
+    *(".bash_history", ".mysql_history", ".psql_history", ".python_history", ".zsh_history"),
 )
+# … and below the folder that docml was started in, of which Dagster reads the first. PWD names it to those who work elsewhere.
+_OF_DEPLOYMENT = (".env", "deploy/.env")
 # … and which variables say that they lie elsewhere.
 _CREDENTIAL_VARIABLES = (
     *(
@@ -72,9 +79,10 @@ def seclude(command: Sequence[str], environment: Mapping[str, str], network: str
     hidden = [str(Path(home) / name) for home in sorted(homes - {""}) for name in _CREDENTIALS]
     named = (path for name in _CREDENTIAL_VARIABLES for path in environment.get(name, "").split(os.pathsep) if path)
     hidden += [str(Path(path).expanduser().absolute()) for path in named]  # as those who read them take them
+    hidden += [str(Path(folder) / name) for folder in {environment.get("PWD", "."), "."} for name in _OF_DEPLOYMENT]
     if environment.get("HF_HOME"):
         hidden.append(str(Path(environment["HF_HOME"]) / "token"))
-    there = [path for path in hidden if os.access(path, os.F_OK)]
+    there = sorted({str(Path(path).absolute()) for path in hidden if os.access(path, os.F_OK)})
     return [sys.executable, "-I", "-S", str(_SECLUDE), network, json.dumps(there), *command]
 
 

@@ -1,8 +1,9 @@
 """The way out of a local job that has no network of its own: an HTTP proxy for hubs, without the machine's own services.
 
 The job listens for it on its loopback interface, in its network namespace, and hands the socket over (`docml_contract.seclude`); what is
-asked there is fetched from here. Loopback, link-local addresses and the metadata services of clouds, which answer whoever asks on this
-machine with the machine's credentials, are refused. So is whatever is no HTTP: it finds no network at all.
+asked there is fetched from here. The machine's own addresses, link-local ones and the metadata services of clouds, which answer whoever asks
+on this machine with the machine's credentials, are refused. So is whatever is no HTTP: it finds no network at all. Where this machine
+reaches the world through a proxy, a name is looked up here first; what it means to the proxy, the proxy decides.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ class Gateway:
         self._ours, self._theirs = socket.socketpair()
         self._listener: socket.socket | None = None
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._looked_up: dict[str, list[str]] = {}  # where only a proxy knows names, a look-up may take seconds
 
     @property
     def theirs(self) -> int:
@@ -96,7 +98,10 @@ class Gateway:
         host, port = url.hostname or "", url.port or 80
         upstream = self._upstream("https" if method == "CONNECT" else "http", host)
         if upstream is not None:
-            check(host)
+            if host not in self._looked_up:
+                self._looked_up[host] = look_up(host)
+            for address in self._looked_up[host]:
+                check(address)
             server = connect(upstream.hostname or "", upstream.port or 3128)
             server.sendall(line + b"\r\n" + _authorization(upstream) + headers + b"\r\n\r\n" + rest)
             return server
@@ -147,19 +152,36 @@ def connect(host: str, port: int, *, checked: bool = False) -> socket.socket:
     raise Refused(f"{host}: cannot be reached ({reason})")
 
 
-def check(host: str) -> None:
-    """Raises Refused for an address that jobs must not reach. A name says nothing."""
+def look_up(host: str) -> list[str]:
+    """The addresses that a name, or a number that stands for one, has on this machine; none where only a proxy knows it."""
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return []
+
+
+def check(host: str) -> None:
+    """Raises Refused for an address that jobs must not reach."""
+    address = ipaddress.ip_address(host.partition("%")[0])
     inner = [address]
     if isinstance(address, ipaddress.IPv6Address):
         inner += [each for each in (address.ipv4_mapped, address.sixtofour) if each is not None]
         inner += [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if address in _NAT64 else []
     for each in inner:
-        if each.is_loopback or each.is_link_local or each.is_unspecified or each.is_multicast or str(each) in METADATA:
+        special = each.is_loopback or each.is_link_local or each.is_unspecified or each.is_multicast
+        if special or str(each) in METADATA or _is_own(each):
             raise Refused(f"{host} is not for jobs: the machine's own services and credentials answer there")
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether it is an address of this machine: others cannot be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
 
 
 def _read_head(client: socket.socket) -> tuple[bytes, bytes]:

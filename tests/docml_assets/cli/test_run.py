@@ -4,11 +4,17 @@ import json
 import re
 import signal
 import subprocess
+from functools import partial
 
 import dagster as dg
 import pytest
 
+from docml_contract.jobs import JobSpec
+from resources.jobs.engine.records import JobRecord
+from tests.contracts.jobs_contract import FILES, RecordingListener, hashes
 from tests.docml_assets.cli.here import DOCML, Here
+from tests.resources.jobs.simulation import IMAGE, Actor
+from tests.resources.jobs.simulation import World as SageMakerWorld
 
 CANCELED = 130
 
@@ -25,10 +31,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Here:
 def test_a_second_run_launches_no_job_and_says_why(finished: Here) -> None:
     jobs = finished.jobs(1)
     assert len(jobs) == 2, "the training's job has predicted the test split"
+    assert wait_on_sagemaker(finished) == 12
     said = finished.docml("run", "EXP-7-words")
     assert finished.jobs(1) == jobs
     assert "starting the job" not in said
     assert len(re.findall("verified; no job was launched", said)) == 5
+
+
+def wait_on_sagemaker(here: Here) -> int:
+    """Minutes for which the jobs of run 1 wait for their machines, one after another, on a service that takes 6 minutes a start."""
+    folder = here.root / "storage/EXP-7-words/run_1/jobs"
+    records = [JobRecord.from_bytes((folder / f"{name}.json").read_bytes(), name) for name in here.jobs(1)]
+    world = SageMakerWorld()
+    world.runtime.seconds = 3 * 6 * 60  # a third of which is the start
+    for record in sorted(records, key=lambda record: record.created_at):
+        compute = record.spec.compute.model_copy(update={"image": IMAGE})
+        spec = record.spec.model_copy(update={"files": hashes(FILES), "compute": compute})
+        actor = world.actor(spec.step, partial(run_simulated, spec))
+        world.run()
+        assert actor.error is None
+    assert len(world.jobs()) == len(records)
+    return round(sum(job.started - job.created for job in world.jobs() if job.started) / 60)
+
+
+def run_simulated(spec: JobSpec, actor: Actor) -> None:
+    actor.engine().run(spec, FILES, holder="run", listener=RecordingListener())
 
 
 def test_a_job_of_its_own_would_have_made_the_same_report(finished: Here) -> None:
@@ -41,6 +68,7 @@ def test_a_job_of_its_own_would_have_made_the_same_report(finished: Here) -> Non
     said = finished.docml("run", "EXP-7-words", "--run", "1", "--steps", "inference")
     assert "starting the job" in said
     assert len(finished.jobs(1)) == 3
+    assert wait_on_sagemaker(finished) == 18
     assert finished.version("run_1/inference") == with_training
     # With the answers back, and no report: it is made of them, and no job is launched.
     (run / "inference").rename(finished.root / "made by a job")

@@ -15,6 +15,8 @@ from docml_trainer.errors import TrainerError
 MAX_BYTES = 6_291_456  # of a request, as a SageMaker endpoint takes it
 MAX_DOCUMENTS = 64  # of a request
 MAX_URL_BYTES = 1_024  # of a reference, as long as S3's keys
+MAX_REFERENCES = 1_000  # of a request
+MAX_FOLLOWED_BYTES = 16 * MAX_BYTES  # of all that a request refers to
 KEYS = ("artifact_guid", "files")
 SOURCES = ("DOCML_PRODUCTION_FILES", "DOCML_STORE")  # below which references are followed
 TOO_LARGE = (
@@ -85,6 +87,29 @@ class References:
         return self._client
 
 
+class _FollowedReferences:
+    """What one request refers to, as far as it may."""
+
+    def __init__(self, references: References) -> None:
+        self._references = references
+        self._count = self._bytes = 0
+
+    def read(self, url: str) -> bytes:
+        self._count += 1
+        if self._count > MAX_REFERENCES:
+            raise RequestError(
+                413, f"more than {MAX_REFERENCES:,} references: send fewer documents, or use docml predict"
+            )
+        content = self._references.read(url)
+        self._bytes += len(content)
+        if self._bytes > MAX_FOLLOWED_BYTES:
+            raise RequestError(
+                413,
+                f"the references lead to more than {MAX_FOLLOWED_BYTES:,} bytes: send fewer documents, or use docml predict",
+            )
+        return content
+
+
 def may_name_references(body: bytes) -> bool:
     """Whether reading the documents of this body may take asking S3; JSON may spell any letter as an escape."""
     return b"s3" in body or b"\\u00" in body
@@ -113,8 +138,9 @@ def read_documents(body: bytes, context: ModelContext, references: References) -
             413,
             f"{len(items)} documents; expected at most {MAX_DOCUMENTS} a request: send several, or use docml predict",
         )
+    followed = _FollowedReferences(references)
     return [
-        _document(item, f"document {index + 1}: " if many else "", context, references)
+        _document(item, f"document {index + 1}: " if many else "", context, followed)
         for index, item in enumerate(items)
     ], many
 
@@ -123,7 +149,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _document(item: Any, where: str, context: ModelContext, references: References) -> SentDocument:
+def _document(item: Any, where: str, context: ModelContext, references: _FollowedReferences) -> SentDocument:
     if not isinstance(item, dict):
         raise RequestError(400, f"{where}found {_kind(item)}; expected an object with files")
     unknown = sorted(set(item) - set(KEYS))
@@ -147,7 +173,7 @@ def _document(item: Any, where: str, context: ModelContext, references: Referenc
     return SentDocument(guid, {name: _content(value, f"{where}{name}", references) for name, value in files.items()})
 
 
-def _content(value: Any, where: str, references: References) -> bytes:
+def _content(value: Any, where: str, references: _FollowedReferences) -> bytes:
     if isinstance(value, str):
         try:
             return value.encode()
