@@ -1,7 +1,9 @@
-"""Arrow tables <-> the bytes of parquet files."""
+"""Arrow tables <-> the bytes of parquet files, and what CSV makes of texts."""
 
 import io
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,15 @@ from docml_assets.errors import DocmlError
 
 class DamagedTable(DocmlError):
     """Bytes that should be a parquet file and are none, or not a whole one."""
+
+
+# A number is none, though it may begin as one does.
+_FORMULA = re.compile(r"[=+\-@\t\r](?![\d.,]+\Z)")
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a spreadsheet may open it: a text that would be a formula there has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

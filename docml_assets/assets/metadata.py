@@ -1,6 +1,7 @@
 """Metadata of materializations: an outcome in the forms that the Dagster UI shows well."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +11,7 @@ import dagster as dg
 import pyarrow as pa
 
 from docml_assets.steps.work import Outcome, Work
+from docml_contract.plain_text import plain
 from resources.jobs.interface import JobResult
 from resources.store import Store
 
@@ -91,6 +93,12 @@ def _plain(value: Any) -> str | int | float | bool:
 def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
     """An Arrow schema as Dagster shows it."""
     return dg.TableSchema([dg.TableColumn(f.name, str(f.type), description=descriptions.get(f.name)) for f in schema])
+
+
+def code_block(source: str) -> dg.MetadataValue:
+    """Python code as it is, whatever it holds: no fence within ends the block, nothing in it hides."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", source)), default=0) + 3)
+    return dg.MetadataValue.md(f"{fence}python\n{plain(source)}\n{fence}")
 
 
 def image(png: bytes, what: str) -> dg.MetadataValue | None:

@@ -18,7 +18,7 @@ from docml_assets.assets.materialization import (
     run_asset,
     say_changes,
 )
-from docml_assets.assets.metadata import Metadata, table
+from docml_assets.assets.metadata import Metadata, code_block, table
 from docml_assets.partitions import BACKFILL_TAG, by_experiment, experiments, trigger_of
 from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
@@ -138,6 +138,6 @@ def _metadata(claim: Claim) -> Metadata:
             if key not in ("hyperparameters", "tunable")
         ),
         "hyperparameters": dg.MetadataValue.json(settings.hyperparameters),
-        "functions": dg.MetadataValue.md(f"```python\n{claim.functions_source}\n```"),
+        "functions": code_block(claim.functions_source),
         **({"use case": claim.use_case.describe()} if claim.use_case else {}),
     }

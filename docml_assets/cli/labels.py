@@ -63,10 +63,12 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
 
 def write_csv(columns: list[str], rows: list[dict[str, Any]]) -> None:
     """Comma-separated, a header first, which stands alone where there are no rows."""
+    from docml_assets.tables import csv_cell
+
     written = io.StringIO()
     writer = csv.DictWriter(written, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     say(written.getvalue().rstrip("\n"))
 
 

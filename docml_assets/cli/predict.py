@@ -136,7 +136,7 @@ def write_table(result: "PredictionResult", path: Path) -> None:
 
 
 def _write(result: "PredictionResult", path: Path) -> None:
-    from docml_assets.tables import parquet_bytes
+    from docml_assets.tables import csv_cell, parquet_bytes
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -150,7 +150,8 @@ def _write(result: "PredictionResult", path: Path) -> None:
 
     for row in rows:
         row["probabilities"] = json.dumps(row["probabilities"], ensure_ascii=False) if row["probabilities"] else None
-    pd.DataFrame(rows, columns=result.table.column_names).to_csv(path, index=False)
+    cells = [{name: csv_cell(value) for name, value in row.items()} for row in rows]
+    pd.DataFrame(cells, columns=result.table.column_names).to_csv(path, index=False)
 
 
 def _named(row: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs that ended badly: people are told, jobs that nobody waits for are stopped, and runs that nobody executes are ended."""
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -67,7 +68,7 @@ def failure_message(
     link = f"{ui_url.rstrip('/')}/runs/{run.run_id}"
     what = f"{experiment} run {number}" if experiment else f"job {run.job_name}"
     lines = plain(reason).strip().splitlines() or ["no reason was recorded"]
-    text = f"{what} failed{f' in {step}' if step else ''}: {lines[0]}\n{link}"
+    text = f"{what} failed{f' in {step}' if step else ''}: {_as_chat_text(lines[0])}\n{link}"
     return {
         "text": text,
         "experiment": experiment,
@@ -78,6 +79,13 @@ def failure_message(
         "dagster_run_id": run.run_id,
         "link": link,
     }
+
+
+def _as_chat_text(text: str) -> str:
+    """A reason, which may quote anybody, without a meaning of its own in a chat: it calls nobody and hides no link."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, entity)
+    return re.sub(r"@(?=(all|channel|everyone|here)\b)", "@ ", text).replace("](", "] (")
 
 
 def _root_cause(error: Any) -> str:

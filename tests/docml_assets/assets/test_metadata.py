@@ -3,7 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
-from docml_assets.assets.metadata import MAX_IMAGE_BYTES, column_schema, image, location, table
+from docml_assets.assets.metadata import MAX_IMAGE_BYTES, code_block, column_schema, image, location, table
 from resources.store import Store
 
 
@@ -28,3 +28,9 @@ def test_a_folder_is_a_path_and_a_bucket_a_page() -> None:
 
 def test_a_picture_too_large_for_the_event_log_is_left_out() -> None:
     assert image(b"x" * (MAX_IMAGE_BYTES + 1), "picture") is None
+
+
+def test_code_is_code_whatever_it_holds() -> None:
+    lines = ["x = 1", "```", "![seen](https://evil.example/x.png)", "````"]
+    shown = str(code_block("\n".join([*lines, "# \u202e"])).value).splitlines()
+    assert shown == ["`" * 7 + "python", *lines, "# \\u202e", "`" * 7]

@@ -220,6 +220,19 @@ def test_without_a_suspect_there_is_a_header(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "artifact_guid,label\n"
 
 
+def test_no_text_is_a_formula_to_a_spreadsheet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    formulas = ("=HYPERLINK(1)", "+cmd|x", "-2+3", "@SUM(1)", "\tx")
+    write_csv(["text", "margin"], [{"text": text, "margin": -0.5} for text in (*formulas, "-2", "a=b")])
+    cells = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [cell["text"] for cell in cells] == [*(f"'{text}" for text in formulas), "-2", "a=b"]
+    assert {cell["margin"] for cell in cells} == {"-0.5"}
+    row = {"artifact_guid": "=1+1", "prediction": "-other", "probability": 0.5, "probabilities": [1.0]}
+    table = SCHEMA.empty_table().from_pylist([row], schema=SCHEMA)
+    write_table(PredictionResult("x", None, table, ("-other",)), tmp_path / "t.csv")  # type: ignore[arg-type]
+    (written,) = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
+    assert (written["artifact_guid"], written["prediction"], written["probability"]) == ("'=1+1", "'-other", "0.5")
+
+
 def test_what_to_label_next_is_chosen_among_classified_documents(used: Here, tmp_path: Path) -> None:
     texts = {f"new-{number}": f"some words {number} of peace and war and trade" for number in range(4)}
     folder = documents(tmp_path / "new", [sorted(reported(used, "bag"))[0]], **texts)

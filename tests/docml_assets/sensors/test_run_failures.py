@@ -79,6 +79,13 @@ def broken() -> None:
 
 
 @dg.asset(partitions_def=experiment_runs)
+def quoting() -> None:
+    raise dg.Failure(
+        "label '<!channel> <https://evil.example|sign in> @everyone [x](https://evil.example) a@b.example' is new"
+    )
+
+
+@dg.asset(partitions_def=experiment_runs)
 def refused() -> None:
     raise dg.Failure("training of minilm: the loss is NaN\nstep 12\nstep 13")
 
@@ -116,6 +123,14 @@ def test_a_declared_failure_is_posted_in_its_own_words(webhook: Webhook) -> None
     (message,) = webhook.received
     assert message["reason"] == "training of minilm: the loss is NaN"
     assert message["last_lines"] == ["step 12", "step 13"]
+
+
+def test_what_a_reason_quotes_calls_nobody_and_hides_no_link(webhook: Webhook) -> None:
+    sensor_result(quoting, {"DOCML_WEBHOOK_URL": webhook.url})
+    (message,) = webhook.received
+    said = "label '&lt;!channel&gt; &lt;https://evil.example|sign in&gt; @ everyone [x] (https://evil.example) a@b.example' is new"
+    assert message["text"].splitlines()[0].endswith(said)
+    assert "<!channel>" in message["reason"], "programs get it as it was"
 
 
 def test_without_a_webhook_nothing_is_posted(webhook: Webhook) -> None:
