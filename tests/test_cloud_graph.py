@@ -158,7 +158,8 @@ def clouded(
             "DOCML_STORE": "",
         }.items():
             monkeypatch.setenv(key, value)
-        running.store.delete([left.key for left in running.store.list("")])  # by another test: the roles know one bucket
+        left = [stored.key for stored in running.store.list("")]  # by another test: the roles know one bucket
+        running.store.delete(left)
         for trace, role in ((orchestrators, "docml-orchestrator"), (jobs, JOB_ROLE)):
             trace.needed.clear()  # what making the buckets took
             trace.allows = partial(allows, policies[role])
@@ -252,6 +253,7 @@ def test_the_graph_runs_on_two_hosts_with_a_role_for_one_experiment(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cloud_and_local_twin_agree_and_tuning_runs_in_the_cloud(
     clouded: Cloud, orchestrators: Trace, jobs: Trace, policies: dict[str, list[dict[str, Any]]]
 ) -> None:

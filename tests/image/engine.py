@@ -46,7 +46,7 @@ class Engine:
     def build(self, dockerfile: Path, tag: str, context: Path, **arguments: str) -> None:
         """Build a tag; layers that are known are taken."""
         given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-        self("build", *self.to_build, "--file", str(dockerfile), *given, "--tag", tag, str(context), timeout=1800)
+        self("build", *self.to_build, "--file", str(dockerfile), *given, "--tag", tag, str(context), timeout=3600)
 
     def write_docker(self, folder: Path) -> None:
         """A command `docker` in a folder that is this engine, for `docml image`."""

@@ -24,7 +24,7 @@ def docml(*arguments: str) -> None:
 
 
 @pytest.mark.image
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_demo_in_the_cloud(
     tmp_path: Path,
     s3_server: S3Server,

@@ -26,7 +26,7 @@ from tests.resources.jobs.cloud import HURRY, Cloud, cloud
 from tests.servers.s3 import S3Server
 from tests.test_cloud_graph import EXPERIMENT, report, run, versions
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 STOPPED = 143
 MODEL = "averaged-words"
 SETTINGS = (

@@ -18,7 +18,7 @@ from tests.deploy.test_compose import COMPOSE, DEPLOY, env_example
 from tests.image.engine import ROOT, Engine
 from tests.servers.postgres import PostgresServer
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 SOCKET = "/opt/postgres"
 QUERY = "{ assetNodes { id } instance { daemonHealth { allDaemonStatuses { daemonType healthy } } } }"
 ASK = """import json, sys, urllib.request
