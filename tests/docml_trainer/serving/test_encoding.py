@@ -79,21 +79,22 @@ def test_a_document_goes_through_a_process_and_leaves_nothing_behind(tmp_path: P
     assert not scratch.exists()
 
 
-def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
+def killed_server(folder: Path, *, encoders: bool) -> Path:
+    """The scratch folder of a server that was killed, with or without encoding processes that see it."""
     program = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from docml_trainer.serving.encoding import Encoders\n"
         "from tests.docml_trainer.serving.test_encoding import deployment\n"
         "if __name__ == '__main__':\n"
         "    encoders = Encoders(deployment(Path(sys.argv[1])), 1, 60.0)\n"
-        "    encoders.start()\n"
+        f"    encoders.start() if {encoders} else None\n"
         "    print(encoders._scratch, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    (tmp_path / "server.py").write_text(program)
+    (folder / "server.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer_image")])}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "server.py"), str(tmp_path)],
+        [sys.executable, str(folder / "server.py"), str(folder)],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -101,7 +102,23 @@ def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     scratch = Path(done.stdout.strip())
     assert scratch.name.startswith("docml-serve-")
+    return scratch
+
+
+def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
+    scratch = killed_server(tmp_path, encoders=True)
     deadline = time.monotonic() + 60
     while scratch.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_a_server_left_that_was_killed_with_all_its_processes_goes_with_the_next_one(tmp_path: Path) -> None:
+    left = killed_server(tmp_path, encoders=False)
+    assert left.exists()
+    first, second = (Encoders(deployment(tmp_path), 1, 60.0) for _ in range(2))
+    assert not left.exists()
+    assert first._scratch.exists(), "its server lives"
+    for encoders in (first, second):
+        asyncio.run(encoders.close())
+        assert not encoders._scratch.exists()

@@ -4,6 +4,7 @@ Files that process_func makes are made anew, in the sandboxed worker of reconcil
 """
 
 import asyncio
+import fcntl
 import itertools
 import multiprocessing
 import os
@@ -37,6 +38,7 @@ from docml_trainer.serving.encoder_process import (
 
 MAX_SECONDS = 50.0  # of one document: an endpoint gives a request 60 seconds
 LOADING_SECONDS = 900.0  # for the experimenter's module, which may fetch a tokenizer
+SCRATCH = "docml-serve-"  # begins the name of a server's folder
 MEMORY = Path("/dev/shm")
 MEMORY_ROOM = 1 << 28  # bytes; Docker gives a container 64 MB unless it is told otherwise
 Row = dict[str, Any]  # feature -> array, as the collator takes it
@@ -46,7 +48,7 @@ class Encoders:
     """A few processes that encode one document at a time; more documents than processes wait."""
 
     def __init__(self, deployment: DeploymentFolder, count: int, seconds: float) -> None:
-        self._scratch = _make_scratch(deployment.context.has_process_func)
+        self._scratch, self._hold = _make_scratch(deployment.context.has_process_func)
         self._encoders = [_Encoder(deployment, self._scratch / str(index), seconds) for index in range(count)]
         self._idle: asyncio.Queue[_Encoder] = asyncio.Queue()
         self._restarts: set[asyncio.Task[None]] = set()
@@ -87,6 +89,7 @@ class Encoders:
         for encoder in self._encoders:
             await encoder.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        os.close(self._hold)
 
 
 class _Encoder:
@@ -226,8 +229,31 @@ class _Encoder:
             await asyncio.to_thread(self._sandbox.close)
 
 
-def _make_scratch(has_process_func: bool) -> Path:
-    """A folder for documents: in memory, where there is room, since a disk takes milliseconds for a file that lives for one."""
+def _make_scratch(has_process_func: bool) -> tuple[Path, int]:
+    """A folder for documents, and the open descriptor that holds it: in memory, where there is room, since a disk takes milliseconds
+    for a file that lives for one.
+    """
     room = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
     in_memory = room > MEMORY_ROOM and not has_process_func  # what process_func leaves may be of any size
-    return Path(tempfile.mkdtemp(prefix="docml-serve-", dir=MEMORY if in_memory else None))
+    place = MEMORY if in_memory else Path(tempfile.gettempdir())
+    _remove_abandoned(place)
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place))
+        with suppress(FileNotFoundError):  # another server has found it before it was held
+            hold = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(hold, fcntl.LOCK_EX)
+            if scratch.exists():
+                return scratch, hold
+            os.close(hold)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the folders that nobody holds: of servers that were killed together with the processes that would have removed them."""
+    for folder in place.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # it is gone, another user's, or held
+            hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(hold)
