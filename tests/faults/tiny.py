@@ -367,7 +367,7 @@ class Warm:
         """A command in a folder."""
         return Command(self, tiny, arguments, log)
 
-    def run(self, tiny: Tiny, *arguments: str, code: int = 0, log: str = "log", seconds: float = 300) -> str:
+    def run(self, tiny: Tiny, *arguments: str, code: int = 0, log: str = "log", seconds: float = 1500) -> str:
         """Output of a command that must end with `code`."""
         command = self.start(tiny, *arguments, log=log)
         ended = command.wait(seconds)

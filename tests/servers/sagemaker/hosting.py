@@ -14,12 +14,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from tests.servers.guard import guarded
 from tests.servers.sagemaker.errors import ServiceError
 from tests.servers.sagemaker.faults import Faults
 from tests.servers.sagemaker.jobs import ACCOUNT, REGION
@@ -78,8 +80,11 @@ class ServedContainers:
     images: dict[str, list[str]]
     environment: dict[str, str]
     running: "list[ServedContainer]" = field(default_factory=list)
+    guard: ExitStack = field(default_factory=ExitStack)
 
     def __call__(self, endpoint: str, model: dict[str, Any]) -> "ServedContainer":
+        if not self.running:
+            self.guard.enter_context(guarded(self.work))
         container = ServedContainer(self, self.work / "endpoints" / f"{endpoint}-{len(self.running)}", endpoint, model)
         self.running.append(container)
         return container
@@ -87,6 +92,7 @@ class ServedContainers:
     def close(self) -> None:
         for container in self.running:
             container.stop(signal.SIGKILL)
+        self.guard.close()
 
 
 class ServedContainer:
