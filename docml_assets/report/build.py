@@ -32,6 +32,7 @@ from docml_assets.report.schema import (
     Bin,
     Calibration,
     LabelWinner,
+    LearningCurve,
     ModelPolicy,
     ModelReport,
     PastScore,
@@ -95,6 +96,7 @@ def build_report(
     validation: pa.Table | None = None,
     changed: Sequence[str] = (),
     seeds: SeedAnswers | None = None,
+    curve: Mapping[str, Any] | None = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -104,6 +106,7 @@ def build_report(
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
     changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several.
+    curve: the baseline's learning curve, as split_metadata.json has it.
     """
     table = with_probabilities(predictions, documents)
     table = table if baseline is None else with_baseline(table, baseline)
@@ -116,6 +119,8 @@ def build_report(
             model: model_policy(target, labels, model, validation, documents) for model in read.without_baseline.models
         }
     report = assess(experiment, run, read, timings, previous, policies, changed, seeds)
+    if baseline is not None and curve and "none" not in curve:
+        report = report.model_copy(update={"learning_curve": LearningCurve.model_validate(curve)})
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,

@@ -213,6 +213,25 @@ class ModelPolicy(Document):
         return f"Nothing is accepted: {seen} would be, and {shown}, which is below the target of {target}; {more}."
 
 
+class Forecast(Document):
+    """A score after more documents."""
+
+    now: Share = Field(description="with the documents that there are")
+    forecast: Share = Field(description="with `documents`")
+    interval80: Interval = Field(description="in which one training's score will lie with a probability of 80 %")
+
+
+class LearningCurve(Document):
+    """The baseline on the validation and test documents, by the number of documents that it was fitted on."""
+
+    points: tuple[tuple[int, Share], ...] = Field(
+        description="documents and macro-F1 of every fit, the one on all first"
+    )
+    documents: int = Field(description="twice as many as it was fitted on")
+    f1_macro: Forecast
+    labels: dict[str, Forecast] = Field(description="F1 of the labels that validation or test documents have")
+
+
 class Report(Document):
     """report.json."""
 
@@ -235,6 +254,9 @@ class Report(Document):
         description="macro-F1 by run on these test documents, the oldest first, this run last; empty in older reports",
     )
     seeds: dict[str, ModelSeeds] = Field({}, description="by model of the run; empty without SEEDS")
+    learning_curve: LearningCurve | None = Field(
+        None, description="null without a baseline, or where its documents are too few"
+    )
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

@@ -289,6 +289,27 @@ def test_the_baseline_is_a_row_of_its_own() -> None:
     assert (alone.disagreements, alone.label_winners) == (made.disagreements, made.label_winners)
 
 
+def test_the_baselines_learning_curve_is_shown() -> None:
+    table = predictions_table(300, ("a",), accuracy=(0.9,))
+    said = {"now": 0.7, "forecast": 0.75, "interval80": [0.7, 0.8]}
+    curve = {
+        "points": [[400, 0.7], [200, 0.65], [200, 0.64], [100, 0.6]],
+        "documents": 800,
+        "f1_macro": said,
+        "labels": {"letter": said, "memo": said | {"forecast": 0.9}},
+    }
+    made = report(table, baseline=baseline_table(table, 0.25), curve=curve)
+    assert json.loads(made.report_json)["learning_curve"] == curve
+    page = made.html.decode()
+    assert "with twice as many it would be expected at 0.750 (80 % interval 0.700 to 0.800)" in page
+    assert page.index('<bdi>memo</bdi></td><td class="n">0.700') < page.index(
+        '<bdi>letter</bdi></td><td class="n">0.700'
+    )
+    none = report(table, baseline=baseline_table(table, 0.25), curve={"none": "too few"})
+    assert none.report.learning_curve is None
+    assert none.data_version == made.data_version
+
+
 def test_predictions_keep_the_baselines_columns() -> None:
     table = predictions_table(60)
     made = report(table, baseline=baseline_table(table, 0.9))

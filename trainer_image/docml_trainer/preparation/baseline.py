@@ -8,7 +8,7 @@ and pairs of neighbouring ids, in at least two of the documents that a fit sees;
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Baseline:
     """baseline.parquet, what split_metadata.json says of it, and what it was made of.
 
     probabilities: float32[documents, labels], each document's from a fit that had not seen it. counts: as `count_terms` gives them.
+    fitted: int64[n], the documents of the train split that it was fitted on.
     """
 
     table: pa.Table
@@ -68,6 +69,7 @@ class Baseline:
     documents: EncodedDocuments
     probabilities: Probabilities
     counts: sparse.csr_array
+    fitted: Ids
 
 
 def fit_baseline(
@@ -82,7 +84,14 @@ def fit_baseline(
         return "no feature is a list of token ids"
     documents = _read(output, feature)
     block_of = {assignment.guids[row]: number for number, block in enumerate(blocks_of(assignment)) for row in block}
-    blocks = np.array([block_of[guid] for guid in documents.guids])
+    made = fit_documents(documents, np.array([block_of[guid] for guid in documents.guids]), label_names)
+    if isinstance(made, str):
+        return made
+    return replace(made, facts={"feature": feature, **made.facts, "seconds": round(time.monotonic() - started, 3)})
+
+
+def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequence[str]) -> Baseline | str:
+    """Fit it on these documents; where that is impossible, the reason. blocks: int64[documents], equal where documents belong together."""
     train = np.array([split == "train" for split in documents.splits])
     fitted = _sample(np.flatnonzero(train), documents, MAX_FITTED)
     if len(np.unique(documents.labels[fitted])) < 2:
@@ -92,7 +101,10 @@ def fit_baseline(
         return "all documents of the train split belong together, so none could be held out"
     counts, hashed = count_terms(documents.tokens, documents.ends)
     width = len(label_names)
-    chosen, choosing = _choose(counts, documents, fitted, folds, width)
+    choosers = _sample(fitted, documents, MAX_CHOOSING)
+    chosen, choosing = choose_strength(
+        counts, documents.labels, choosers, folds[np.searchsorted(fitted, choosers)], width
+    )
     probabilities = np.zeros((len(documents.guids), width), dtype=np.float32)
     held_out = (
         choosing
@@ -101,18 +113,16 @@ def fit_baseline(
     )
     probabilities[fitted] = held_out
     others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
-    probabilities[others], terms = _answers(counts, documents.labels, fitted, others, chosen, width)
+    probabilities[others], terms = answer(counts, documents.labels, fitted, others, chosen, width)
     facts = {
-        "feature": feature,
         "documents": len(fitted),
         "of_train_documents": int(train.sum()),
         "terms": terms,
         "hashed": hashed,
         "C": chosen,
         "macro_f1": _macro_f1(documents, probabilities),
-        "seconds": round(time.monotonic() - started, 3),
     }
-    return Baseline(_table(documents, probabilities, label_names), facts, documents, probabilities, counts)
+    return Baseline(_table(documents, probabilities, label_names), facts, documents, probabilities, counts, fitted)
 
 
 def count_terms(tokens: Ids, ends: Ids) -> tuple[sparse.csr_array, bool]:
@@ -212,14 +222,12 @@ def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
     return folds
 
 
-def _choose(
-    counts: sparse.csr_array, documents: EncodedDocuments, fitted: Ids, folds: Ids, width: int
+def choose_strength(
+    counts: sparse.csr_array, labels: Ids, rows: Ids, folds: Ids, width: int
 ) -> tuple[float, Probabilities]:
-    """The strength with the lowest log loss out of fold, and its answers; on a sample where documents are many."""
-    rows = _sample(fitted, documents, MAX_CHOOSING)
-    place = np.searchsorted(fitted, rows)
-    found = {c: _out_of_fold(counts, documents.labels, rows, folds[place], c, width) for c in STRENGTHS}
-    losses = {c: log_loss(documents.labels[rows], values, labels=range(width)) for c, values in found.items()}
+    """The strength with the lowest log loss out of fold on these rows, and its answers about them. folds: int64[rows]."""
+    found = {c: _out_of_fold(counts, labels, rows, folds, c, width) for c in STRENGTHS}
+    losses = {c: log_loss(labels[rows], values, labels=range(width)) for c, values in found.items()}
     best = min(STRENGTHS, key=lambda c: losses[c])
     return best, found[best]
 
@@ -230,11 +238,11 @@ def _out_of_fold(
     found = np.zeros((len(rows), width), dtype=np.float32)
     for fold in np.unique(folds):
         inside = folds == fold
-        found[inside], _ = _answers(counts, labels, rows[~inside], rows[inside], strength, width)
+        found[inside], _ = answer(counts, labels, rows[~inside], rows[inside], strength, width)
     return found
 
 
-def _answers(
+def answer(
     counts: sparse.csr_array, labels: Ids, fit: Ids, asked: Ids, strength: float, width: int
 ) -> tuple[Probabilities, int]:
     """float32[asked, width]: probabilities of a model fitted on the rows `fit`; and how many terms it knows."""

@@ -93,7 +93,7 @@ def summarize(content: Mapping[str, Any]) -> dict[str, Any]:
         "labels_too_small": sorted(content["labels_too_small"]),
         "near_duplicates": content["near_duplicates"],
         "truncated_share": {model: numbers["truncated_share"] for model, numbers in content["models"].items()},
-        "baseline": content["baseline"],
+        "baseline": {name: value for name, value in content["baseline"].items() if name != "learning_curve"},
         "bytes_on_disk": content["bytes_on_disk"],
         "documents_per_second": content["documents_per_second"],
     }
