@@ -35,6 +35,7 @@ from docml_assets.report.schema import (
     LearningCurve,
     ModelPolicy,
     ModelReport,
+    Nearness,
     PastScore,
     PerLabel,
     Report,
@@ -96,7 +97,7 @@ def build_report(
     validation: pa.Table | None = None,
     changed: Sequence[str] = (),
     seeds: SeedAnswers | None = None,
-    curve: Mapping[str, Any] | None = None,
+    prepared: Mapping[str, Any] | None = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -106,7 +107,7 @@ def build_report(
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
     changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several.
-    curve: the baseline's learning curve, as split_metadata.json has it.
+    prepared: what split_metadata.json says of the baseline: its learning curve, and how near documents are to train's.
     """
     table = with_probabilities(predictions, documents)
     table = table if baseline is None else with_baseline(table, baseline)
@@ -119,8 +120,7 @@ def build_report(
             model: model_policy(target, labels, model, validation, documents) for model in read.without_baseline.models
         }
     report = assess(experiment, run, read, timings, previous, policies, changed, seeds)
-    if baseline is not None and curve and "none" not in curve:
-        report = report.model_copy(update={"learning_curve": LearningCurve.model_validate(curve)})
+    report = report.model_copy(update=_prepared(prepared or {}) if baseline is not None else {})
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
@@ -185,6 +185,17 @@ def assess(
         summary=summarize(own, models, comparison, past, seeded),
         warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
     )
+
+
+def _prepared(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the report that preparation has found; older data have none."""
+    curve = said.get("learning_curve", {"none": "older data"})
+    return {
+        "learning_curve": None if "none" in curve else LearningCurve.model_validate(curve),
+        "nearest_train": {
+            name: Nearness.model_validate(found) for name, found in said.get("nearest_train", {}).items()
+        },
+    }
 
 
 def _label_winners(own: Predictions, scores: Mapping[str, LabelScores]) -> tuple[LabelWinner, ...]:

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.plots import COLORS
-from docml_assets.report.schema import NO_DIFFERENCE, Forecast, ModelReport, Report
+from docml_assets.report.schema import NO_DIFFERENCE, Calibration, Forecast, ModelReport, Report
 from docml_assets.report.svg import Chart, Series
 
 TEMPLATE = "page.html.j2"
@@ -107,7 +107,14 @@ def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
         "calibration": Chart(
             "probability of the predicted label",
             "share that is right",
-            [_reliability(name, model, css[name]) for name, model in report.models.items()],
+            [
+                *(_reliability(name, model.calibration, css[name]) for name, model in report.models.items()),
+                *(
+                    _reliability(f"{name} after temperature", found.calibration, css[name], dashed=True)
+                    for name, found in report.policy.items()
+                    if found.calibration
+                ),
+            ],
             x_range=(0, 1),
             y_range=(0, 1),
             diagonal=True,
@@ -142,12 +149,13 @@ def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _reliability(name: str, model: ModelReport, css: str) -> Series:
-    filled = [entry for entry in model.calibration.bins if entry.confidence is not None and entry.accuracy is not None]
+def _reliability(name: str, found: Calibration, css: str, *, dashed: bool = False) -> Series:
+    filled = [entry for entry in found.bins if entry.confidence is not None and entry.accuracy is not None]
     return Series(
         name,
         css,
         [(entry.confidence or 0.0, entry.accuracy or 0.0) for entry in filled],
+        dashed=dashed,
         titles=[
             f"{name}: {entry.count} documents, mean probability {entry.confidence:.3f}, {share(entry.accuracy)} right"
             for entry in filled

@@ -16,6 +16,7 @@ that are independent of each other and of the kind that will be classified, and 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ import pyarrow as pa
 from scipy import optimize, special, stats
 
 from docml_assets.report.predictions import GUID, LABEL, Floats, Ids
-from docml_assets.report.schema import LabelAcceptance, ModelPolicy, PolicyPoint
+from docml_assets.report.schema import Bin, Calibration, LabelAcceptance, ModelPolicy, PolicyPoint
+from docml_assets.report.statistics import calibration
 from docml_contract.names import PROBABILITIES_SUFFIX
 from docml_contract.policy import SMALLEST, Policy, PolicyCount, confidences
 
@@ -49,8 +51,10 @@ def model_policy(target: float, labels: Sequence[str], model: str, valid: pa.Tab
     confidence, predicted = confidences(probabilities, policy.temperature), probabilities.argmax(axis=1)
     accepted = confidence >= policy.threshold
     right = predicted == truth
+    ece, bins = calibration(confidence, right)
     return ModelPolicy(
         policy=policy,
+        calibration=Calibration(ece=ece, bins=tuple(Bin(**asdict(entry)) for entry in bins)),
         curve=tuple(_curve(confidence, right)),
         by_label=tuple(
             LabelAcceptance(

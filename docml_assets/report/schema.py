@@ -194,6 +194,9 @@ class ModelPolicy(Document):
     policy: Policy
     curve: tuple[PolicyPoint, ...] = Field(description="the highest threshold first")
     by_label: tuple[LabelAcceptance, ...] = Field(description="in the order of `labels`")
+    calibration: Calibration | None = Field(
+        None, description="of the confidences, which are the probabilities after the temperature; null in older reports"
+    )
 
     @property
     def sentence(self) -> str:
@@ -232,6 +235,15 @@ class LearningCurve(Document):
     labels: dict[str, Forecast] = Field(description="F1 of the labels that validation or test documents have")
 
 
+class Nearness(Document):
+    """How near documents are to those that models are trained on, whatever was taken for near-duplicates."""
+
+    documents: int = Field(description="that were compared: all of the split, or 2,000 of it")
+    shares: dict[str, Share] = Field(
+        description="cosine of TF-IDF -> share that has a train document at least so similar"
+    )
+
+
 class Report(Document):
     """report.json."""
 
@@ -257,6 +269,7 @@ class Report(Document):
     learning_curve: LearningCurve | None = Field(
         None, description="null without a baseline, or where its documents are too few"
     )
+    nearest_train: dict[str, Nearness] = Field({}, description="by split, valid and test; empty without a baseline")
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

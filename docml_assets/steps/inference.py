@@ -138,7 +138,7 @@ def _report(
         },
         excerpts=read_excerpts(work),
         baseline=_baseline(work, data.folder),
-        curve=json.loads(work.store.get(f"{data.folder}/{SPLIT_METADATA}")).get("baseline", {}).get("learning_curve"),
+        prepared=json.loads(work.store.get(f"{data.folder}/{SPLIT_METADATA}")).get("baseline"),
         group_column=work.settings.split_by,
         groups=_groups(work, data.folder) if work.settings.split_by else None,
         target=work.settings.auto_accept_precision,

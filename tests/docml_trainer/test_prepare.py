@@ -85,6 +85,7 @@ def test_the_result_is_complete(whole: JobFolder) -> None:
     assert found["baseline"]["documents"] == found["documents"]["train"]
     assert 0 <= found["baseline"]["macro_f1"]["valid"] <= 1
     assert found["baseline"]["learning_curve"]["points"][0][0] == found["documents"]["train"]
+    assert found["baseline"]["nearest_train"]["test"]["documents"] == found["documents"]["test"]
     suspects = pq.read_table(whole.output / names.SUSPECTS_TABLE)
     assert found["baseline"]["suspects"]["documents"] == suspects.num_rows > 0  # the words say nothing of the label
 

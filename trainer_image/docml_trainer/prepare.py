@@ -260,6 +260,7 @@ def _fit_baseline(
         return {"none": "BASELINE is false"}
     from docml_trainer.preparation.baseline import fit_baseline
     from docml_trainer.preparation.learning_curve import estimate_curve
+    from docml_trainer.preparation.near_duplicates import nearest_train
     from docml_trainer.preparation.suspects import list_suspects
 
     print("fitting the baseline", flush=True)
@@ -267,9 +268,14 @@ def _fit_baseline(
     if isinstance(baseline, str):
         return {"none": baseline}
     pq.write_table(baseline.table, output / names.BASELINE_TABLE)
-    suspects, found = list_suspects(baseline.documents, baseline.probabilities, baseline.counts, label_names)
+    suspects, found = list_suspects(baseline.documents, baseline.probabilities, baseline.weighted, label_names)
     pq.write_table(suspects, output / names.SUSPECTS_TABLE)
-    return {**baseline.facts, "suspects": found, "learning_curve": estimate_curve(baseline, label_names)}
+    return {
+        **baseline.facts,
+        "suspects": found,
+        "learning_curve": estimate_curve(baseline, label_names),
+        "nearest_train": nearest_train(baseline.weighted, baseline.documents.splits),
+    }
 
 
 def _check_failures(tally: Tally, documents: int, allowed: float, kept: KeptParts) -> None:

@@ -289,7 +289,7 @@ def test_the_baseline_is_a_row_of_its_own() -> None:
     assert (alone.disagreements, alone.label_winners) == (made.disagreements, made.label_winners)
 
 
-def test_the_baselines_learning_curve_is_shown() -> None:
+def test_what_preparation_has_found_is_shown() -> None:
     table = predictions_table(300, ("a",), accuracy=(0.9,))
     said = {"now": 0.7, "forecast": 0.75, "interval80": [0.7, 0.8]}
     curve = {
@@ -298,14 +298,19 @@ def test_the_baselines_learning_curve_is_shown() -> None:
         "f1_macro": said,
         "labels": {"letter": said, "memo": said | {"forecast": 0.9}},
     }
-    made = report(table, baseline=baseline_table(table, 0.25), curve=curve)
+    nearest = {"test": {"documents": 300, "shares": {"0.9": 0.25, "0.95": 0.125}}}
+    made = report(
+        table, baseline=baseline_table(table, 0.25), prepared={"learning_curve": curve, "nearest_train": nearest}
+    )
     assert json.loads(made.report_json)["learning_curve"] == curve
+    assert json.loads(made.report_json)["nearest_train"] == nearest
+    assert 'test, 300 documents</td><td class="n">25.0 %</td><td class="n">12.5 %</td>' in made.html.decode()
     page = made.html.decode()
     assert "with twice as many it would be expected at 0.750 (80 % interval 0.700 to 0.800)" in page
     assert page.index('<bdi>memo</bdi></td><td class="n">0.700') < page.index(
         '<bdi>letter</bdi></td><td class="n">0.700'
     )
-    none = report(table, baseline=baseline_table(table, 0.25), curve={"none": "too few"})
+    none = report(table, baseline=baseline_table(table, 0.25), prepared={"learning_curve": {"none": "too few"}})
     assert none.report.learning_curve is None
     assert none.data_version == made.data_version
 

@@ -14,7 +14,8 @@ from docml_assets.report.policy import (
     lower_bound,
     model_policy,
 )
-from docml_contract.policy import PolicyCount
+from docml_assets.report.statistics import calibration
+from docml_contract.policy import PolicyCount, confidences
 from tests.docml_assets.report.policies import ACCURACIES, MARGINS, OVERCONFIDENCE, SIZES, SimulatedModel, simulate
 from tests.docml_assets.report.samples import LABELS, predictions_table, report
 
@@ -116,6 +117,19 @@ def test_the_report_says_what_is_accepted_by_coverage_precision_and_label() -> N
     assert found.sentence in html
     assert 'class="dot m0 chosen"' in html
     assert "<h2>Decision policy" not in report(predictions_table(50)).html.decode()
+
+
+def test_the_calibration_after_the_temperature_is_that_of_the_confidences() -> None:
+    valid, test = table(2000, 0.9, 1), table(2000, 0.9, 2)
+    found = model_policy(0.95, LABELS, "tiny", valid, test)
+    probabilities, truth = answers(2000, 0.9, 2)
+    right = probabilities.argmax(axis=1) == truth
+    assert found.calibration is not None
+    expected, _ = calibration(
+        confidences(probabilities.astype(np.float32).astype(np.float64), found.policy.temperature), right
+    )
+    assert found.calibration.ece == pytest.approx(expected, abs=1e-9)
+    assert found.calibration.ece < calibration(probabilities.max(axis=1), right)[0] / 2
 
 
 def test_a_policy_that_cannot_be_shown_to_hold_says_how_many_documents_it_would_take() -> None:

@@ -2,9 +2,19 @@
 
 import numpy as np
 from datasketch import MinHash
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.metrics.pairwise import cosine_similarity
 
 from docml_trainer.preparation import near_duplicates
-from docml_trainer.preparation.near_duplicates import PERMUTATIONS, SEED, compute_signatures, find_groups
+from docml_trainer.preparation.near_duplicates import (
+    PERMUTATIONS,
+    SEED,
+    SIMILARITIES,
+    compute_signatures,
+    find_groups,
+    nearest_train,
+)
 
 random = np.random.default_rng(5)
 
@@ -60,3 +70,19 @@ def test_threshold_one_turns_it_off() -> None:
     same = compute_signatures([np.arange(50), np.arange(50)])
     assert find_groups(same, 1.0).tolist() == [0, 1]
     assert find_groups(same[:0], 0.9).tolist() == []
+
+
+def test_the_nearest_train_documents_are_scikit_learns() -> None:
+    random = np.random.default_rng(0)
+    weighted = TfidfTransformer().fit_transform(sparse.csr_array(random.poisson(0.4, (260, 40)).astype(np.float64)))
+    weighted = sparse.csr_array(weighted.toarray()[[*range(250), *range(10)]])  # the last ten have a twin in train
+    splits = ["train"] * 200 + ["valid"] * 30 + ["test"] * 30
+    found = nearest_train(weighted, splits)
+    for split, rows in (("valid", range(200, 230)), ("test", range(230, 260))):
+        highest = cosine_similarity(weighted[[*rows]], weighted[:200]).max(axis=1)
+        assert found[split]["documents"] == 30
+        assert found[split]["shares"] == {
+            f"{edge:g}": round((highest >= edge - 1e-9).mean(), 6) for edge in SIMILARITIES
+        }
+    assert found["test"]["shares"]["0.99"] == round(10 / 30, 6)
+    assert nearest_train(weighted, ["train"] * 260) == {}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.feature_extraction.text import TfidfTransformer
 
 from docml_trainer.preparation.baseline import EncodedDocuments
 from docml_trainer.preparation.suspects import list_suspects, rank_suspects
@@ -79,7 +80,9 @@ def test_a_suspect_comes_with_its_nearest_documents_of_both_labels() -> None:
     documents = EncodedDocuments(
         [f"doc-{number}" for number in range(7)], labels, ["train"] * 6 + ["test"], labels, labels
     )
-    table, facts = list_suspects(documents, said, sparse.csr_array(words), NAMES)
+    table, facts = list_suspects(
+        documents, said, TfidfTransformer(sublinear_tf=True).fit_transform(sparse.csr_array(words)), NAMES
+    )
     (row,) = table.to_pylist()
     assert row["artifact_guid"] == "doc-0"
     assert (row["label"], row["likely_label"], row["split"]) == ("invoice", "letter", "train")

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class Baseline:
     probabilities: Probabilities
     counts: sparse.csr_array
     fitted: Ids
+
+    @cached_property
+    def weighted(self) -> sparse.csr_array:
+        """float64[documents, terms], TF-IDF of all documents, rows of unit length: by its cosine documents are similar."""
+        return TfidfTransformer(sublinear_tf=True).fit_transform(self.counts)
 
 
 def fit_baseline(

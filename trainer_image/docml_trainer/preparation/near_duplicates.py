@@ -116,3 +116,28 @@ def _components(count: int, edges: list[tuple[int, int]]) -> Array:
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+MOST_COMPARED = 2_000  # documents of a split
+SIMILARITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+COMPARED_AT_ONCE = 100
+
+
+def nearest_train(weighted: Any, splits: Sequence[str]) -> dict[str, Any]:
+    """How near the documents of the other splits are to train's, whatever the groups: the distribution of the highest cosine.
+
+    weighted: rows of unit length, such as TF-IDF gives. By split: how many documents were compared (at most 2,000, evenly taken), and
+    which share of them has a train document at least as similar as each of SIMILARITIES.
+    """
+    train = np.flatnonzero([split == "train" for split in splits])
+    transposed, found = weighted[train].T.tocsr(), {}
+    for split in ("valid", "test"):
+        rows = np.flatnonzero([name == split for name in splits])
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_COMPARED)).round().astype(np.int64)]
+        if not len(rows) or not len(train):
+            continue
+        parts = (rows[start : start + COMPARED_AT_ONCE] for start in range(0, len(rows), COMPARED_AT_ONCE))
+        highest = np.concatenate([(weighted[part] @ transposed).max(axis=1).toarray().reshape(-1) for part in parts])
+        shares = {f"{edge:g}": round(float((highest >= edge - 1e-9).mean()), 6) for edge in SIMILARITIES}
+        found[split] = {"documents": len(rows), "shares": shares}
+    return found

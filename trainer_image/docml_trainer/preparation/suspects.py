@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfTransformer
 
 from docml_trainer.preparation.baseline import EncodedDocuments, Floats, Ids, Probabilities
 
@@ -63,9 +62,9 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
 
 
 def list_suspects(
-    documents: EncodedDocuments, probabilities: Probabilities, counts: sparse.csr_array, label_names: Sequence[str]
+    documents: EncodedDocuments, probabilities: Probabilities, weighted: sparse.csr_array, label_names: Sequence[str]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says.
+    """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says. weighted: `Baseline.weighted`.
 
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
     confidence (the label's probability as a share of its mean over the label's documents), split, nearest_same and
@@ -75,7 +74,6 @@ def list_suspects(
     ranking = rank_suspects(documents.labels, probabilities)
     rows, likely = ranking.rows[:MOST], ranking.likely[:MOST]
     given = documents.labels[rows]
-    weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     nearest_same, nearest_likely = _nearest(weighted, rows, documents.labels, (given, likely), documents.guids)
     names, guids = np.array(label_names, dtype=object), np.array(documents.guids, dtype=object)
     table = pa.table(
