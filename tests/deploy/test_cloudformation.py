@@ -66,6 +66,17 @@ def statements(role: str) -> list[dict[str, Any]]:
     return found
 
 
+def only_statement(role: str, policy: str) -> dict[str, Any]:
+    """The statement of a managed policy that is attached to a role, by a part of its name."""
+    iam = boto3.client("iam")
+    attached = iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+    (arn,) = [found["PolicyArn"] for found in attached if policy in found["PolicyName"]]
+    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+    document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    (statement,) = (document if isinstance(document, dict) else ast.literal_eval(document))["Statement"]
+    return dict(statement)
+
+
 def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -223,14 +234,9 @@ def test_production_documents_may_have_tags_and_a_key_of_their_own() -> None:
     assert allowing(orchestrator, Needed("s3:GetObjectTagging", "arn:aws:s3:::production/documents/g/raw_text.json"))
     assert not allowing(orchestrator, Needed("s3:PutObjectTagging", "arn:aws:s3:::production/documents/g/x"))
     assert allowing(orchestrator, Needed("s3:PutObjectTagging", ours))
-    iam = boto3.client("iam")
-    attached = iam.list_attached_role_policies(RoleName="docml-orchestrator")["AttachedPolicies"]
-    (arn,) = [policy["PolicyArn"] for policy in attached if "ProductionKey" in policy["PolicyName"]]
-    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
-    document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-    (statement,) = (document if isinstance(document, dict) else ast.literal_eval(document))["Statement"]
+    statement = only_statement("docml-orchestrator", "ProductionKey")
     assert (statement["Action"], statement["Resource"]) == ("kms:Decrypt", key)
-    assert iam.list_attached_role_policies(RoleName="docml-job")["AttachedPolicies"] == []
+    assert boto3.client("iam").list_attached_role_policies(RoleName="docml-job")["AttachedPolicies"] == []
 
 
 @pytest.mark.usefixtures("aws")
@@ -247,3 +253,12 @@ def test_jobs_read_no_secret_of_the_orchestrators() -> None:
         assert bool(allowing(statements(role), Needed(read, secret + name))) is allowed, (role, name)
     create(EXPERIMENT_ROLE, Experiment="EXP-1")
     assert not allowing(statements("docml-job-EXP-1"), Needed(read, secret + "docml-jobs/wandb-Ab12"))
+
+
+@pytest.mark.usefixtures("aws")
+def test_jobs_of_one_experiment_read_their_own_secret() -> None:
+    create(EXPERIMENT_ROLE, Experiment="EXP-2", JobSecretName="docml-jobs/wandb")
+    statement = only_statement("docml-job-EXP-2", "Secret")
+    secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:docml-jobs/wandb"
+    for name, allowed in (("-Ab12Cd", True), ("-of-others-Ab12Cd", False)):
+        assert bool(allowing([statement], Needed("secretsmanager:GetSecretValue", secret + name))) is allowed, name

@@ -169,6 +169,18 @@ def test_no_privilege_is_gained_inside(folder: Path) -> None:
     assert "NoNewPrivs:\t1" in done.stdout
 
 
+def test_namespaces_within_uncover_nothing(folder: Path) -> None:
+    """There, user code has every right, and cannot undo what was done outside."""
+    home = folder / "home"
+    uncover = f"umount {home}/.netrc; umount -l {home}/.aws; mount --rbind {home} {home}; umount -l /; cat {home}/.netrc {home}/.aws/credentials"
+    done = as_nobody(
+        secluded(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"echo within; {uncover}"], folder),
+        folder,
+    )
+    assert os.getuid() == 0 or done.stdout.startswith("within")
+    assert CANARY not in done.stdout
+
+
 def test_where_there_are_no_namespaces_it_runs_all_the_same_and_one_line_says_so() -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import seclude\nseclude._enter = None\n"

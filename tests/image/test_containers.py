@@ -20,18 +20,18 @@ from docml_contract import names
 from resources.endpoints.sagemaker import backend as hosting
 from resources.jobs.sagemaker import backend
 from resources.store import Store
+from tests.docml_contract.test_seclude import CANARY
 from tests.image.container import Container
 from tests.image.engine import ROOT, Engine
 from tests.resources.jobs.cloud import HURRY, Cloud, cloud
 from tests.servers.s3 import S3Server
+from tests.test_canaries import FUNCTIONS, watch_functions, write_credentials
 from tests.test_cloud_graph import EXPERIMENT, report, run, versions
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 STOPPED = 143
 MODEL = "averaged-words"
-SETTINGS = (
-    "INFERENCE_IN_TRAINING = false\nMAX_ARTIFACTS = 60\nTUNING_STRATEGY = Random\nMAX_JOBS = 2\nMAX_PARALLEL_JOBS = 1"
-)
+SETTINGS = "INFERENCE_IN_TRAINING = false\nTUNING_STRATEGY = Random\nMAX_JOBS = 2\nMAX_PARALLEL_JOBS = 1"
 STRICT = {"user": 1000, "read_only": True}
 
 
@@ -71,6 +71,8 @@ def world(
     settings = experiment / "settings.ini"
     text = settings.read_text().replace("epochs = 10", "epochs = 2").replace("max_words = 2000", "max_words = 200")
     settings.write_text(text.replace("RUN_NUM = 1", f"RUN_NUM = 1\n{SETTINGS}"))
+    write_credentials(root / "home-of-somebody")
+    watch_functions(experiment, root / "home-of-somebody")
     container = Container(engine, build_image(experiment), **STRICT)
     entrypoint = root / "entrypoint"
     write_entrypoint(entrypoint, container)
@@ -85,6 +87,7 @@ def world(
                 "DAGSTER_HOME": str(root / "home"),
                 "DOCML_EXPERIMENTS": str(root / "experiments"),
                 "OMP_NUM_THREADS": "1",
+                "MY_SECRET": CANARY,
                 "DOCML_ENV": "aws",
                 "DOCML_STORE": running.store.url,
             }.items():
@@ -107,6 +110,15 @@ def test_outputs_are_those_of_the_local_twin(world: World) -> None:
     assert made == versions(home, 1)
     assert {"preparation", f"training/{MODEL}", "inference"} <= made.keys()
     assert report(world.store, 1) == report(home, 1)
+
+
+def test_no_function_of_an_experiment_finds_a_credential(world: World) -> None:
+    """They look in the containers, where they are no root: one that finds any fails its job."""
+    log = str(world.cloud.endpoint.logs.groups)
+    assert {name for name in FUNCTIONS if f"looked in {name}" in log} == set(FUNCTIONS) - {"process_func"}
+    assert any(stored.key.endswith("/looked.txt") for stored in world.store.list(f"{EXPERIMENT}/data"))
+    assert CANARY not in log
+    assert CANARY not in str(world.cloud.endpoint.calls)
 
 
 def test_the_trials_of_a_tuning(world: World) -> None:
