@@ -56,7 +56,7 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
     elif form is not None:
         say(json.dumps(label_studio_tasks(rows), indent=2, ensure_ascii=False))
     elif not rows:
-        console().print("No label looks wrong to the baseline.")
+        console().print("No label looks wrong to the baseline (or it is no better than chance: docml report says so).")
     else:
         console().print(next_table(rows) if count is not None else suspects_table(rows))
 

@@ -183,7 +183,7 @@ def assess(
         policy=dict(policies),
         seeds=seeded,
         summary=summarize(own, models, comparison, past, seeded),
-        warnings=tuple(warnings(own, {model: scores[model] for model in own.models}, past)),
+        warnings=tuple(warnings(own, scores, past)),
     )
 
 

@@ -33,7 +33,7 @@ def summarize(
 
 
 def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: Past) -> list[str]:
-    """Facts about the test split that limit what its numbers mean."""
+    """Facts about the test split that limit what its numbers mean. predictions: of the run's models; scores: the baseline's as well."""
     first = next(iter(scores.values()))
     support = dict(zip(predictions.labels, first.support.tolist(), strict=True))
     absent = [label for label, count in support.items() if count == 0]
@@ -50,7 +50,13 @@ def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: 
         )
     if few:
         said.append(f"Labels with fewer than {FEW} test documents, whose scores say little: {_list(few)}.")
-    perfect = [name for name, score in scores.items() if score.correct.sum() == score.support.sum()]
+    share = first.support.max() / first.support.sum()
+    if BASELINE in scores and len(support) - len(absent) > 1 and scores[BASELINE].total_accuracy <= share:
+        said.append(
+            f"The baseline labels {100 * scores[BASELINE].total_accuracy:.1f} % correctly, no more than saying one label always would "
+            f"({100 * share:.1f} %): to be better than it says little."
+        )
+    perfect = [name for name in predictions.models if (score := scores[name]).correct.sum() == score.support.sum()]
     if perfect:
         bound = min(1.0, 3 / len(predictions))
         said.append(

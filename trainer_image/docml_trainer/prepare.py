@@ -268,7 +268,9 @@ def _fit_baseline(
     if isinstance(baseline, str):
         return {"none": baseline}
     pq.write_table(baseline.table, output / names.BASELINE_TABLE)
-    suspects, found = list_suspects(baseline.documents, baseline.probabilities, baseline.weighted, label_names)
+    suspects, found = list_suspects(
+        baseline.documents, baseline.probabilities, baseline.weighted, label_names, baseline.chance
+    )
     pq.write_table(suspects, output / names.SUSPECTS_TABLE)
     return {
         **baseline.facts,

@@ -65,3 +65,10 @@ def test_groups_are_mentioned() -> None:
     groups = {guid: str(index // 2) for index, guid in enumerate(table["artifact_guid"].to_pylist())}
     warnings = assessed(table, groups=groups).warnings
     assert any(warning.startswith("Documents come in 30 groups (SPLIT_BY)") for warning in warnings)
+
+
+def test_a_baseline_that_is_no_better_than_one_label_is_told() -> None:
+    table = predictions_table(200, ("tiny", "baseline"), accuracy=(0.9, 0.05), seed=2)
+    assert any("no more than saying one label always would" in warning for warning in assessed(table).warnings)
+    good = predictions_table(200, ("tiny", "baseline"), accuracy=(0.9, 0.8), seed=2)
+    assert not any("one label always" in warning for warning in assessed(good).warnings)

@@ -1,5 +1,6 @@
 """The baseline: equal to scikit-learn's own pipeline, out of fold where it answers about what it was fitted on."""
 
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 
 from docml_trainer.preparation import baseline as module
@@ -67,6 +69,16 @@ def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path, chunks: bool) -> N
         TfidfVectorizer(analyzer=lambda t: [*t, *(f"{a} {b}" for a, b in pairwise(t))], sublinear_tf=True, min_df=2),
         LogisticRegression(C=made.facts["C"], max_iter=200),
     ).fit([texts[guid] for guid in train], [labels[guid] for guid in train])
+    for split in ("valid", "test"):
+        guids = [guid for guid in sorted(texts) if splits[guid] == split]
+        said, truth = pipeline.predict([texts[guid] for guid in guids]), [labels[guid] for guid in guids]
+        ours = {row["artifact_guid"]: LABELS.index(row["prediction"]) for row in made.table.to_pylist()}
+        for average in ("macro", "micro"):
+            score, theirs = (
+                f1_score(truth, found, average=average) for found in ([ours[guid] for guid in guids], said)
+            )
+            assert score == pytest.approx(theirs, abs=1e-9)
+        assert made.facts["macro_f1"][split] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-6)
     for row in made.table.to_pylist():
         if row["split"] == "train":
             continue
@@ -85,14 +97,14 @@ def test_train_documents_are_answered_by_a_model_that_saw_nothing_of_their_group
     group_of = dict(zip(assignment.guids, assignment.groups, strict=True))
     train = datasets.load_from_disk(str(tmp_path / "train"))["artifact_guid"][:]
     asked: list[tuple[set[str | None], set[str | None]]] = []
-    real = module._answers
+    real = module.answer
 
     def spy(counts, labels, fit, rows, strength, width):  # type: ignore[no-untyped-def]
         if len(rows) and rows.max() < len(train):
             asked.append(({group_of[train[row]] for row in fit}, {group_of[train[row]] for row in rows}))
         return real(counts, labels, fit, rows, strength, width)
 
-    monkeypatch.setattr(module, "_answers", spy)
+    monkeypatch.setattr(module, "answer", spy)
     fitted(tmp_path, assignment)
     assert len(asked) >= 5
     assert all(not seen & answered for seen, answered in asked)
@@ -126,3 +138,14 @@ def test_what_has_no_baseline_says_why(tmp_path: Path) -> None:
     assert fit_baseline(tmp_path, None, assignment, LABELS) == "no feature is a list of token ids"
     together = "all documents of the train split belong together, so none could be held out"
     assert fit_baseline(tmp_path, "input_ids", assignment, LABELS) == together
+
+
+def test_a_baseline_that_is_no_better_than_chance_says_so(tmp_path: Path) -> None:
+    made = fitted(tmp_path, write(tmp_path))
+    assert made.chance is None
+    random = np.random.default_rng(0)
+    guess = replace(made, probabilities=random.random(made.probabilities.shape, dtype=np.float32))
+    assert guess.chance is not None
+    assert guess.chance.endswith(
+        " of the train documents correctly, and saying the most frequent label always would 33.3%"
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
@@ -76,6 +76,23 @@ class Baseline:
     def weighted(self) -> sparse.csr_array:
         """float64[documents, terms], TF-IDF of all documents, rows of unit length: by its cosine documents are similar."""
         return TfidfTransformer(sublinear_tf=True).fit_transform(self.counts)
+
+    @property
+    def chance(self) -> str | None:
+        """Why its answers say nothing of the labels; None where they do.
+
+        They do if out of fold it is right more often than the share of the most frequent label would let one answer be (one-sided
+        binomial test, 5 %).
+        """
+        truth = self.documents.labels[self.fitted]
+        right = int((self.probabilities[self.fitted].argmax(axis=1) == truth).sum())
+        most = np.bincount(truth).max() / len(truth)
+        if stats.binomtest(right, len(truth), most, alternative="greater").pvalue < 0.05:
+            return None
+        return (
+            f"the baseline is no better than chance: out of fold it labels {right / len(truth):.1%} of the train documents correctly, and "
+            f"saying the most frequent label always would {most:.1%}"
+        )
 
 
 def fit_baseline(

@@ -62,9 +62,14 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
 
 
 def list_suspects(
-    documents: EncodedDocuments, probabilities: Probabilities, weighted: sparse.csr_array, label_names: Sequence[str]
+    documents: EncodedDocuments,
+    probabilities: Probabilities,
+    weighted: sparse.csr_array,
+    label_names: Sequence[str],
+    unfit: str | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """label_suspects.parquet, one row a suspect, the most doubtful first; and what split_metadata.json says. weighted: `Baseline.weighted`.
+    unfit: why the probabilities are none to doubt a label by; then nothing is listed, and that is said.
 
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
     confidence (the label's probability as a share of its mean over the label's documents), split, nearest_same and
@@ -72,7 +77,8 @@ def list_suspects(
     is none.
     """
     ranking = rank_suspects(documents.labels, probabilities)
-    rows, likely = ranking.rows[:MOST], ranking.likely[:MOST]
+    listed = 0 if unfit else MOST
+    rows, likely = ranking.rows[:listed], ranking.likely[:listed]
     given = documents.labels[rows]
     nearest_same, nearest_likely = _nearest(weighted, rows, documents.labels, (given, likely), documents.guids)
     names, guids = np.array(label_names, dtype=object), np.array(documents.guids, dtype=object)
@@ -81,8 +87,8 @@ def list_suspects(
             "artifact_guid": pa.array(guids[rows], pa.string()),
             "label": pa.array(names[given], pa.string()),
             "likely_label": pa.array(names[likely], pa.string()),
-            "margin": pa.array(ranking.margins[:MOST], pa.float64()),
-            "confidence": pa.array(ranking.confidence[:MOST], pa.float64()),
+            "margin": pa.array(ranking.margins[:listed], pa.float64()),
+            "confidence": pa.array(ranking.confidence[:listed], pa.float64()),
             "probability": pa.array(probabilities[rows, given], pa.float32()),
             "likely_probability": pa.array(probabilities[rows, likely], pa.float32()),
             "split": pa.array(np.array(documents.splits, dtype=object)[rows], pa.string()),
@@ -90,6 +96,8 @@ def list_suspects(
             "nearest_likely": pa.array(nearest_likely, pa.string()),
         }
     )
+    if unfit:
+        return table, {"none": unfit}
     by_pair = table.group_by(["label", "likely_label"]).aggregate([([], "count_all")])
     facts = {
         "documents": len(ranking.rows),
