@@ -11,6 +11,7 @@ from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, gallery, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
+from docml_assets.numbers import signed
 from docml_assets.report.predictions import read_predictions
 from docml_assets.report.schema import NO_DIFFERENCE, Report, read_report
 from docml_assets.steps.inference import run_inference
@@ -132,8 +133,8 @@ def not_worse_than_previous(report: Report, worse_than_previous: Literal["warn",
     worse = [pair for pair in latest.pairs if pair.verdict == pair.b]
     better = [pair for pair in latest.pairs if pair.verdict == pair.a]
     said = [
-        f"{pair.a} is {'worse' if pair in worse else 'better'} than {pair.b}: macro-F1 {pair.f1_difference:+.3f}, "
-        f"95 % interval {pair.f1_difference_ci95[0]:+.3f} to {pair.f1_difference_ci95[1]:+.3f}"
+        f"{pair.a} is {'worse' if pair in worse else 'better'} than {pair.b}: macro-F1 {signed(pair.f1_difference)}, "
+        f"95 % interval {signed(pair.f1_difference_ci95[0])} to {signed(pair.f1_difference_ci95[1])}"
         for pair in (*worse, *better)
     ]
     description = "; ".join(said) or f"{NO_DIFFERENCE} from run {latest.run}"

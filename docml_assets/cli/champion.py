@@ -4,37 +4,42 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.terminal import console, say
+from docml_assets.numbers import signed
+from docml_assets.terminal import Column, print_table, say
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
+
+
+HISTORY_COLUMNS = (
+    Column("entry", right=True, dropped=1),
+    Column("run", right=True),
+    Column("model", shortened=True),
+    Column("when", dropped=2),
+    Column("by", dropped=3),
+    Column("why", prose=True),
+)
 
 
 @click.command(name="champion")
 @click.argument("experiment")
 def champion(experiment: str) -> None:
     """Show the champion of EXPERIMENT and its history."""
-    from rich.table import Table
-    from rich.text import Text
-
     from docml_assets.deployment import Deployment
     from docml_assets.runs.champion import read_champion, read_history
 
     store = Deployment.current().store
     current = read_champion(store, experiment)
-    terminal = console()
-    terminal.print(Text(f"{experiment}: run {current.run}, {current.model}, since {current.promoted_at}"))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("entry", "run", "model", "when", "by", "why"):
-        table.add_column(name, overflow="fold")
+    say(f"{experiment}: run {current.run}, {current.model}, since {current.promoted_at}")
+    rows = []
     for entry in read_history(store, experiment):
         against = f"against run {entry.against_run} {entry.against_model}" if entry.against_run else "the first"
         if entry.comparison is not None:
-            against += f": macro-F1 {entry.comparison.f1_difference:+.3f} on {entry.documents} documents"
+            against += f": macro-F1 {signed(entry.comparison.f1_difference)} on {entry.documents} documents"
         why = "rollback" if entry.rollback else f"{against}; forced: {entry.reason}" if entry.reason else against
         cells = (entry.sequence, entry.run, entry.model, entry.promoted_at, entry.by, why)
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    terminal.print(table)
+        rows.append([str(cell) for cell in cells])
+    print_table(HISTORY_COLUMNS, rows)
 
 
 @click.command(name="promote")

@@ -8,7 +8,7 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run, user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
-from docml_assets.terminal import console, say
+from docml_assets.terminal import Column, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,27 +122,36 @@ def endpoints() -> int:
     return 1 if damaged else 0
 
 
-def _show_endpoints(found: "Sequence[Endpoint]") -> None:
-    from rich.table import Table
-    from rich.text import Text
+# Where a terminal is too narrow, what the name tells goes first.
+ENDPOINT_COLUMNS = (
+    Column("endpoint"),
+    Column("experiment", dropped=1),
+    Column("run", right=True, dropped=2),
+    Column("model", dropped=3),
+    Column("mode", dropped=6),
+    Column("state"),
+    Column("since", dropped=5),
+    Column("USD/h idle", right=True),
+    Column("expires", dropped=4),
+    Column("url", shortened=True),
+)
 
+
+def _show_endpoints(found: "Sequence[Endpoint]") -> None:
     from docml_assets.steps.endpoints import state_word
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("endpoint", "experiment", "run", "model", "mode", "state", "since", "USD/h idle", "expires", "url"):
-        table.add_column(name, overflow="fold")
+    rows = []
     for endpoint in found:
         record, spec, state = endpoint.record, endpoint.record.spec, endpoint.state
         here = "" if state is None else state.url
         usd = "?" if endpoint.usd_an_hour is None else f"{endpoint.usd_an_hour:.2f}"
         cells = (spec.name, spec.experiment, spec.run, spec.model, spec.mode, state_word(endpoint))
         more = (record.up_since or "", usd, record.expires_at or "", here or record.where)
-        table.add_row(*(Text(str(cell)) for cell in (*cells, *more)))
-    terminal = console()
-    terminal.print(table)
+        rows.append([str(cell) for cell in (*cells, *more)])
+    print_table(ENDPOINT_COLUMNS, rows)
     for endpoint in found:
         if endpoint.state is not None and endpoint.state.reason and not endpoint.is_up:
-            terminal.print(Text(f"{endpoint.name}: {endpoint.state.reason}"), soft_wrap=True)
+            say(f"{endpoint.name}: {endpoint.state.reason}")
     known = [endpoint.usd_an_hour for endpoint in found if endpoint.usd_an_hour]
     if known:
         say(f"Together {sum(known):.2f} USD an hour while nobody asks; docml undeploy NAME takes one down.")

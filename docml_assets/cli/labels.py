@@ -3,19 +3,14 @@
 import csv
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
-from docml_assets.terminal import console, say
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from docml_assets.terminal import Column, print_table, say
 
 SHOWN = 20  # suspects on the terminal; a format writes all
-WIDE = 110  # columns of a terminal on which texts are shown as well
-UNBROKEN = 40  # characters of a name that stays on one line
 WORDS = 80  # characters of an excerpt on the terminal
 FORMATS = ("csv", "label-studio")
 
@@ -56,9 +51,9 @@ def labels(experiment: str, run: Choice, suspects: bool, count: int | None, form
     elif form is not None:
         say(json.dumps(label_studio_tasks(rows), indent=2, ensure_ascii=False))
     elif not rows:
-        console().print("No label looks wrong to the baseline (or it is no better than chance: docml report says so).")
+        say("No label looks wrong to the baseline (or it is no better than chance: docml report says so).")
     else:
-        console().print(next_table(rows) if count is not None else suspects_table(rows))
+        print_next(rows) if count is not None else print_suspects(rows)
 
 
 def write_csv(columns: list[str], rows: list[dict[str, Any]]) -> None:
@@ -72,10 +67,10 @@ def write_csv(columns: list[str], rows: list[dict[str, Any]]) -> None:
     say(written.getvalue().rstrip("\n"))
 
 
-def suspects_table(rows: list[dict[str, Any]]) -> "Table":
+def print_suspects(rows: list[dict[str, Any]]) -> None:
     """The most doubtful labels, with the beginning of each document."""
     columns = ("document", "label", "likely label", "margin", "text")
-    return _table(
+    _print(
         "Labels that look wrong, the most doubtful first",
         columns,
         [
@@ -85,9 +80,9 @@ def suspects_table(rows: list[dict[str, Any]]) -> "Table":
     )
 
 
-def next_table(rows: list[dict[str, Any]]) -> "Table":
+def print_next(rows: list[dict[str, Any]]) -> None:
     """The documents to label next, with what the model hesitates between."""
-    return _table(
+    _print(
         "Documents to label next",
         ("document", "prediction", "or", "probabilities", "text"),
         [
@@ -103,18 +98,11 @@ def next_table(rows: list[dict[str, Any]]) -> "Table":
     )
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
-    """Texts stand in the last column, where the terminal is wide enough for them."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    shown = columns if console().width >= WIDE else columns[:-1]
-    for place, name in enumerate(shown):
-        longest = max(len(row[place]) for row in rows)
-        table.add_column(name, overflow="fold", no_wrap=name != "text" and longest <= UNBROKEN)
+def _print(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Texts stand in the last column, cut at a word, where the terminal is wide enough for them."""
+    shown = [Column(name, dropped=1 if name == "text" else 0, shortened=name != columns[0]) for name in columns]
+    cells = []
     for row in rows:
         words = " ".join(row[-1].split())
-        text = words if len(words) <= WORDS else words[:WORDS].rsplit(" ", 1)[0] + " …"
-        table.add_row(*(Text(value) for value in (*row[:-1], text)[: len(shown)]))
-    return table
+        cells.append((*row[:-1], words if len(words) <= WORDS else words[:WORDS].rsplit(" ", 1)[0] + " …"))
+    print_table(shown, cells, title=title)

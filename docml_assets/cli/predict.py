@@ -11,7 +11,8 @@ import click
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import COPIES, prepare_dagster_home
 from docml_assets.errors import DocmlError
-from docml_assets.terminal import console, say
+from docml_assets.numbers import number
+from docml_assets.terminal import Column, console, print_table, say
 
 if TYPE_CHECKING:
     from docml_assets.steps.documents import DocumentSet
@@ -82,26 +83,30 @@ def _documents(work: "Work", files: str | None, query: str | None) -> "DocumentS
     return documents_in(work, Store.open(files, environment=work.environment))
 
 
+LABEL_COLUMNS = (
+    Column("label", shortened=True),
+    Column("documents", right=True),
+    Column("mean probability", right=True),
+)
+
+
 def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | None) -> int:
     """Show what came of it; the exit code."""
     import pyarrow.compute as pc
-    from rich.table import Table
     from rich.text import Text
 
     from docml_contract.names import PREDICTIONS
 
     frame = result.table.select(["artifact_guid", "prediction", "probability", "error"]).to_pandas()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("label", overflow="fold")
-    for name in ("documents", "mean probability"):
-        table.add_column(name, justify="right")
-    for label, rows in frame.dropna(subset=["prediction"]).groupby("prediction"):
-        table.add_row(Text(str(label)), f"{len(rows):,}", f"{rows['probability'].mean():.3f}")
+    rows = [
+        (str(label), f"{len(found):,}", number(found["probability"].mean()))
+        for label, found in frame.dropna(subset=["prediction"]).groupby("prediction")
+    ]
     terminal = console()
     before = f", {result.known:,} of them classified before" if result.known else ""
     how = "" if result.jobs else "; no job was launched"
     terminal.print(Text(f"{len(frame):,} documents, by {model} of {work.describe()}{before}{how}"), soft_wrap=True)
-    terminal.print(table)
+    print_table(LABEL_COLUMNS, rows)
     accepted = pc.sum(result.table["accepted"]).as_py()
     if accepted is not None:
         terminal.print(Text(f"{accepted:,} may be accepted without a person, says the decision policy of the run"))

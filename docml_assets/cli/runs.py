@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.terminal import console, say
+from docml_assets.numbers import duration, score
+from docml_assets.terminal import Column, print_table, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 if TYPE_CHECKING:
@@ -43,45 +44,44 @@ def runs(experiment: str | None, jobs: bool) -> None:
             say(f"{run.experiment} run {run.number} is damaged: {text}", fg="yellow", err=True)
 
 
-def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
-    from rich.table import Table
+# Where a terminal is too narrow: the jobs go first, then their time, then steps that are told by the ones after them.
+COLUMNS = (
+    Column("experiment", shortened=True),
+    Column("run", right=True),
+    Column("reconciliation", dropped=3),
+    Column("preparation", dropped=4),
+    Column("training", dropped=5),
+    Column("inference"),
+    Column("macro-F1 (95 %)", shortened=True),
+    Column("age", right=True, dropped=6),
+    Column("duration", right=True, dropped=2),
+    Column("jobs", right=True, dropped=1),
+)
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("experiment", "run", *STEPS, "macro-F1", "age", "duration", "jobs"):
-        table.add_column(
-            column, justify="right" if column in ("run", "age", "duration", "jobs") else "left", overflow="fold"
-        )
+
+def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
+    from rich.text import Text
+
     now = datetime.now(UTC)
-    for run in found:
-        scores = "\n".join(f"{name} {f1:.3f}" for name, f1 in run.scores.items())
-        shown = "\n".join(job.name for job in run.jobs) if jobs else str(len(run.jobs))
-        table.add_row(
+    rows: list[tuple[str | Text, ...]] = [
+        (
             run.experiment,
             str(run.number),
             *(_coloured(run.steps[step]) for step in STEPS),
-            scores,
-            _span((now - run.claimed_at).total_seconds()) if run.claimed_at else "",
-            _span(run.seconds) if run.seconds else "",
-            shown,
+            "\n".join(f"{name} {score(*each)}" for name, each in run.scores.items()),
+            duration((now - run.claimed_at).total_seconds()) if run.claimed_at else "",
+            duration(run.seconds) if run.seconds else "",
+            "\n".join(job.name for job in run.jobs) if jobs else str(len(run.jobs)),
         )
-    terminal = console()
-    terminal.print(table) if terminal.is_terminal else console(width=200).print(table)
+        for run in found
+    ]
+    print_table(COLUMNS, rows)
 
 
 def _coloured(status: str) -> "Text":
     from rich.text import Text
 
     return Text(status, style={"done": "green", "failed": "red", "running": "yellow"}.get(status.partition(" ")[0], ""))
-
-
-def _span(seconds: float) -> str:
-    """A duration in its two largest units."""
-    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    for index, (unit, size) in enumerate(units):
-        if seconds >= size or unit == "s":
-            rest = int(seconds % size // units[index + 1][1]) if index + 1 < len(units) else 0
-            return f"{int(seconds // size)} {unit}" + (f" {rest} {units[index + 1][0]}" if rest else "")
-    return ""
 
 
 @click.command(name="gc")
@@ -98,9 +98,9 @@ def gc(experiment: str | None, dry_run: bool) -> None:
     partition keys of experiments and runs that no longer exist go, and the databases of ended runs are made small.
     """
     from docml_assets.deployment import Deployment
+    from docml_assets.experiment.folder import experiment_folders
     from docml_assets.runs.claims import next_run, run_folders
     from docml_assets.runs.garbage import collect, find_garbage, runs_of
-    from docml_assets.sensors.launching import experiment_folders
 
     deployment = Deployment.current()
     store = deployment.store

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from docml_assets.numbers import duration, number, p_value, share, signed
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.plots import COLORS
 from docml_assets.report.schema import NO_DIFFERENCE, Calibration, Forecast, ModelReport, Report
@@ -260,38 +261,6 @@ def _curves(evidence: Evidence, css: Mapping[str, str], y_label: str, metrics: S
             titles = [f"{name}: {metric} {value:.4g} after epoch {epoch:g}" for epoch, value in points]
             series.append(Series(name, css[name], points, dashed=dashed, titles=titles))
     return Chart("epoch", y_label, series, whole_x=True).svg()
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """With thousands separated; an en dash for what is not known."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A share as a percentage; a dash for None."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def signed(value: float) -> str:
-    """With a true minus sign."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_value(value: float) -> str:
-    """Three decimals, or `<0.001`."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def duration(seconds: float | None) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def setting(value: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from docml_assets.numbers import signed
 from docml_assets.report.predictions import Predictions
 from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, ModelSeeds, Pair, Past
 from docml_assets.report.statistics import LabelScores
@@ -155,8 +156,8 @@ def _verdicts(models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> 
             low, high = found.f1_difference_ci95
             over = " in the mean over seeds" if comparison[0].seeds else ""
             return (
-                f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {found.f1_difference:+.3f}{over} "
-                f"(95 % interval {low:+.3f} to {high:+.3f})."
+                f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {signed(found.f1_difference)}{over} "
+                f"(95 % interval {signed(low)} to {signed(high)})."
             )
         return f"Between none of the {len(models)} models is a difference shown."
     losers = {winner: [b for a, b in shown if a == winner] for winner in dict(shown)}
@@ -175,10 +176,10 @@ def _past(past: Past, *, seeded: bool) -> str:
     said = []
     for pair in latest.pairs:
         if pair.verdict == NO_DIFFERENCE:
-            said.append(f"{NO_DIFFERENCE} between {pair.a} and {pair.b} ({pair.f1_difference:+.3f})")
+            said.append(f"{NO_DIFFERENCE} between {pair.a} and {pair.b} ({signed(pair.f1_difference)})")
         else:
             said.append(
-                f"{pair.a} is {'better' if pair.verdict == pair.a else 'worse'} than {pair.b} ({pair.f1_difference:+.3f})"
+                f"{pair.a} is {'better' if pair.verdict == pair.a else 'worse'} than {pair.b} ({signed(pair.f1_difference)})"
             )
     return (
         f"{_count(count, 'earlier run')} {'was' if count == 1 else 'were'} scored on these test documents; on the "

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from docml_assets.errors import DocmlError
+from docml_assets.numbers import signed
 from docml_assets.report.comparison import PreviousRun, compare_runs, read_run
 from docml_assets.report.schema import Pair
 from docml_contract.base import Document
@@ -103,8 +104,8 @@ def compare_with_champion(store: Store, experiment: str, run: int, model: str) -
         else "is not shown to be worse than"
     )
     sentence = (
-        f"{names[0]} {verdict} {names[1]} on {compared.common_documents} test documents of both: macro-F1 {pair.f1_difference:+.3f} "
-        f"(95 % {low:+.3f} to {high:+.3f})"
+        f"{names[0]} {verdict} {names[1]} on {compared.common_documents} test documents of both: macro-F1 {signed(pair.f1_difference)} "
+        f"(95 % {signed(low)} to {signed(high)})"
     )
     return current, Verdict(worse, compared.common_documents, pair, sentence)
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from docml_assets.experiment.settings.settings import Settings
+from docml_assets.numbers import duration
 from docml_assets.runs.claims import run_folders
 from docml_contract.jobs import Compute
 from docml_contract.names import INFERENCE, PREPARATION, TRAINING, TUNING, RunPlace
@@ -110,7 +111,7 @@ class CostPlan:
             usd += share * sum(each or 0.0 for each in costs)
         spent = f" and {usd:.2f} USD" if on_aws and known else ""
         which = f"run{'s' if len(runs) > 1 else ''} {', '.join(map(str, sorted(runs)))}"
-        return f"expected: {span(running)} of jobs{spent}, as in {which}{self._start(on_aws, waits, self.jobs)}"
+        return f"expected: {duration(running)} of jobs{spent}, as in {which}{self._start(on_aws, waits, self.jobs)}"
 
     def _like(self, step: PlannedStep) -> list[JobRecord]:
         """The newest record of the same kind of job on the same machines: one, or one a model."""
@@ -130,7 +131,7 @@ class CostPlan:
         if not on_aws:
             return ""
         each = sum(waits) / len(waits) if waits else START_SECONDS
-        return f", and {span(each * jobs)} of waiting for machines ({jobs} starts of {span(each)})"
+        return f", and {duration(each * jobs)} of waiting for machines ({jobs} starts of {duration(each)})"
 
 
 def _steps(settings: Settings, performed: frozenset[str]) -> Iterator[PlannedStep]:
@@ -156,10 +157,3 @@ def _wait(record: JobRecord) -> float:
     if not record.started_at:
         return START_SECONDS
     return max(0.0, datetime.fromisoformat(record.started_at).timestamp() - record.created_at)
-
-
-def span(seconds: float) -> str:
-    """A duration as people say it, rounded."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -21,7 +21,9 @@ class RunSummary:
     experiment: str
     number: int
     steps: Mapping[str, str]
-    scores: Mapping[str, float]  # model -> macro-F1
+    scores: Mapping[
+        str, tuple[float, tuple[float, float]]
+    ]  # model -> macro-F1 on its test documents, and the 95 % interval
     claimed_at: datetime | None  # None where the claim cannot be read
     seconds: float  # of all its jobs
     jobs: tuple[JobRecord, ...]
@@ -81,7 +83,7 @@ def _status(
     return f"{len(found)} of {len(manifests)}" if found else ""
 
 
-def _scores(store: Store, place: RunPlace) -> dict[str, float]:
+def _scores(store: Store, place: RunPlace) -> dict[str, tuple[float, tuple[float, float]]]:
     key = f"{place.inference}/{REPORT_JSON}"
     report = Report.from_bytes(store.get(key), store.uri(key))
-    return {name: model.f1_macro for name, model in report.models.items()}
+    return {name: (model.f1_macro, model.f1_macro_ci95) for name, model in report.models.items()}

@@ -1,15 +1,18 @@
 """Nothing that a label, a file name, an error or user code says acts on the terminal."""
 
 import ast
+import re
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from rich.table import Table
 from rich.text import Text
 
 from docml_assets import terminal
 from docml_assets.display import PlainDisplay, TerminalDisplay
-from docml_assets.terminal import console, say
+from docml_assets.terminal import Column, console, print_table, say
 
 HOSTILE = "\x1b]0;owned\x07\x1b[1A\x9b2K \u202elabel\u200b [/red] [bold"
 PACKAGE = Path(terminal.__file__).parent
@@ -55,6 +58,65 @@ def test_lines_elsewhere_show_it_as_text(capsys: pytest.CaptureFixture[str]) -> 
     display.job_line("a", None, HOSTILE)
     display.said("a", HOSTILE)
     assert not acts(capsys.readouterr().out)
+
+
+TABLE = (
+    Column("experiment", shortened=True),
+    Column("run", right=True),
+    Column("preparation", dropped=2),
+    Column("inference"),
+    Column("jobs", right=True, dropped=1),
+)
+ROWS = [
+    ("EXP-3333-longformer-with-a-long-name", "12", "done (run 11)", "done", "4"),
+    ("EXP-1", "3", "done", "failed", "12"),
+]
+
+
+def table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, *, piped: bool = False
+) -> list[str]:
+    """The lines of the table on a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda console: not piped))
+    print_table(TABLE, ROWS)
+    return [re.sub("\x1b.*?m", "", line).rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_table_never_breaks_inside_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = table(monkeypatch, capsys, 20, piped=True)
+    assert len(whole) == 3
+    assert all(cell in whole[1] for cell in ROWS[0])
+    for width in (100, 79, 70, 60, 52, 40):
+        lines = table(monkeypatch, capsys, width)
+        assert all(len(line) <= width for line in lines[:3]), width
+        words = {word for line in lines[:3] for word in line.split()}
+        known = {word for row in (*ROWS, [column.name for column in TABLE]) for cell in row for word in cell.split()}
+        assert all(word in known or word.endswith("…") for word in words), (width, words - known)
+
+
+def test_columns_go_in_a_stated_order_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = table(monkeypatch, capsys, 70)
+    assert lines[0].split() == ["experiment", "run", "preparation", "inference"]
+    assert lines[-1] == "A wider terminal, or a pipe, shows jobs as well."
+    lines = table(monkeypatch, capsys, 50)
+    assert lines[0].split() == ["experiment", "run", "inference"]
+    assert lines[1].split()[0] == "EXP-3333-longformer-with-a-long-n…"
+    assert "shows preparation, jobs as well." in " ".join(lines[3:])
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def speak() -> None:
+        say("done", fg="green", bold=True)
+
+    assert CliRunner().invoke(speak, color=True).output.startswith("\x1b[32m")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert CliRunner().invoke(speak, color=True).output == "done\n"
 
 
 def test_there_is_no_other_way_to_the_terminal() -> None:

@@ -2,10 +2,8 @@
 
 import re
 
-import pytest
-
 from docml_assets.report.evidence import JobLine, Lineage
-from docml_assets.report.page import duration, p_value, setting, signed
+from docml_assets.report.page import setting
 from tests.docml_assets.report.samples import predictions_table, report
 
 EVIL = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
@@ -76,14 +74,5 @@ def test_many_labels_leave_the_matrix_to_the_plot() -> None:
     assert "Most frequent:" in html
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "–"), (4.26, "4.3 s"), (45, "45 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_formats() -> None:
-    assert (p_value(0.0004), p_value(0.04)) == ("<0.001", "0.040")
-    assert (signed(-0.1234), signed(0.5)) == ("\N{MINUS SIGN}0.123", "+0.500")
+def test_settings_are_written_as_settings_ini_has_them() -> None:
     assert [setting(value) for value in (None, True, [1, "a"], [], 0.5)] == ["none", "true", "1, a", "none", "0.5"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from docml_assets.experiment.settings.settings import parse_settings
-from docml_assets.runs.cost_plan import CostPlan, span
+from docml_assets.runs.cost_plan import CostPlan
 from docml_contract.jobs import JobSpec
 from resources.errors import StoreError
 from resources.jobs.engine.records import JobRecord, Records
@@ -100,7 +100,3 @@ def test_a_store_that_does_not_answer_leaves_it_unknown(tmp_path: Path) -> None:
             raise StoreError("no answer")
 
     assert plan().with_records(Silent(str(tmp_path), {}), "EXP", "local").earlier == ()
-
-
-def test_durations_are_said_as_people_say_them() -> None:
-    assert [span(seconds) for seconds in (0.2, 89, 600, 9000)] == ["1 s", "89 s", "10 min", "2.5 h"]

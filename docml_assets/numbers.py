@@ -1,0 +1,40 @@
+"""How numbers are written, wherever people read them: on the terminal, in the UI, on the report page."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With thousands separated; an en dash for what is not known."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; a dash for None."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def signed(value: float) -> str:
+    """With a true minus sign."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def score(value: float, interval: tuple[float, float] | None) -> str:
+    """A score with its 95 % interval: `0.812 (0.744 to 0.861)`."""
+    return number(value) if interval is None else f"{number(value)} ({number(interval[0])} to {number(interval[1])})"
+
+
+def p_value(value: float) -> str:
+    """Three decimals, or `<0.001`."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """In its two largest units: `4.2 s`, `45 s`, `3 min 20 s`, `10 min`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, less, lesser in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // less
+            return f"{whole // size} {unit}" + (f" {rest} {lesser}" if rest else "")
+    return f"{whole} s"
