@@ -20,7 +20,7 @@ DOWN_SECONDS = 8
 # By step: what the command says in the middle of it.
 MARKS = {
     "reconciliation": "copying 24 files",
-    "preparation": "encoding: 0 of",
+    "preparation": "encoding .*: 0 of",
     "training": "Training bow on",
     "tuning": "Trial 1 of 2",
     "inference": "starting the job .*inference",

@@ -30,7 +30,7 @@ MARKS = (
     "process_func: ",
     "files reconciled",
     "starting the job .*preparation",
-    "encoding: 0 of",
+    "encoding .*: 0 of",
     "preparation.*Uploading|encoded_splits: Uploading",
     "encoded and split",
     "starting the job .*training",

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EVERYTHING = ("run_1/training", "run_1/inference", "run_1/deployment", "run_1/checkpoints", "run_1/jobs")
 STEPS = {
     "reconciliation": (("",), "process", 0.3, "artifacts processed: 0 of"),
-    "preparation": ((*EVERYTHING, "run_1/preparation", "data/prepared_data"), "encode", 0.3, "encoding: 0 of"),
+    "preparation": ((*EVERYTHING, "run_1/preparation", "data/prepared_data"), "encode", 0.3, "encoding .*: 0 of"),
     "training": (EVERYTHING, "train", 0.3, "Training bow on"),
     "tuning": (
         ("run_1/tuning", "run_1/inference", "run_1/deployment", "run_1/checkpoints", "run_1/jobs"),

@@ -21,6 +21,7 @@ from typing import Any
 from docml_contract.plain_text import plain_line
 
 EVENT_PREFIX = "DOCML "
+METRICS_PREFIX = "docml: "
 NONCE_VARIABLE = "DOCML_EVENTS"
 MAX_EVENT = 16 << 10  # characters of a line
 MAX_TEXT = 500  # of a text in an event
@@ -108,7 +109,7 @@ class ProgressEvents:
 
 def metric_line(values: Mapping[str, float]) -> str:
     """The line for `values`, in full precision (`1e-05` where repr writes it so)."""
-    return "docml: " + "; ".join(f"{name}={value!r}" for name, value in values.items())
+    return METRICS_PREFIX + "; ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def metric_regex(name: str) -> str:

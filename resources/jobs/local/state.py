@@ -55,7 +55,7 @@ class LocalState(Document):
     folder: str = Field(description="the supervisor's folder on its machine; logs lie in logs/")
     spec_hash: str
     status: Status = "InProgress"
-    phases: tuple[str, ...] = ("Starting",)
+    phases: tuple[str, ...] = Field((), description="sentences for people, so far")
     reason: str = ""
     cause: Cause = "work"
     groups: tuple[int, ...] = Field((), description="process numbers of the containers' first processes")
@@ -159,6 +159,10 @@ class LocalJob:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return True
 
+    def begin(self) -> None:
+        """The work begins: from now on its time counts."""
+        self._change(started_at=self.state.started_at or datetime.now(UTC).isoformat(timespec="seconds"))
+
     def enter(self, phase: str, *, status: Status = "InProgress") -> None:
         """The next phase, for all to see."""
         started_at = self.state.started_at or datetime.now(UTC).isoformat(timespec="seconds")
@@ -197,7 +201,6 @@ class LocalJob:
         began = datetime.fromisoformat(self.state.started_at) if self.state.started_at else now
         self._change(
             status=status,
-            phases=(*self.state.phases, status),
             cause=cause,
             reason=reason,
             ended_at=now.isoformat(timespec="seconds"),

@@ -61,13 +61,13 @@ class Supervisor:
             return
         names = host_names(self.job.spec)
         containers = [self.container("" if len(names) == 1 else f"host-{i + 1}", i) for i in range(len(names))]
-        self.local.enter("Downloading")
+        self.local.begin()
         for container in containers:
             container.lay_out(self.store, self.job.spec.hyperparameters)
         mirrors = self._mirrors(containers)
         restored = sum(mirror.restore() for mirror in mirrors)
-        phase = "Training" if containers[0].is_training else "Processing"
-        self.local.enter(f"{phase}, with {restored} files of earlier checkpoints" if restored else phase)
+        if restored:
+            self.local.enter(f"goes on from {restored} files of earlier checkpoints")
         for mirror in mirrors:
             mirror.start()
         try:
@@ -76,7 +76,6 @@ class Supervisor:
             for mirror in mirrors:
                 mirror.stop()
         self._judge(containers)
-        self.local.enter("Uploading")
         for container in containers if not containers[0].is_training else containers[:1]:
             self.local.upload(container.output)
 
@@ -118,7 +117,7 @@ class Supervisor:
             if stop is None:
                 stop = self.local.asked_to_stop() or self._out_of_time(begun)
                 if stop is not None:
-                    self.local.enter("Stopping", status="Stopping")
+                    self.local.enter("is being stopped", status="Stopping")
             if stop is not None:
                 for container in containers:
                     container.ask_to_stop()
@@ -131,7 +130,7 @@ class Supervisor:
                 for container in containers:
                     if container.end_leftovers():
                         self.local.enter(
-                            "Its output is complete; processes or threads that it had left behind were ended"
+                            "its output is complete; processes or threads that it had left behind were ended"
                         )
             time.sleep(TICK_SECONDS)
         if stop is not None:

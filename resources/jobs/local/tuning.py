@@ -117,7 +117,6 @@ class Search:
             reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in trials[:3])
             raise failed("work", f"all {len(trials)} trials failed: {reasons}")
         local = self.local
-        local.enter("Uploading")
         local.upload(self.folder / "best")
         tracked = [path for path in sorted(self.folder.glob(f"{OFFLINE_RUNS}/**/*")) if path.is_file()]
         others = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in tracked}
