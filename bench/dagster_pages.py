@@ -15,15 +15,15 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.partitions import EXPERIMENT, RUN
+from docml_assets.partitions import EXPERIMENT_RUN, partition_key
 from tests.servers.dagster_dev import DagsterDev, dagster_dev
 
 EXPERIMENTS, RUNS, REPEATS = 200, 50, 5
 ASSET = "inference_report"
 NODE = f'assetNodeOrError(assetKey: {{path: ["{ASSET}"]}}) {{ ... on AssetNode {{ %s }} }}'
 PAGES = {
-    "partitions page": "partitionStats { numMaterialized } assetPartitionStatuses { ... on MultiPartitionStatuses { "
-    "primaryDimensionName ranges { primaryDimStartKey primaryDimEndKey secondaryDim { __typename } } } }",
+    "partitions page": "partitionStats { numMaterialized } assetPartitionStatuses { ... on DefaultPartitionStatuses { "
+    "materializedPartitions failedPartitions unmaterializedPartitions } }",
     "partition dialog": "partitionKeysByDimension { name partitionKeys }",
     "asset page": "assetMaterializations(limit: 100) { partition runId timestamp metadataEntries { label } } "
     'staleStatus(partition: "EXP-100|25")',
@@ -71,11 +71,10 @@ def _pages() -> Iterator[dict[str, Any]]:
 def _fill(home: Path) -> None:
     names = [f"EXP-{number}" for number in range(1, EXPERIMENTS + 1)]
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        instance.add_dynamic_partitions(EXPERIMENT, names)
-        instance.add_dynamic_partitions(RUN, [str(run) for run in range(1, RUNS + 1)])
         for name in names:
-            for number in range(1, RUNS + 1):
-                key = dg.MultiPartitionKey({EXPERIMENT: name, RUN: str(number)})
+            keys = [partition_key(name, number) for number in range(1, RUNS + 1)]
+            instance.add_dynamic_partitions(EXPERIMENT_RUN, keys)
+            for number, key in enumerate(keys):
                 event = dg.AssetMaterialization(ASSET, partition=key, metadata={"f1_macro": 0.5 + number / 200})
                 instance.report_runless_asset_event(event)
 

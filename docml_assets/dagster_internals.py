@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.partitions.utils.multi import get_tags_from_multi_partition_key
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.events import StepMaterializationData
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.remote_origin import (
@@ -34,11 +34,6 @@ class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):
         self.allow_retries = False
 
 
-def partition_tags(key: dg.MultiPartitionKey) -> dict[str, str]:
-    """The tags by which Dagster knows the partition of a run."""
-    return {"dagster/partition": str(key), **get_tags_from_multi_partition_key(key)}
-
-
 def job_origin(module: str, location: str, job: str) -> RemoteJobOrigin:
     """A job's place in workspace.yaml: without it the UI could not re-execute a run."""
     place = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=module), location_name=location)
@@ -62,17 +57,36 @@ def execute_run(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterI
     return execute_run_iterator(InMemoryJob(job), run, instance)
 
 
+def end_without_process(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str, made: Iterable[dg.AssetMaterialization] = ()
+) -> dg.DagsterRun:
+    """Mark a run that has not begun as succeeded, with the materializations that it would have made; `reason` is all else its log says."""
+    for materialization in made:
+        data = StepMaterializationData(materialization)
+        kind = dg.DagsterEventType.ASSET_MATERIALIZATION.value
+        instance.report_dagster_event(dg.DagsterEvent(kind, run.job_name, event_specific_data=data), run.run_id)
+    ended = dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name, message=reason)
+    instance.report_dagster_event(ended, run.run_id)
+    return instance.get_run_by_id(run.run_id) or run
+
+
 def is_interrupt(event: dg.DagsterEvent) -> bool:
     """Whether a step failed because it was interrupted."""
     return event.step_failure_data.error_source == ErrorSource.INTERRUPT
 
 
+def last_materialization(
+    instance: dg.DagsterInstance, asset: str | dg.AssetKey, partition: str
+) -> dg.AssetMaterialization | None:
+    """The last materialization of a partition; None where this instance has none."""
+    key = dg.AssetKey(asset) if isinstance(asset, str) else asset
+    found = instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=[partition]), limit=1)
+    return found.records[0].asset_materialization if found.records else None
+
+
 def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
     """The data version of the last materialization of a partition; None where this instance has none."""
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition]), limit=1
-    )
-    made = found.records[0].asset_materialization if found.records else None
+    made = last_materialization(instance, asset, partition)
     return (made.tags or {}).get(DATA_VERSION_TAG) if made is not None else None
 
 

@@ -12,11 +12,10 @@ from docml_assets.dagster_internals import (
     is_evaluated,
     is_interrupt,
     job_origin,
-    partition_tags,
     recorded_version,
     without_checks,
 )
-from docml_assets.partitions import PROCESS_TAG, partition_key, register
+from docml_assets.partitions import PROCESS_TAG, partition_key, partition_tags, register
 from docml_assets.runs.claims import Claim, read_or_note
 from docml_contract.manifests import Manifest
 from docml_contract.names import (
@@ -77,21 +76,30 @@ def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
 
 def is_checked(instance: dg.DagsterInstance, job: dg.JobDefinition, store: Store, claim: Claim) -> bool:
     """Whether every step of the run is finished, and this instance knows the report and has a finding of each check: they would be the same."""
-    place, damage = claim.place, list[str]()
-    partition = str(partition_key(claim.experiment, claim.run))
-
-    def finished(folder: str) -> Manifest | None:
-        return read_or_note(partial(read_manifest, store, folder), damage)
-
-    models = claim.settings.model_names
-    report = finished(place.inference)
+    partition = partition_key(claim.experiment, claim.run)
+    finished = finished_folders(store, claim)
     return (
-        report is not None
-        and all(finished(folder) for folder in (place.reconciliation, place.labels, place.preparation))
-        and any(all(finished(place.trained(name, tuned=tuned)) for name in models) for tuned in (False, True))
-        and recorded_version(instance, INFERENCE_REPORT, partition) == report.data_version
+        finished is not None
+        and recorded_version(instance, INFERENCE_REPORT, partition) == finished[claim.place.inference].data_version
         and all(is_evaluated(instance, check, partition) for check in checks_of(job))
     )
+
+
+def finished_folders(store: Store, claim: Claim) -> dict[str, Manifest] | None:
+    """The manifests of a run by their folders; None unless every step is finished."""
+    place, damage, found = claim.place, list[str](), dict[str, Manifest]()
+
+    def finished(folder: str) -> bool:
+        manifest = read_or_note(partial(read_manifest, store, folder), damage)
+        if manifest is not None:
+            found[folder] = manifest
+        return manifest is not None
+
+    models = claim.settings.model_names
+    complete = all(map(finished, (place.inference, place.reconciliation, place.labels, place.preparation))) and any(
+        all(finished(place.trained(name, tuned=tuned)) for name in models) for tuned in (False, True)
+    )
+    return found if complete else None
 
 
 def execute(

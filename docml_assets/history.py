@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from docml_assets.partitions import EXPERIMENT, RUN
+from docml_assets.partitions import EXPERIMENT, EXPERIMENT_RUN, partition_key
 
 RUNS = "history/runs"  # below the home: <run id>.db, and an index over all
 PAGE_BYTES = 512  # the smallest that SQLite knows
@@ -52,13 +52,13 @@ def forget_removed(instance: dg.DagsterInstance, known: Mapping[str, Collection[
 
     Their events stay, and a key comes back with the next run that has it.
     """
-    numbers = {str(number) for runs in known.values() for number in runs}
+    pairs = {partition_key(name, number) for name, runs in known.items() for number in runs}
     gone = []
-    for dimension, keys in ((EXPERIMENT, set(known)), (RUN, numbers)):
-        for key in sorted(set(instance.get_dynamic_partitions(dimension)) - keys):
-            gone.append(f"{dimension} {key}")
+    for definition, keys in ((EXPERIMENT, set(known)), (EXPERIMENT_RUN, pairs)):
+        for key in sorted(set(instance.get_dynamic_partitions(definition)) - keys):
+            gone.append(key)
             if not dry_run:
-                instance.delete_dynamic_partition(dimension, key)
+                instance.delete_dynamic_partition(definition, key)
     return gone
 
 

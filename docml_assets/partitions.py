@@ -1,8 +1,11 @@
-"""What a Dagster run belongs to, its partition of experiment × run, and what it carries, its tags."""
+"""What a Dagster run belongs to, its partition `<experiment>|<run>`, and what it carries, its tags.
+
+One dimension of pairs, not two of experiments and numbers: Dagster offers the whole product of two, most of which are no runs, counts it
+as missing, and ends a backfill over it as failed (docs/operations.md has what was measured).
+"""
 
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,27 +16,21 @@ from docml_assets.experiment.settings.settings import Settings
 from docml_contract.names import STEPS, RunPlace, check_experiment_name
 
 EXPERIMENT = "experiment"
-RUN = "run"
+EXPERIMENT_RUN = "experiment_run"
 RUN_KEY = re.compile(r"[1-9][0-9]{0,5}")
 
 experiments = dg.DynamicPartitionsDefinition(name=EXPERIMENT)
-runs = dg.DynamicPartitionsDefinition(name=RUN)
-experiment_runs = dg.MultiPartitionsDefinition({EXPERIMENT: experiments, RUN: runs})
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)
-    # From assets partitioned by experiment alone to those partitioned by experiment and run.
-    by_experiment = dg.MultiToSingleDimensionPartitionMapping(EXPERIMENT)
+experiment_runs = dg.DynamicPartitionsDefinition(name=EXPERIMENT_RUN)
 
 
 class BadPartition(DocmlError):
     """A partition key that no run can have."""
 
 
-def partition_key(experiment: str, run: int) -> dg.MultiPartitionKey:
-    """The key of a run. BadName if the experiment's name is not allowed (Dagster would accept a `|` and lose the partition)."""
+def partition_key(experiment: str, run: int) -> str:
+    """The key of a run. BadName if the experiment's name is not allowed."""
     place = RunPlace(experiment, run)
-    return dg.MultiPartitionKey({EXPERIMENT: place.experiment, RUN: str(place.number)})
+    return f"{place.experiment}|{place.number}"
 
 
 def run_place(key: str) -> RunPlace:
@@ -48,37 +45,45 @@ def run_place(key: str) -> RunPlace:
     return RunPlace(experiment, int(run))
 
 
-def register(instance: dg.DagsterInstance, experiment: str, run: int) -> dg.MultiPartitionKey:
-    """Add both keys of a run to the instance (adding a key again does nothing) and return the partition key."""
+def register(instance: dg.DagsterInstance, experiment: str, run: int) -> str:
+    """Add the keys of a run and of its experiment to the instance (adding a key again does nothing) and return the partition key."""
     key = partition_key(experiment, run)
     instance.add_dynamic_partitions(EXPERIMENT, [experiment])
-    instance.add_dynamic_partitions(RUN, [str(run)])
+    instance.add_dynamic_partitions(EXPERIMENT_RUN, [key])
     return key
 
 
 def registration_requests(places: Iterable[RunPlace]) -> list[dg.AddDynamicPartitionsRequest]:
-    """What a sensor returns to register runs: one request a dimension, each key once, or Dagster refuses the whole tick."""
-    keys = [partition_key(place.experiment, place.number).keys_by_dimension for place in places]
-    if not keys:
+    """What a sensor returns to register runs: one request a definition, each key once, or Dagster refuses the whole tick."""
+    found = [(place.experiment, partition_key(place.experiment, place.number)) for place in places]
+    if not found:
         return []
     return [
-        definition.build_add_request(sorted({key[dimension] for key in keys}))
-        for dimension, definition in ((EXPERIMENT, experiments), (RUN, runs))
+        definition.build_add_request(sorted(keys))
+        for definition, keys in zip((experiments, experiment_runs), map(set, zip(*found, strict=True)), strict=True)
     ]
 
 
+def partition_tags(key: str) -> dict[str, str]:
+    """The tags by which Dagster knows the partition of a run, and people filter the list of runs by experiment."""
+    return {PARTITION_TAG: key, EXPERIMENT: run_place(key).experiment}
+
+
+# Dagster shows no tag that begins so: these are for the assets and sensors, not for people.
+_HIDDEN = ".dagster/docml-"
 # The steps that the run performs, others are reused (absent: whatever is selected).
-STEPS_TAG = "docml/steps"
+STEPS_TAG = f"{_HIDDEN}steps"
 # The settings that do not freeze, as the experiment folder had them.
-OPERATION_TAG = "docml/operation"
+OPERATION_TAG = f"{_HIDDEN}operation"
 # The set of documents that it classifies.
-DOCUMENTS_TAG = "docml/documents"
+DOCUMENTS_TAG = f"{_HIDDEN}documents"
 # What started the run.
-TRIGGER_TAG = "docml/trigger"
-# Dagster's own, on every run of a backfill.
+TRIGGER_TAG = f"{_HIDDEN}trigger"
+# Dagster's own: the key of a run, and on every run of a backfill which one.
+PARTITION_TAG = "dagster/partition"
 BACKFILL_TAG = "dagster/backfill"
 # The process that executes it: a `resources.processes.Process` as text.
-PROCESS_TAG = "docml/process"
+PROCESS_TAG = f"{_HIDDEN}process"
 
 Tags = Mapping[str, str]
 

@@ -12,7 +12,7 @@ from docml_assets.assets.metadata import Metadata, location
 from docml_assets.assets.sources import POINTER, VERSION
 from docml_assets.assets.training import best_torchscript_model
 from docml_assets.display import display
-from docml_assets.partitions import by_experiment, experiments, partition_key
+from docml_assets.partitions import experiments, partition_key
 from docml_assets.steps.deployment import choose_model
 from docml_assets.steps.endpoints import DeployedModel, EndpointRequest, deploy_model, idle_cost
 from docml_assets.steps.work import Work
@@ -73,7 +73,7 @@ def deployed_endpoint(context: dg.AssetExecutionContext) -> Results:
 
 production = dg.AssetSpec(
     PRODUCTION,
-    deps=[dg.AssetDep(deployed_endpoint, partition_mapping=by_experiment)],
+    deps=[dg.AssetDep(deployed_endpoint, partition_mapping=dg.AllPartitionMapping())],
     partitions_def=experiments,
     group_name="serving",
     kinds={"sagemaker"},
@@ -109,14 +109,12 @@ def record_deployment(instance: dg.DagsterInstance, work: Work, deployed: Deploy
     for asset, version in deployed.inputs.items():
         tags[f"{VERSION}/{asset}"] = version
         records = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[str(key)]), limit=1
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[key]), limit=1
         ).records
         if records:
             tags[f"{POINTER}/{asset}"] = str(records[0].storage_id)
     instance.report_runless_asset_event(
-        dg.AssetMaterialization(
-            DEPLOYED_ENDPOINT, partition=str(key), metadata=endpoint_metadata(work, deployed), tags=tags
-        )
+        dg.AssetMaterialization(DEPLOYED_ENDPOINT, partition=key, metadata=endpoint_metadata(work, deployed), tags=tags)
     )
 
 

@@ -14,10 +14,18 @@ from docml_assets.assets.metadata import Metadata, brief, common
 from docml_assets.dagster_internals import ExplainedFailure, recorded_version
 from docml_assets.display import display
 from docml_assets.errors import EXPLAINED_ERRORS
-from docml_assets.partitions import BACKFILL_TAG, PROCESS_TAG, experiment_runs, operation_of, run_place, steps_of
+from docml_assets.partitions import (
+    BACKFILL_TAG,
+    PROCESS_TAG,
+    experiment_runs,
+    operation_of,
+    partition_tags,
+    run_place,
+    steps_of,
+)
 from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
-from docml_assets.steps.work import Outcome, UnclaimedRun, Work
+from docml_assets.steps.work import SKIPPED, Outcome, UnclaimedRun, Work
 from docml_contract import log_lines
 from docml_contract.manifests import CODE_VERSIONS
 from docml_contract.names import EXPERIMENT_SNAPSHOT, RunPlace
@@ -70,7 +78,7 @@ def _executed(context: dg.AssetExecutionContext, body: Body) -> Results:
     except UnclaimedRun as error:
         if BACKFILL_TAG not in context.run.tags:
             raise
-        context.log.info(f"Skipped, since a backfill executes claimed runs and RUN_NUM only: {error}")
+        context.log.info(f"{SKIPPED}: {error}")
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def note_process(context: Context) -> bool:
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is None or run.tags.get(PROCESS_TAG) == mine:
         return False
-    context.instance.add_run_tags(run.run_id, {PROCESS_TAG: mine})
+    context.instance.add_run_tags(run.run_id, {PROCESS_TAG: mine, **partition_tags(str(context.partition_key))})
     return True
 
 
@@ -234,7 +242,8 @@ class JobListener:
         with self._lock:
             self._hosts.add(host)
             where = f"{host}: " if len(self._hosts) > 1 else ""
-        self._context.log.info(plain_line(f"{self._prefix}{where}{text}"))
+        if not text.startswith(log_lines.METRICS_PREFIX):  # the job says the same in words, on the line before
+            self._context.log.info(plain_line(f"{self._prefix}{where}{text}"))
         display().job_line(self._asset, self._model, text)
 
     def status(self, text: str) -> None:
@@ -247,7 +256,8 @@ class JobListener:
         if kind == log_lines.EPOCH:
             self._epoch(event)
         elif kind == log_lines.PROGRESS:
-            what = f"{self._prefix}{event.get('what', 'progress')}"
+            unit = f" ({event['unit']})" if event.get("unit") else ""
+            what = f"{self._prefix}{event.get('what', 'progress')}{unit}"
             self._reporter.progress(what, int(event.get("done", 0)), event.get("total"))
         elif kind == log_lines.TRACKING:
             url = str(event.get("url"))
@@ -257,8 +267,6 @@ class JobListener:
 
     def _epoch(self, event: dict[str, Any]) -> None:
         values = {key: value for key, value in event.items() if key != "event" and isinstance(value, int | float)}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        self._context.log.info(f"{self._prefix}{shown}")
         self._context.op_execution_context.log_event(
             dg.AssetObservation(
                 asset_key=self._asset,

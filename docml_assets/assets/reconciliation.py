@@ -6,9 +6,9 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from docml_assets.assets.checks import Check, Finding, check_result, make_checks, preview_features
-from docml_assets.assets.materialization import RESOURCES, Results, materialize, place_of, run_asset, work_for
+from docml_assets.assets.materialization import RESOURCES, Results, materialize, run_asset, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, image, table
-from docml_assets.assets.sources import DEPS, experiment_snapshot, input_tags, observe
+from docml_assets.assets.sources import SOURCES, experiment_snapshot, input_tags, observe
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.reconciliation import describe_change, read_counts, read_findings, reconciliation, versions
@@ -42,7 +42,7 @@ COLUMNS = {
 
 @run_asset(
     RECONCILED_DATA,
-    deps=[experiment_snapshot, *DEPS],
+    deps=[experiment_snapshot, *SOURCES],
     group="data",
     kinds={"parquet", "s3"},
     description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
@@ -58,7 +58,7 @@ def reconciled_data(context: dg.AssetExecutionContext) -> Results:
         return outcome
 
     def tags(outcome: Outcome) -> dict[str, str]:
-        return input_tags(context.instance, place_of(context).experiment, outcome.inputs)
+        return input_tags(context.instance, str(context.partition_key), outcome.inputs)
 
     yield from materialize(context, RECONCILED_DATA, step, _reconciled_metadata, tags)
 

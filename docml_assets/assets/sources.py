@@ -1,6 +1,6 @@
 """What the lineage starts from: production as it is observed, and the snapshot of what a run is made of.
 
-production_labels and production_files are external, partitioned by experiment, observed by their readers. experiment_snapshot is frozen
+production_labels and production_files are external, observed by their readers as each run's query and file names see them. experiment_snapshot is frozen
 before anything costs money.
 """
 
@@ -19,7 +19,7 @@ from docml_assets.assets.materialization import (
     say_changes,
 )
 from docml_assets.assets.metadata import Metadata, code_block, table
-from docml_assets.partitions import BACKFILL_TAG, by_experiment, experiments, trigger_of
+from docml_assets.partitions import BACKFILL_TAG, experiment_runs, trigger_of
 from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
 from docml_contract.names import EXPERIMENT_SNAPSHOT, PRODUCTION_FILES, PRODUCTION_LABELS
@@ -29,44 +29,44 @@ VERSION = "dagster/input_data_version"
 
 production_labels = dg.AssetSpec(
     PRODUCTION_LABELS,
-    partitions_def=experiments,
+    partitions_def=experiment_runs,
     group_name="production",
     kinds={"sql"},
     owners=OWNERS,
-    description="The label table, as an experiment's LABELS_QUERY sees it (DOCML_LABELS_URL). "
+    description="The label table, as a run's LABELS_QUERY sees it (DOCML_LABELS_URL). "
     "docml only reads it; its data version is a fingerprint of the query's result.",
 )
 production_files = dg.AssetSpec(
     PRODUCTION_FILES,
-    partitions_def=experiments,
+    partitions_def=experiment_runs,
     group_name="production",
     kinds={"s3"},
     owners=OWNERS,
     description="The documents' files in production, `<artifact_guid>/<file>` (DOCML_PRODUCTION_FILES). "
     "docml only reads them; the data version is a fingerprint of the listing of FILES_FROM_PROD.",
 )
-DEPS = [dg.AssetDep(spec, partition_mapping=by_experiment) for spec in (production_labels, production_files)]
+SOURCES = (production_labels, production_files)
 
 
 def observe(context: Context, versions: Mapping[str, str]) -> None:
     """Report the versions of the external assets that this run has just seen."""
-    experiment = place_of(context).experiment
+    partition = str(context.partition_key)
     for asset, version in versions.items():
         context.op_execution_context.log_event(
             dg.AssetObservation(
                 asset_key=asset,
-                partition=experiment,
+                partition=partition,
                 tags={"dagster/data_version": version},
                 metadata={"version": version},
             )
         )
 
 
-def input_tags(instance: dg.DagsterInstance, experiment: str, inputs: Mapping[str, str]) -> dict[str, str]:
+def input_tags(instance: dg.DagsterInstance, partition: str, inputs: Mapping[str, str]) -> dict[str, str]:
     """Tags that tie a materialization to the observations of the versions it was made of.
 
-    Dagster compares the newest observation of the experiment with the one that the pointer names. Left to itself it would record
-    an empty version, since the asset that reads has more dimensions than the one that is read.
+    Dagster compares the newest observation of the run's partition with the one that the pointer names. Left to itself it would record
+    the newest one, also where a finished step is materialized again.
     """
     tags = {}
     for asset in (PRODUCTION_LABELS, PRODUCTION_FILES):
@@ -74,18 +74,18 @@ def input_tags(instance: dg.DagsterInstance, experiment: str, inputs: Mapping[st
         if version is None:
             continue
         tags[f"{VERSION}/{asset}"] = version
-        storage_id = _observation_of(instance, asset, experiment, version)
+        storage_id = _observation_of(instance, asset, partition, version)
         if storage_id is not None:
             tags[f"{POINTER}/{asset}"] = str(storage_id)
     return tags
 
 
-def _observation_of(instance: dg.DagsterInstance, asset: str, experiment: str, version: str) -> int | None:
+def _observation_of(instance: dg.DagsterInstance, asset: str, partition: str, version: str) -> int | None:
     """The newest observation of that version; none if Dagster's history does not hold it."""
     cursor = None
     while True:
         found = instance.fetch_observations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[experiment]), limit=100, cursor=cursor
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=100, cursor=cursor
         )
         for record in found.records:
             observation = record.asset_observation

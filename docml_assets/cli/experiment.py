@@ -1,7 +1,7 @@
 """docml new and validate: a folder to begin with, and all its mistakes at once, with a look at its labels, before anything costs time or
 money.
 
-Loads no Dagster.
+Loads no Dagster, unless a new experiment is to be shown to a home that is in use.
 """
 
 import os
@@ -14,7 +14,7 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docml_assets.errors import Problem
+from docml_assets.errors import DocmlError, Problem
 from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
@@ -50,7 +50,24 @@ def new(experiment: str, model: str | None) -> None:
     folder = (root / check_experiment_name(experiment)).resolve()
     files = [path.name for path in new_experiment(folder, model)]
     say(f"{folder}: wrote {' and '.join(files)}")
+    _offer(experiment)
     say(f"Next: edit both files, then  docml validate {experiment}  and  docml run {experiment}")
+
+
+def _offer(experiment: str) -> None:
+    """Register the experiment with a Dagster home that is in use; `make ui` registers all there are."""
+    from docml_assets.cli.home import SETTINGS as HOME_SETTINGS
+    from docml_assets.cli.home import dagster_instance, home_path, prepare_dagster_home
+
+    if not (home_path() / HOME_SETTINGS).exists():
+        return
+    try:
+        with dagster_instance(prepare_dagster_home()) as instance:
+            from docml_assets.partitions import register
+
+            register(instance, experiment, 1)
+    except DocmlError as error:  # the folder is there all the same
+        say(f"The Dagster UI does not offer it yet: {error}", fg="yellow", err=True)
 
 
 PREVIEW_SECONDS = 60

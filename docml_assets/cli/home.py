@@ -1,12 +1,16 @@
 """The Dagster home that the command line and `make ui` share, so that runs of one show in the other; and `make ui` itself."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +19,14 @@ from typing import TYPE_CHECKING
 import click
 
 from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
+from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
 from docml_assets.terminal import say
+from docml_contract.names import EXPERIMENT_NAME
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from docml_assets.deployment import Deployment
 
 DEFAULT_HOME = ".dagster_home"
 COPIES = "deployments"  # below the home: copies of deployment folders that docml serve reads
@@ -75,7 +83,7 @@ def dagster_instance(home: Path) -> Iterator["dg.DagsterInstance"]:
             instance = dg.DagsterInstance.get()
             instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
             instance.all_instigator_state()
-            instance.get_dynamic_partitions("experiment")
+            instance.get_dynamic_partitions("experiment_run")
         with instance:
             yield instance
 
@@ -134,24 +142,69 @@ UI_LOCK = ".ui.lock"  # held while the UI runs; holds its address
 @click.command()
 @click.option("--port", "-p", type=click.IntRange(1, 65_535), default=3000, show_default=True)
 def main(port: int) -> None:
-    """Replace this process by `dagster dev`."""
+    """Replace this process by `dagster dev`; a forked one says when it answers."""
+    from docml_assets.deployment import Deployment
+
+    address = f"http://{HOST}:{port}"
     try:
         home = prepare_dagster_home()
-        with dagster_instance(home):
-            pass
-        hold(home, f"http://{HOST}:{port}")
+        with dagster_instance(home) as instance:
+            offer(instance, Deployment.current())
+        hold(home, address)
+        check_port(port)
     except EXPLAINED_ERRORS as error:
         say(f"docml: {error}", fg="red", err=True)
         sys.exit(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    say(f"The Dagster UI with the runs of {home}; it is ready when it says where it serves. Ctrl-C stops it.")
+    say(f"Starting the Dagster UI with the runs of {home} …")
+    sys.stdout.flush()
+    announce(address, os.getpid())
     os.execv(sys.executable, dagster_dev(port))
 
 
 def dagster_dev(port: int) -> list[str]:
     """The command line of `dagster dev`."""
     return [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(port)]
+
+
+def offer(instance: "dg.DagsterInstance", deployment: "Deployment") -> None:
+    """Let the UI offer the claimed runs of the store, and of each experiment that has none its RUN_NUM."""
+    from docml_assets.partitions import register
+    from docml_assets.runs.claims import claimed_runs
+
+    store = deployment.store
+    for name in filter(EXPERIMENT_NAME.fullmatch, store.list_folders()):
+        for number in claimed_runs(store, name):
+            register(instance, name, number)
+    for name, path in experiment_folders(deployment.experiments).items():
+        with contextlib.suppress(DocmlError):  # a folder with mistakes is what docml validate and the sensor are for
+            register(instance, name, ExperimentFolder.load(path).settings.run_num)
+
+
+def check_port(port: int) -> None:
+    """HomeError if another program listens there: `dagster dev` would fail after half a minute."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise HomeError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}); expected a free one: make ui PORT={port + 1}"
+            ) from error
+
+
+def announce(address: str, server: int) -> None:
+    """Fork a process that says where the UI is once it answers there, and that ends with the process `server`."""
+    if os.fork():
+        return
+    while os.getppid() == server:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/server_info", timeout=5):
+            say(f"\nThe Dagster UI is ready: {address}  (Ctrl-C stops it)\n", fg="green", bold=True)
+            break
+        time.sleep(0.3)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def hold(home: Path, address: str) -> None:

@@ -99,3 +99,14 @@ def dockerfile_problems(folder: Path) -> list[Problem]:
         for number, line in enumerate(lines, start=1)
         if (match := _NO_SHELL.fullmatch(line)) and re.search(r"\s#", re.sub(r"\"[^\"]*\"|'[^']*'", "", match[2]))
     ]
+
+
+def experiment_folders(root: Path) -> dict[str, Path]:
+    """The folders below `root` that have a settings.ini, by name; hidden ones are drafts."""
+    if not root.is_dir():
+        return {}
+    return {
+        path.name: path
+        for path in sorted(root.iterdir())
+        if not path.name.startswith(".") and (path / SETTINGS).is_file()
+    }

@@ -2,7 +2,7 @@
 
 The cursor remembers, for each folder, the content seen last, whether that content has been dealt with, and the runs started. What
 is new waits for a second tick, so that nothing starts from a folder that is still being written. A folder with mistakes is looked
-at again at every tick (what it lacked may come from elsewhere), but the same mistakes are said once. The claim carries the
+at again at every tick (what it lacked may come from elsewhere): each tick shows them, its log has what is new only. The claim carries the
 cursor's id: after a crash the next tick finds its own claim and asks Dagster for the same run again.
 """
 
@@ -14,7 +14,8 @@ import dagster as dg
 from pydantic import Field
 
 from docml_assets.errors import EXPLAINED_ERRORS, DocmlError, ProblemsError
-from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
+from docml_assets.partitions import PARTITION_TAG
 from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import (
@@ -23,14 +24,15 @@ from docml_assets.sensors.launching import (
     SensorCursor,
     TickFindings,
     content_digest,
-    experiment_folders,
     in_turn,
+    minute,
 )
 from docml_assets.steps.work import flagged_steps
-from docml_contract.base import Document, digest
+from docml_contract.base import Document, digest, short
 from resources.store import Store
 
 NAME = "experiment_sensor"
+MOST_RUNS = 1_000  # that a tick asks Dagster for, to know which failed
 
 
 class FolderMemory(Document):
@@ -40,6 +42,7 @@ class FolderMemory(Document):
     handled: bool = Field(False, description="whether this content has been dealt with")
     launched: tuple[int, ...] = Field((), description="the runs that were started")
     said: str | None = Field(None, description="digest of what was last said about it")
+    since: str | None = Field(None, description="since when nothing can start from it")
 
 
 class ExperimentsCursor(SensorCursor):
@@ -52,7 +55,7 @@ class ExperimentsCursor(SensorCursor):
     name=NAME,
     job_name="run_experiment",
     description="Starts a run for every new experiment folder (unchanged for two ticks) and for every changed RUN_NUM, with the "
-    "steps that the RUN_* flags turn on. Mistakes in a folder are reported once, all of them. Stopped until switched on: "
+    "steps that the RUN_* flags turn on. Each tick says how the experiments stand, and all mistakes. Stopped until switched on: "
     "runs can cost money.",
     default_status=dg.DefaultSensorStatus.STOPPED,
     minimum_interval_seconds=30,
@@ -66,8 +69,8 @@ def experiment_sensor(context: dg.SensorEvaluationContext, deployment: dg.Resour
         deployment.store.with_patience(TICK_PATIENCE_SECONDS),
         deployment.environment,
     )
-    idle = f"{len(folders)} experiment folders in {deployment.experiments}; nothing new"
-    return findings.result(context, cursor.model_dump_json(), idle)
+    note_failures(context.instance, cursor, findings)
+    return findings.result(context, cursor.write(), folders, deployment.experiments)
 
 
 def look(
@@ -80,8 +83,15 @@ def look(
     for name in in_turn(folders, cursor.after):
         last = name
         before, seen = known.get(name), remember(known.get(name), content_digest(folders[name]))
-        if seen == before and not seen.handled:
+        if seen != before:
+            findings.states[name] = (
+                "waiting",
+                "is new, or has changed; it is dealt with once a tick finds it as it is now",
+            )
+        elif not seen.handled:
             seen = deal_with(folders[name], seen, store, environment, cursor.id, findings)
+        else:
+            findings.states[name] = ("edited" if seen.said else "unchanged", "")
         known[name] = seen
     return cursor.model_copy(update={"folders": known, "after": last}), findings
 
@@ -90,27 +100,47 @@ def remember(seen: FolderMemory | None, content: str) -> FolderMemory:
     """What is known of a folder whose content has this digest now."""
     if seen is None:
         return FolderMemory(digest=content)
-    return seen if seen.digest == content else FolderMemory(digest=content, launched=seen.launched)
+    return seen if seen.digest == content else FolderMemory(digest=content, launched=seen.launched, since=seen.since)
 
 
 def deal_with(
     path: Path, seen: FolderMemory, store: Store, environment: Mapping[str, str], cursor_id: str, findings: TickFindings
 ) -> FolderMemory:
-    """Claim and launch a folder's RUN_NUM, or say (once) why not."""
+    """Claim and launch a folder's RUN_NUM, or say why not."""
     try:
         outcome = claim_folder(path, seen, store, environment, cursor_id)
         if isinstance(outcome, Launch):
             findings.launches.append(outcome)
-            return seen.model_copy(update={"handled": True, "launched": (*seen.launched, outcome.claim.run)})
-        handled, report = True, outcome
-    except (*EXPLAINED_ERRORS, OSError) as error:
-        handled, report = False, f"{path.name}: nothing starts: {error}"
+            findings.states[path.name] = ("start", str(outcome))
+            return FolderMemory(digest=seen.digest, handled=True, launched=(*seen.launched, outcome.claim.run))
+        findings.states[path.name] = ("edited" if outcome else "unchanged", outcome or "")
+        handled, report, since = True, f"{path.name}: {outcome}" if outcome else None, None
     except Exception as error:  # a defect that one folder meets must not stop the others
-        handled, report = False, f"{path.name}: nothing starts: {type(error).__name__}: {error} (please report this)"
-    said = digest(report) if report else None
+        explained = isinstance(error, (*EXPLAINED_ERRORS, OSError))
+        reason = str(error) if explained else f"{type(error).__name__}: {error} (please report this)"
+        handled, report, since = False, f"{path.name}: nothing starts: {reason}", seen.since or minute()
+        findings.states[path.name] = ("broken", f"nothing starts, since {since}: {reason}")
+    said = short(digest(report)) if report else None
     if report and said != seen.said:
         findings.reports.append(report)
-    return seen.model_copy(update={"handled": handled, "said": said})
+    return seen.model_copy(update={"handled": handled, "said": said, "since": since})
+
+
+def note_failures(instance: dg.DagsterInstance, cursor: ExperimentsCursor, findings: TickFindings) -> None:
+    """Let the states tell which of the runs that this sensor started last have failed."""
+    newest = {f"{name}|{seen.launched[-1]}": name for name, seen in cursor.folders.items() if seen.launched}
+    if not newest:
+        return
+    outcomes: dict[str, dg.DagsterRun] = {}
+    for run in instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: list(newest)}), limit=MOST_RUNS):
+        outcomes.setdefault(run.tags[PARTITION_TAG], run)  # newest first: a re-execution counts
+    for partition, run in outcomes.items():
+        name = newest[partition]
+        if run.status == dg.DagsterRunStatus.FAILURE and findings.states.get(name) == ("unchanged", ""):
+            findings.states[name] = (
+                "failed",
+                f"run {partition.rpartition('|')[2]} failed: Dagster run {run.run_id[:8]} says why",
+            )
 
 
 def claim_folder(

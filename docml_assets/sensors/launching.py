@@ -7,21 +7,23 @@ Dagster starts one run for it.
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import dagster as dg
 from pydantic import Field, ValidationError
 
 from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings, parse_settings
-from docml_assets.partitions import partition_key, registration_requests, run_tags
+from docml_assets.partitions import EXPERIMENT, partition_key, registration_requests, run_tags
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.work import flagged_steps
-from docml_contract.base import Document
+from docml_contract.base import Document, short
 from docml_contract.names import USER_FUNCTIONS
 from docml_contract.plain_text import plain
 
@@ -48,6 +50,10 @@ class SensorCursor(Document):
         except ValidationError:
             return cls()
 
+    def write(self) -> str:
+        """The memory as a text; the UI shows it with every tick, so that it is short."""
+        return self.model_dump_json(exclude_defaults=True)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -70,46 +76,77 @@ class Launch:
         return dg.RunRequest(
             run_key=f"{self.claim.experiment}|{self.claim.run}",
             partition_key=partition_key(self.claim.experiment, self.claim.run),
-            tags=run_tags(flagged_steps(self.settings), self.settings, self.claim.trigger),
+            tags={
+                EXPERIMENT: self.claim.experiment,
+                **run_tags(flagged_steps(self.settings), self.settings, self.claim.trigger),
+            },
         )
+
+
+# How an experiment stands at a tick, in the order in which the summary counts them.
+State = Literal["start", "broken", "failed", "edited", "changed", "waiting", "unchanged"]
+_COUNTED: dict[State, tuple[str, str]] = {
+    "start": ("starts a run", "start runs"),
+    "broken": ("is broken", "are broken"),
+    "failed": ("has a failed run", "have failed runs"),
+    "edited": ("was edited after its run was claimed", "were edited after their runs were claimed"),
+    "changed": ("has changed in production", "have changed in production"),
+    "waiting": ("waits", "wait"),
+    "unchanged": ("as before", "as before"),
+}
 
 
 @dataclass
 class TickFindings:
-    """What a tick found: launches, what people should know (each once), and events for Dagster's history."""
+    """What a tick found: launches, what is new for people (each once, into the tick's log), how each experiment stands, and events for
+    Dagster's history."""
 
     launches: list[Launch] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
     events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
+    states: dict[str, tuple[State, str]] = field(default_factory=dict)
 
-    def result(self, context: dg.SensorEvaluationContext, cursor: str, idle: str) -> dg.SensorResult:
-        """The answer to Dagster; reports go into the tick's log as well."""
-        reports = [plain(report) for report in self.reports]
-        for report in reports:
-            context.log.warning(report)
-        said = "\n".join([*map(str, self.launches), *reports])
+    def result(
+        self, context: dg.SensorEvaluationContext, cursor: str, known: Collection[str], where: Path
+    ) -> dg.SensorResult:
+        """The answer to Dagster. A tick that launches shows no sentence in the UI: its log has them."""
+        said = plain(describe_states(self.states, known, where))
+        if self.launches:
+            context.log.info(said)
+        for report in self.reports:
+            context.log.warning(plain(report))
         return dg.SensorResult(
             run_requests=[launch.run_request() for launch in self.launches],
-            skip_reason=None if self.launches else said or idle,
+            skip_reason=None if self.launches else said,
             dynamic_partitions_requests=registration_requests(launch.claim.place for launch in self.launches),
             asset_events=self.events,
             cursor=cursor,
         )
 
 
-def experiment_folders(root: Path) -> dict[str, Path]:
-    """The folders below `root` that have a settings.ini, by name; hidden ones are drafts."""
-    if not root.is_dir():
-        return {}
-    return {
-        path.name: path
-        for path in sorted(root.iterdir())
-        if not path.name.startswith(".") and (path / SETTINGS).is_file()
-    }
+def describe_states(states: Mapping[str, tuple[State, str]], known: Collection[str], where: Path) -> str:
+    """What a tick says: how many experiments it looked at and how they stand, then a paragraph for each of which there is more to say."""
+    if not known:
+        return f"no experiment folder in {where}"
+    looked = f"{len(states)} of {len(known)} experiments" if len(states) < len(known) else _experiments(len(known))
+    counts = Counter(state for state, _ in states.values())
+    shown = ", ".join(f"{counts[state]} {_COUNTED[state][counts[state] > 1]}" for state in _COUNTED if counts[state])
+    budget = f" The others come at the next tick: one takes up to {BUDGET_SECONDS:g} s." * (len(states) < len(known))
+    more = [f"{name}: {text}" for name, (_, text) in sorted(states.items()) if text]
+    return "\n".join([f"Looked at {looked} in {where}{f': {shown}' if shown else ''}.{budget}", *more])
+
+
+def _experiments(count: int) -> str:
+    return f"{count} experiment{'' if count == 1 else 's'}"
+
+
+def minute() -> str:
+    """Now, as a tick says since when something is so."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def content_digest(folder: Path) -> str:
-    """sha256 of both files as they are now; a missing one counts as such."""
+    """Hash of both files as they are now; a missing one counts as such."""
     digest = hashlib.sha256()
     for name in (SETTINGS, USER_FUNCTIONS):
         try:
@@ -117,7 +154,7 @@ def content_digest(folder: Path) -> str:
         except OSError as error:
             content = type(error).__name__.encode()
         digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+    return short(digest.hexdigest())
 
 
 def in_turn(names: Mapping[str, Any], after: str | None, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:

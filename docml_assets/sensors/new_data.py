@@ -5,7 +5,7 @@ those that the run was made of. A change is shown in any case (observations make
 starts a run if the folder says so, once it has stood for two ticks, with the settings of the newest run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,23 @@ from pydantic import Field
 
 from docml_assets.dagster_internals import check_history
 from docml_assets.errors import DocmlError
-from docml_assets.experiment.folder import SETTINGS
+from docml_assets.experiment.folder import SETTINGS, experiment_folders
 from docml_assets.experiment.settings.settings import Settings
-from docml_assets.partitions import partition_key
+from docml_assets.partitions import PARTITION_TAG, partition_key
 from docml_assets.runs.claims import Claim, claim_next, read_claim, read_or_note, run_folders
 from docml_assets.sensors.launching import (
     TICK_PATIENCE_SECONDS,
     Launch,
     SensorCursor,
     TickFindings,
-    experiment_folders,
     in_turn,
+    minute,
     read_settings,
 )
+from docml_assets.sensors.launching import State as TickState
 from docml_assets.steps.reconciliation import describe_change, files_version
 from docml_assets.steps.work import flagged_steps
-from docml_contract.base import Document, digest
+from docml_contract.base import Document, digest, short
 from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_DATA, RECONCILIATION, RunPlace
 from resources.labels import LabelSource
 from resources.store import Store
@@ -48,7 +49,8 @@ class ExperimentMemory(Document):
 
     current: str | None = Field(None, description="digest of the production versions at the last tick")
     shown: str | None = Field(None, description="versions and run whose difference has been shown")
-    reported: str | None = Field(None, description="what was said last; the same is not said again")
+    reported: str | None = Field(None, description="digest of what went wrong at the last tick")
+    since: str | None = Field(None, description="since when something has gone wrong")
     reconciled_run: int | None = Field(None, description="the newest run that had reconciled")
     made_of: dict[str, str] = Field(default_factory=dict, description="the versions it was made of")
     launched: int | None = Field(None, description="the run that was started last")
@@ -96,6 +98,20 @@ def changed(state: State) -> list[str]:
     return [asset for asset, version in state.current.items() if state.made_of.get(asset) != version]
 
 
+def describe_state(state: State, run: int) -> tuple[TickState, str]:
+    """How an experiment stands at a tick, `run` being its newest run that has read production."""
+    if not changed(state):
+        return "unchanged", ""
+    said = f"{describe_change(changed(state))} (run {run})"
+    if not state.wanted:
+        return "changed", f"{said}; nothing starts, since RERUN_ON_NEW_DATA is off"
+    return "waiting", f"{said}; " + (
+        f"run {state.newest.run} is under way"
+        if state.in_progress
+        else "the next run starts once this has stood for two ticks"
+    )
+
+
 @dg.sensor(
     name=NAME,
     job_name="run_experiment",
@@ -115,14 +131,13 @@ def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.Resource
         lambda place: is_warned(context.instance, place),
     )
     cursor, findings = watch.look(NewDataCursor.read(context.cursor))
-    idle = f"{len(watch.folders)} experiments; nothing new in production"
-    return findings.result(context, cursor.model_dump_json(), idle)
+    return findings.result(context, cursor.write(), watch.folders, deployment.experiments)
 
 
 def is_in_progress(instance: dg.DagsterInstance, place: RunPlace) -> bool:
     """Whether a Dagster run of this partition is queued or running."""
     wanted = dg.RunsFilter(
-        tags={"dagster/partition": str(partition_key(place.experiment, place.number))},
+        tags={PARTITION_TAG: partition_key(place.experiment, place.number)},
         statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED],
     )
     return bool(instance.get_run_ids(wanted, limit=1))
@@ -133,7 +148,7 @@ def is_warned(instance: dg.DagsterInstance, place: RunPlace) -> bool:
 
     Dagster keeps one check evaluation without a run for each partition and refuses a second one, which would fail the whole tick.
     """
-    return None in check_history(instance, CHECK, str(partition_key(place.experiment, place.number)))
+    return None in check_history(instance, CHECK, partition_key(place.experiment, place.number))
 
 
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -189,10 +204,9 @@ class Watch:
         runs = run_folders(self.store, name)
         claims = (read_or_note(partial(read_claim, self.store, name, number), []) for number in reversed(runs))
         newest = next((claim for claim in claims if claim is not None), None)
-        if newest is None:
-            return seen
         seen = self._newest_reconciled(name, runs, seen)
-        if seen.reconciled_run is None:
+        if newest is None or seen.reconciled_run is None:
+            findings.states[name] = ("waiting", "no run has read production yet")
             return seen
         path = self.folders[name] / SETTINGS
         folder = read_settings(path.read_text(encoding="utf-8"), path)
@@ -203,24 +217,38 @@ class Watch:
             made_of=seen.made_of,
             current=current,
             in_progress=folder.rerun_on_new_data and current != seen.made_of and self.in_progress(newest.place),
-            settled=seen.current == digest(current),
+            settled=seen.current == short(digest(current)),
             wanted=folder.rerun_on_new_data,
         )
-        shown = digest([current, seen.reconciled_run])
+        shown = short(digest([current, seen.reconciled_run]))
+        findings.states[name] = describe_state(state, seen.reconciled_run)
         if shown != seen.shown:
-            findings.events += observations(name, state)
+            seen_by = runs if changed(state) else [seen.reconciled_run]
+            findings.events += self._observe(name, seen_by)
             place = RunPlace(name, seen.reconciled_run)
             if changed(state) and not self.warned(place):
                 findings.events.append(warning(place, state))
-        seen = seen.model_copy(update={"current": digest(current), "shown": shown})
+        seen = seen.model_copy(update={"current": short(digest(current)), "shown": shown})
         try:
             launch = self._act(state, folder, cursor_id)
         except DocmlError as error:
             return report_once(name, error, seen, findings)
         if launch is not None and launch.claim.run != seen.launched:
             findings.launches.append(launch)
+            findings.states[name] = ("start", str(launch))
             seen = seen.model_copy(update={"launched": launch.claim.run})
-        return seen.model_copy(update={"reported": None})
+        return seen.model_copy(update={"reported": None, "since": None})
+
+    def _observe(self, name: str, runs: Iterable[int]) -> list[dg.AssetObservation]:
+        """What those of the runs that have read production would see there now; runs that cannot be read are passed over."""
+        events: list[dg.AssetObservation] = []
+        for number in runs:
+            place = RunPlace(name, number)
+            manifest = read_or_note(partial(read_manifest, self.store, place.reconciliation), [])
+            settings = read_or_note(partial(self._settings_of, name, number), []) if manifest is not None else None
+            if settings is not None:
+                events += observations(partition_key(name, number), self.production.versions(settings))
+        return events
 
     def _settings_of(self, name: str, run: int) -> Settings:
         claim = read_claim(self.store, name, run)
@@ -263,25 +291,27 @@ class Watch:
 def report_once(name: str, error: Exception, seen: ExperimentMemory, findings: TickFindings) -> ExperimentMemory:
     """Report an error once, as long as it stays the same."""
     report = f"{name}: {error}"
-    if report != seen.reported:
+    said, since = short(digest(report)), seen.since or minute()
+    findings.states[name] = ("broken", f"not looked at, since {since}: {error}")
+    if said != seen.reported:
         findings.reports.append(report)
-    return seen.model_copy(update={"reported": report})
+    return seen.model_copy(update={"reported": said, "since": since})
 
 
 class NewDataIgnored(DocmlError):
     """New data are wanted, but the settings keep a run from reading them."""
 
 
-def observations(experiment: str, state: State) -> list[dg.AssetObservation]:
-    """The versions seen: Dagster shows what was made of others as stale."""
+def observations(partition: str, current: Versions) -> list[dg.AssetObservation]:
+    """The versions that a run's query and file names see now: Dagster shows what was made of others as stale."""
     return [
         dg.AssetObservation(
             asset_key=asset,
-            partition=experiment,
+            partition=partition,
             tags={"dagster/data_version": version},
             metadata={"version": version},
         )
-        for asset, version in state.current.items()
+        for asset, version in current.items()
     ]
 
 
@@ -293,5 +323,5 @@ def warning(place: RunPlace, state: State) -> dg.AssetCheckEvaluation:
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
         description=describe_change(changed(state)),
-        partition=str(partition_key(place.experiment, place.number)),
+        partition=partition_key(place.experiment, place.number),
     )

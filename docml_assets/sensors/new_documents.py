@@ -13,14 +13,22 @@ from pydantic import Field
 
 from docml_assets.deployment import work_on
 from docml_assets.errors import DocmlError
+from docml_assets.experiment.folder import experiment_folders
 from docml_assets.experiment.settings.settings import Settings
-from docml_assets.partitions import DOCUMENTS_TAG, operation_tag, partition_key, registration_requests
-from docml_assets.sensors.launching import TICK_PATIENCE_SECONDS, SensorCursor, experiment_folders, in_turn
+from docml_assets.partitions import DOCUMENTS_TAG, EXPERIMENT, operation_tag, partition_key, registration_requests
+from docml_assets.sensors.launching import (
+    TICK_PATIENCE_SECONDS,
+    SensorCursor,
+    State,
+    describe_states,
+    in_turn,
+    minute,
+)
 from docml_assets.steps.deployment import read_deployment
 from docml_assets.steps.documents import NoRows, documents_of
 from docml_assets.steps.prediction import prediction_id
 from docml_assets.steps.snapshot import existing_claim
-from docml_contract.base import Document
+from docml_contract.base import Document, digest, short
 from docml_contract.names import CLASSIFIED_DOCUMENTS, RunPlace
 from resources.store.manifests import read_manifest
 
@@ -33,7 +41,8 @@ class Sighting(Document):
     """What the sensor saw of one experiment."""
 
     identity: str | None = Field(None, description="of the documents at the last tick")
-    reported: str | None = Field(None, description="what was said last; the same is not said again")
+    reported: str | None = Field(None, description="digest of what went wrong at the last tick")
+    since: str | None = Field(None, description="since when something has gone wrong")
 
 
 class NewDocumentsCursor(SensorCursor):
@@ -55,34 +64,46 @@ def new_documents_sensor(context: dg.SensorEvaluationContext, deployment: dg.Res
     cursor = NewDocumentsCursor.read(context.cursor)
     folders = experiment_folders(deployment.experiments)
     seen = {name: sighting for name, sighting in cursor.experiments.items() if name in folders}
-    requests: list[dg.RunRequest] = []
-    places: list[RunPlace] = []
-    said: list[str] = []
+    found: list[tuple[Unclassified, int]] = []
+    states: dict[str, tuple[State, str]] = {}
     last = cursor.after
     for name in in_turn(folders, cursor.after):
         last, before = name, seen.get(name, Sighting())
         identity = None
         try:
-            found = _find_unclassified(deployment, name)
-            if found is not None:
-                identity = found.identity
-                if identity == before.identity and (attempt := _next_attempt(context.instance, found)) is not None:
-                    places.append(found.place)
-                    requests.append(found.request(attempt))
-                    said.append(f"{name}: new documents are classified with run {found.place.number}, {found.model}")
+            documents = _find_unclassified(deployment, name)
+            identity = documents.identity if documents else None
+            attempt = _next_attempt(context.instance, documents) if documents else None
+            states[name] = describe_documents(documents, attempt, settled=identity == before.identity)
+            if documents is not None and states[name][0] == "start":
+                found.append((documents, attempt or 1))
             seen[name] = Sighting(identity=identity)
         except Exception as error:  # whatever one experiment meets must not stop the others
-            report = f"{name}: {error}"
-            if report != before.reported:
-                context.log.warning(report)
-                said.append(report)
-            seen[name] = Sighting(identity=identity, reported=report)
+            reported, since = short(digest(str(error))), before.since or minute()
+            states[name] = ("broken", f"not looked at, since {since}: {error}")
+            if reported != before.reported:
+                context.log.warning(f"{name}: {error}")
+            seen[name] = Sighting(identity=identity, reported=reported, since=since)
+    said = describe_states(states, folders, deployment.experiments)
+    if found:
+        context.log.info(said)
     return dg.SensorResult(
-        run_requests=requests,
-        skip_reason=None if requests else "\n".join(said) or f"{len(folders)} experiments; no new documents",
-        dynamic_partitions_requests=registration_requests(places),
-        cursor=cursor.model_copy(update={"experiments": seen, "after": last}).model_dump_json(),
+        run_requests=[documents.request(attempt) for documents, attempt in found],
+        skip_reason=None if found else said,
+        dynamic_partitions_requests=registration_requests(documents.place for documents, _ in found),
+        cursor=cursor.model_copy(update={"experiments": seen, "after": last}).write(),
     )
+
+
+def describe_documents(found: "Unclassified | None", attempt: int | None, *, settled: bool) -> tuple[State, str]:
+    """How an experiment stands at a tick."""
+    if found is None:
+        return "unchanged", ""
+    if attempt is None:
+        return "waiting", "its new documents are being classified, or somebody canceled that"
+    if not settled:
+        return "waiting", "new documents; they are classified once they have stood for two ticks"
+    return "start", f"new documents are classified with run {found.place.number}, {found.model}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +123,7 @@ class Unclassified:
             run_key=f"{self.place.experiment}|{self.place.number}|{self.identity}{again}",
             partition_key=partition_key(self.place.experiment, self.place.number),
             run_config={"ops": {CLASSIFIED_DOCUMENTS: {"config": config}}},
-            tags={DOCUMENTS_TAG: self.identity, **operation_tag(self.settings)},
+            tags={DOCUMENTS_TAG: self.identity, EXPERIMENT: self.place.experiment, **operation_tag(self.settings)},
         )
 
 

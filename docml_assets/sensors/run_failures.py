@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from docml_assets.history import shrink_ended_runs
-from docml_assets.partitions import EXPERIMENT, PROCESS_TAG, RUN
+from docml_assets.partitions import PARTITION_TAG, PROCESS_TAG
 from docml_contract.names import RunPlace
 from docml_contract.plain_text import plain
 from resources.aws import resolve
@@ -63,16 +63,15 @@ def failure_message(
         elif data.error:
             reason = _root_cause(data.error)
         break
-    experiment = run.tags.get(f"dagster/partition/{EXPERIMENT}")
-    number = run.tags.get(f"dagster/partition/{RUN}")
+    experiment, _, number = run.tags.get(PARTITION_TAG, "").partition("|")
     link = f"{ui_url.rstrip('/')}/runs/{run.run_id}"
     what = f"{experiment} run {number}" if experiment else f"job {run.job_name}"
     lines = plain(reason).strip().splitlines() or ["no reason was recorded"]
     text = f"{what} failed{f' in {step}' if step else ''}: {_as_chat_text(lines[0])}\n{link}"
     return {
         "text": text,
-        "experiment": experiment,
-        "run": int(number) if number and number.isdecimal() else None,
+        "experiment": experiment or None,
+        "run": int(number) if number.isdecimal() else None,
         "step": step,
         "reason": lines[0],
         "last_lines": lines[1:][-MAX_LINES:],

@@ -40,8 +40,7 @@ class Slow:
         settings = self.root / "experiments" / EXPERIMENT / "settings.ini"
         settings.write_text(re.sub(r"(?m)^RUN_NUM = .*$", f"RUN_NUM = {run}", settings.read_text()))
         self.slow.touch()
-        for name, key in (("experiment", EXPERIMENT), ("run", str(run))):
-            self.dev.query(ADD_KEY, name=name, key=key)
+        self.dev.query(ADD_KEY, name="experiment_run", key=f"{EXPERIMENT}|{run}")
         run_id = self.launch(run)
         self.dev.wait_for(lambda: self.said(run_id, "epoch"), "an epoch is over", 240)
         return run_id

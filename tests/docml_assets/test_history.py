@@ -63,9 +63,9 @@ def test_keys_of_experiments_and_runs_that_are_gone_are_forgotten(instance: dg.D
     for experiment, run in (("EXP-1", 1), ("EXP-1", 2), ("EXP-2", 7)):
         register(instance, experiment, run)
     known = {"EXP-1": [1, 2, 3]}
-    gone = ["experiment EXP-2", "run 7"]
+    gone = ["EXP-2", "EXP-2|7"]
     assert forget_removed(instance, known, dry_run=True) == gone
     assert forget_removed(instance, known, dry_run=False) == gone
     assert forget_removed(instance, known, dry_run=False) == []
     assert instance.get_dynamic_partitions("experiment") == ["EXP-1"]
-    assert sorted(instance.get_dynamic_partitions("run")) == ["1", "2"]
+    assert sorted(instance.get_dynamic_partitions("experiment_run")) == ["EXP-1|1", "EXP-1|2"]

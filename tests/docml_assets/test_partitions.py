@@ -4,10 +4,13 @@ import dagster as dg
 import pytest
 
 from docml_assets.partitions import (
+    DOCUMENTS_TAG,
+    PROCESS_TAG,
     STEPS_TAG,
     BadPartition,
     operation_of,
     partition_key,
+    partition_tags,
     register,
     registration_requests,
     run_place,
@@ -45,13 +48,13 @@ def test_registering_twice_is_registering_once() -> None:
         for run in (1, 2, 2):
             register(instance, "EXP-1", run)
         assert instance.get_dynamic_partitions("experiment") == ["EXP-1"]
-        assert instance.get_dynamic_partitions("run") == ["1", "2"]
+        assert instance.get_dynamic_partitions("experiment_run") == ["EXP-1|1", "EXP-1|2"]
 
 
 def test_what_a_sensor_asks_for() -> None:
     places = [RunPlace("EXP-2", 3), RunPlace("EXP-1", 3)]
     found = {request.partitions_def_name: list(request.partition_keys) for request in registration_requests(places)}
-    assert found == {"experiment": ["EXP-1", "EXP-2"], "run": ["3"]}
+    assert found == {"experiment": ["EXP-1", "EXP-2"], "experiment_run": ["EXP-1|3", "EXP-2|3"]}
     assert registration_requests([]) == []
 
 
@@ -70,6 +73,13 @@ def test_settings_that_do_not_freeze_travel_in_a_tag(world: World) -> None:
 def test_a_run_without_tags_was_started_by_hand() -> None:
     assert steps_of({}) is None
     assert trigger_of({}, "a-run") == {"kind": "ui", "dagster_run_id": "a-run"}
+
+
+def test_what_is_for_the_assets_alone_is_hidden_from_people(world: World) -> None:
+    world.write_experiment()
+    tags = run_tags(frozenset({"inference"}), world.claim(1).settings, {"kind": "test"})
+    assert all(tag.startswith(".dagster/") for tag in (*tags, PROCESS_TAG, DOCUMENTS_TAG))
+    assert partition_tags("EXP-1|2") == {"dagster/partition": "EXP-1|2", "experiment": "EXP-1"}
 
 
 def test_unknown_steps_are_refused() -> None:

@@ -55,11 +55,10 @@ class DagsterDev:
 
     def launch(self, experiment: str, run: int) -> str:
         """Materialize a run as the UI does; the id of its Dagster run."""
-        tags = {"partition": f"{experiment}|{run}", "partition/experiment": experiment, "partition/run": str(run)}
         selector = {"repositoryName": "__repository__", "repositoryLocationName": "docml", "jobName": "run_experiment"}
         params = {
             "selector": selector,
-            "executionMetadata": {"tags": [{"key": f"dagster/{k}", "value": v} for k, v in tags.items()]},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": f"{experiment}|{run}"}]},
         }
         run_id: str = self.query(LAUNCH, params=params)["launchRun"]["run"]["runId"]
         return run_id

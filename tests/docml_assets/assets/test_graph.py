@@ -213,8 +213,7 @@ def unchanged(world: World, instance: dg.DagsterInstance) -> bool:
         resources=everything.resources,
         executor=dg.in_process_executor,
     ).resolve_job_def("look")
-    key = dg.MultiPartitionKey({"experiment": "EXP-1", "run": "1"})
-    result = job.execute_in_process(instance=instance, partition_key=key, raise_on_error=False)
+    result = job.execute_in_process(instance=instance, partition_key="EXP-1|1", raise_on_error=False)
     assert result.success, failure(result)
     passed, severity = checks(result)["production_unchanged"]
     assert severity == dg.AssetCheckSeverity.WARN

@@ -36,7 +36,7 @@ def first_use(home: Path, failed: "multiprocessing.Queue[str]") -> None:
     try:
         os.environ["DAGSTER_HOME"] = str(home)
         with dagster_instance(prepare_dagster_home()) as instance:
-            instance.add_dynamic_partitions("run", [str(os.getpid())])
+            instance.add_dynamic_partitions("experiment_run", [str(os.getpid())])
     except BaseException as error:
         failed.put(repr(error))
 
@@ -52,7 +52,7 @@ def test_processes_that_use_a_fresh_home_first_at_once_all_succeed(tmp_path: Pat
             user.join(120)
         assert failed.empty(), failed.get()
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            assert len(instance.get_dynamic_partitions("run")) == 5
+            assert len(instance.get_dynamic_partitions("experiment_run")) == 5
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def use(home: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(home))
         with dagster_instance(prepare_dagster_home()) as instance:
-            instance.add_dynamic_partitions("run", ["1"])
+            instance.add_dynamic_partitions("experiment_run", ["1"])
 
 
 @pytest.mark.parametrize("name", ["a%41", "what?", "a#b", "a\nb"])

@@ -175,7 +175,7 @@ def test_the_command_shows_first_and_removes_then(
     assert f"would remove {copy} (copy of a deployment folder, 7 B)" in shown.output.replace("\n", "")
     assert "would remove EXP-9-gc/data/reconciled_artifacts/a/v0" in shown.output
     assert orphan in world.stored()
-    assert "would remove the partition key of experiment EXP-8-removed" in shown.output
+    assert "would remove the partition key of EXP-8-removed|4" in shown.output
     removed = CliRunner().invoke(gc, [EXPERIMENT])
     assert removed.exit_code == 0
     assert orphan not in world.stored()
@@ -184,4 +184,7 @@ def test_the_command_shows_first_and_removes_then(
     assert not copy.exists()
     with dagster_instance(prepare_dagster_home()) as instance:
         assert instance.get_dynamic_partitions("experiment") == [EXPERIMENT]
-        assert sorted(instance.get_dynamic_partitions("run")) == ["1", "2"], "the next one may be asked for"
+        assert sorted(instance.get_dynamic_partitions("experiment_run")) == [
+            f"{EXPERIMENT}|1",
+            f"{EXPERIMENT}|2",  # the next one may be asked for
+        ]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
+from docml_assets.partitions import OPERATION_TAG, STEPS_TAG, TRIGGER_TAG
 from docml_assets.runs.claims import Claim, claim_run, read_claim
 from docml_assets.sensors import experiments, launching
 from docml_assets.sensors.experiments import ExperimentsCursor, FolderMemory, experiment_sensor, look, remember
@@ -58,11 +60,11 @@ def test_a_new_folder_starts_one_run_after_two_ticks(daemon: Daemon, tmp_path: P
     assert daemon.tick() == ["EXP-1|1"]
     assert daemon.ticks(5) == []
     assert daemon.instance.get_dynamic_partitions("experiment") == ["EXP-1"]
-    assert daemon.instance.get_dynamic_partitions("run") == ["1"]
+    assert daemon.instance.get_dynamic_partitions("experiment_run") == ["EXP-1|1"]
     (run,) = daemon.instance.get_runs()
-    assert run.tags["docml/steps"] == "reconciliation,preparation,training"
-    assert json.loads(run.tags["docml/operation"])["run_inference"] is False
-    assert json.loads(run.tags["docml/trigger"])["kind"] == NAME
+    assert run.tags[STEPS_TAG] == "reconciliation,preparation,training"
+    assert json.loads(run.tags[OPERATION_TAG])["run_inference"] is False
+    assert json.loads(run.tags[TRIGGER_TAG])["kind"] == NAME
     assert read_claim(Store.open(str(tmp_path / "store"), environment={}), "EXP-1", 1) is not None
 
 
@@ -95,10 +97,13 @@ def test_edits_of_a_frozen_run_are_reported_once(daemon: Daemon, tmp_path: Path)
         said.append(daemon.skipped or "")
     (report,) = [text for text in said if "SPLIT_SEED" in text]
     assert "take run 2: docml run EXP-1 --next, or RUN_NUM = 2" in report
+    assert said[-1] == f"Looked at 1 experiment in {tmp_path}/experiments: 1 was edited after its run was claimed."
     experiment(tmp_path, settings="SPLIT_SEED = 13\nTRAINING_INSTANCE_TYPE = ml.g5.2xlarge")  # does not freeze
-    for _ in range(3):
+    assert daemon.tick() == []
+    assert ": 1 waits.\nEXP-1: is new, or has changed; it is dealt with once" in (daemon.skipped or "")
+    for _ in range(2):
         assert daemon.tick() == []
-        assert "nothing new" in (daemon.skipped or "")
+        assert (daemon.skipped or "").endswith("experiments: 1 as before.")
 
 
 def test_mistakes_are_reported_once_all_of_them_and_stop_nobody_else(daemon: Daemon, tmp_path: Path) -> None:
@@ -116,8 +121,39 @@ def test_mistakes_are_reported_once_all_of_them_and_stop_nobody_else(daemon: Dae
     assert daemon.ticks(3) == ["EXP-0|1"]
 
 
+def test_each_tick_tells_the_state_of_every_experiment(daemon: Daemon, tmp_path: Path) -> None:
+    assert daemon.tick() == []
+    assert daemon.skipped == f"no experiment folder in {tmp_path}/experiments"
+    experiment(tmp_path, "EXP-broken", settings="SPLIT = 1, 2\nRUN_NUM = x")
+    experiment(tmp_path, "EXP-good")
+    assert daemon.ticks(2) == ["EXP-good|1"]
+    for _ in range(2):  # not "nothing new" while a folder is broken
+        assert daemon.tick() == []
+        first, *mistakes = (daemon.skipped or "").splitlines()
+        assert first == f"Looked at 2 experiments in {tmp_path}/experiments: 1 is broken, 1 as before."
+        assert re.match(
+            r"EXP-broken: nothing starts, since \d{4}-\d\d-\d\d \d\d:\d\d UTC: .*settings\.ini:6: ", mistakes[0]
+        )
+        assert "settings.ini:7: " in mistakes[1]
+    (run,) = daemon.instance.get_runs()
+    daemon.instance.report_run_failed(run)
+    assert daemon.tick() == []
+    said = daemon.skipped or ""
+    assert "1 is broken, 1 has a failed run." in said
+    assert f"EXP-good: run 1 failed: Dagster run {run.run_id[:8]} says why" in said
+    assert len(daemon.cursor or "") < 300
+
+
+def test_a_tick_says_where_its_time_ended(tmp_path: Path) -> None:
+    said = launching.describe_states({"EXP-1": ("unchanged", "")}, ("EXP-1", "EXP-2"), tmp_path)
+    assert (
+        said
+        == f"Looked at 1 of 2 experiments in {tmp_path}: 1 as before. The others come at the next tick: one takes up to 4 s."
+    )
+
+
 def evaluate_reports(daemon: Daemon, tmp_path: Path) -> list[str]:
-    folders = launching.experiment_folders(tmp_path / "experiments")
+    folders = experiment_folders(tmp_path / "experiments")
     _, findings = look(
         ExperimentsCursor.read(daemon.cursor), folders, Store.open(str(tmp_path / "store"), environment={}), {}
     )
@@ -162,7 +198,7 @@ def test_a_run_that_somebody_else_claimed_is_theirs(daemon: Daemon, tmp_path: Pa
     store = Store.open(str(tmp_path / "store"), environment={})
     claim_run(store, ExperimentFolder.load(path), 1, trigger={"kind": "cli"}, request_id="cli")
     assert daemon.ticks(4) == []
-    assert "nothing new" in (daemon.skipped or "")
+    assert (daemon.skipped or "").endswith("experiments: 1 as before.")
 
 
 def test_a_reset_cursor_starts_nothing_again(daemon: Daemon, tmp_path: Path) -> None:
@@ -177,7 +213,7 @@ def test_folders_that_are_no_experiments(daemon: Daemon, tmp_path: Path) -> None
     write_experiment(tmp_path / "experiments", ".EXP-1.part")
     (tmp_path / "experiments" / "__pycache__").mkdir()
     assert daemon.ticks(3) == []
-    assert "0 experiment folders" in (daemon.skipped or "")
+    assert "no experiment folder in " in (daemon.skipped or "")
     daemon.environment["DOCML_EXPERIMENTS"] = str(tmp_path / "missing")
     assert daemon.ticks(2) == []
 

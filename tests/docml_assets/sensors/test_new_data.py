@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from docml_assets.experiment.folder import ExperimentFolder
+from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
+from docml_assets.partitions import OPERATION_TAG, TRIGGER_TAG
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.sensors import new_data
 from docml_assets.sensors.new_data import NewDataCursor, State, changed, decide, is_in_progress, new_data_sensor
@@ -177,7 +178,7 @@ def test_changed_labels_start_the_next_run_once(world: World) -> None:
     assert claim.trigger["changed"] == ["production_labels"]
     assert claim.trigger["previous_run"] == 1
     (run,) = world.daemon.instance.get_runs()
-    assert json.loads(run.tags["docml/trigger"]) == claim.trigger
+    assert json.loads(run.tags[TRIGGER_TAG]) == claim.trigger
     world.reconcile(2)
     world.finish()
     assert world.daemon.ticks(3) == []
@@ -213,7 +214,7 @@ def test_the_next_free_number_and_the_frozen_settings(world: World) -> None:
     assert world.daemon.ticks(3) == ["EXP-1|4"]
     assert world.claim(4).settings.split_seed == 5
     (run,) = world.daemon.instance.get_runs()
-    assert json.loads(run.tags["docml/operation"])["training_instance_type"] == "ml.g5.2xlarge"
+    assert json.loads(run.tags[OPERATION_TAG])["training_instance_type"] == "ml.g5.2xlarge"
 
 
 def test_without_the_key_the_run_is_shown_to_be_stale_and_nothing_starts(world: World) -> None:
@@ -248,8 +249,7 @@ def test_a_run_that_has_not_read_yet_is_waited_for(world: World) -> None:
     folder = ExperimentFolder.load(world.root / "experiments" / "EXP-1")
     claim_run(world.store, folder, 2, trigger={"kind": "cli"}, request_id="cli 2")
     world.label("a", "y")
-    partition = dg.MultiPartitionKey({"experiment": "EXP-1", "run": "2"})
-    tags = {"dagster/partition": str(partition)}
+    tags = {"dagster/partition": "EXP-1|2"}
     place = RunPlace("EXP-1", 2)
     assert not is_in_progress(world.daemon.instance, place)
 
@@ -277,7 +277,7 @@ def test_mistakes_are_said_once_and_stop_nobody_else(world: World) -> None:
     cursor, said, started = NewDataCursor(), [], []
     for _ in range(4):
         watch = new_data.Watch(
-            new_data.experiment_folders(world.root / "experiments"),
+            experiment_folders(world.root / "experiments"),
             world.store,
             new_data.Production(
                 LabelSource(f"sqlite:///{world.database}", {}),

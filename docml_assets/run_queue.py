@@ -1,0 +1,86 @@
+"""Dagster's queue of runs (`run_coordinator` in dagster.yaml), which ends at once what a backfill has nothing to do for.
+
+A backfill makes a Dagster run for each of its partitions, and the process of each takes seconds to start. A run that is finished needs
+none: its files are verified here, and its versions reported again. So does a partition that is no run, which is skipped.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import dagster as dg
+
+from docml_assets.assets.metadata import brief
+from docml_assets.dagster_internals import end_without_process, last_materialization
+from docml_assets.deployment import Deployment
+from docml_assets.execution import ASSETS, JOB, finished_folders, is_checked
+from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG, run_place
+from docml_assets.runs.claims import Claim, read_claim
+from docml_assets.steps.snapshot import claimable_folder
+from docml_assets.steps.work import SKIPPED, UnclaimedRun
+from docml_contract.names import CLASSIFIED_DOCUMENTS
+from docml_contract.plain_text import plain
+from resources.store import Store
+from resources.store.manifests import check_finished
+
+PATIENCE_SECONDS = 5.0  # with a store that does not answer; then the run itself waits for it
+
+
+class NothingToDo(Exception):
+    """Why a run ends at once, and what it would have reported."""
+
+    def __init__(self, reason: str, made: Iterable[dg.AssetMaterialization] = ()) -> None:
+        super().__init__(reason)
+        self.made = list(made)
+
+
+class RunQueue(dg.QueuedRunCoordinator):
+    """Queues runs, other than those that have nothing to do."""
+
+    def submit_run(self, context: Any) -> dg.DagsterRun:
+        """Queue the run of a `SubmitRunContext`, or end it."""
+        run: dg.DagsterRun = context.dagster_run
+        if BACKFILL_TAG in run.tags and not run.run_config:
+            try:
+                look_for_work(self._instance, run, Deployment.current())
+            except NothingToDo as found:
+                return end_without_process(self._instance, run, plain(str(found)), found.made)
+            except Exception as error:  # the run meets it again and says so, in its own log
+                self._logger.info(f"run {run.run_id} is queued without a look at what it has to do: {error}")
+        return super().submit_run(context)
+
+
+def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: Deployment) -> None:
+    """NothingToDo if a backfill's run is not to be executed."""
+    partition = run.tags[PARTITION_TAG]
+    place = run_place(partition)
+    store = deployment.store.with_patience(PATIENCE_SECONDS)
+    claim = read_claim(store, place.experiment, place.number)
+    if claim is None:
+        try:
+            claimable_folder(store, place, deployment.experiment_folder(place.experiment), backfill=True)
+        except UnclaimedRun as error:
+            raise NothingToDo(f"{SKIPPED}: {error}") from error
+        return
+    selected = {key.to_user_string() for key in run.asset_selection or ()}
+    if CLASSIFIED_DOCUMENTS in selected and claim.settings.predict_query is not None:
+        return  # production may have new documents
+    if is_verified(instance, store, claim):
+        known = (last_materialization(instance, asset, partition) for asset, _ in ASSETS if asset in selected)
+        raise NothingToDo("finished; its files are verified", [retold(made) for made in known if made is not None])
+
+
+def is_verified(instance: dg.DagsterInstance, store: Store, claim: Claim) -> bool:
+    """Whether a run is finished, with all its files, and this instance has its versions and its checks' findings."""
+    from docml_assets.definitions import defs  # only the process that submits backfills loads them
+
+    if not is_checked(instance, defs.resolve_job_def(JOB), store, claim):
+        return False
+    for folder, manifest in (finished_folders(store, claim) or {}).items():
+        check_finished(store, manifest, folder)
+    return True
+
+
+def retold(made: dg.AssetMaterialization) -> dg.AssetMaterialization:
+    """A materialization as it is reported again: its versions, without tables and pictures."""
+    metadata = {**brief(dict(made.metadata)), "how": "finished, verified by a backfill"}
+    return dg.AssetMaterialization(made.asset_key, partition=made.partition, metadata=metadata, tags=made.tags)
