@@ -1,4 +1,6 @@
-"""How numbers are written, wherever people read them: on the terminal, in the UI, on the report page."""
+"""How numbers and settings are written, wherever people read them: on the terminal, in the UI, on the report page."""
+
+from typing import Any
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -38,3 +40,14 @@ def duration(seconds: float | None) -> str:
             rest = whole % size // less
             return f"{whole // size} {unit}" + (f" {rest} {lesser}" if rest else "")
     return f"{whole} s"
+
+
+def setting(value: Any) -> str:
+    """As settings.ini would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value) or "none"
+    return str(value)

@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
-from docml_assets.assets.metadata import Metadata, column_schema, gallery, table
+from docml_assets.assets.metadata import Metadata, column_schema, file_location, gallery, stored_image, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
 from docml_assets.numbers import signed
+from docml_assets.report.plots import HISTORY_PLOT
 from docml_assets.report.predictions import read_predictions
 from docml_assets.report.schema import NO_DIFFERENCE, Report, read_report
 from docml_assets.steps.inference import run_inference
@@ -43,23 +44,22 @@ def inference_report(context: dg.AssetExecutionContext) -> Results:
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
     report = read_report(work.store, work.place)
     best = report.best_model
-    scores: Metadata = {
-        "f1_macro": float(report.models[best].f1_macro),
-        "accuracy": float(report.models[best].accuracy),
-    }
+    # Dagster plots a number over all partitions: the experiment in its name keeps one experiment's points from another's.
+    scores: Metadata = {}
     for name, model in report.models.items():
         scores |= {
-            f"f1_macro ({name})": float(model.f1_macro),
-            f"f1_weighted ({name})": float(model.f1_weighted),
-            f"accuracy ({name})": float(model.accuracy),
-            f"ece ({name})": float(model.calibration.ece),
+            f"{report.experiment}: macro-F1 ({name})": float(model.f1_macro),
+            f"{report.experiment}: accuracy ({name})": float(model.accuracy),
         }
     plots = [entry.path for entry in outcome.manifest.files if entry.path.startswith("plots/")]
+    history = f"plots/{HISTORY_PLOT}"
+    over_runs = f"{outcome.folder}/{history}" if history in plots and outcome.how == "made" else None
     predictions = read_parquet(work.store.get(f"{outcome.folder}/{PREDICTIONS}"))
     return {
         "summary": "\n\n".join(report.summary),
         **({"warnings": "\n\n".join(report.warnings)} if report.warnings else {}),
-        "report": _report_link(work, f"{outcome.folder}/{REPORT_HTML}"),
+        "report": file_location(work.store, f"{outcome.folder}/{REPORT_HTML}"),
+        **(stored_image(work.store, over_runs, "macro-F1 by run") if over_runs else {}),
         "best model": best,
         **{f"decision policy ({name})": found.sentence for name, found in report.policy.items()},
         "models": table(
@@ -68,7 +68,9 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
                 "macro-F1": float(model.f1_macro),
                 "95 % from": float(model.f1_macro_ci95[0]),
                 "95 % to": float(model.f1_macro_ci95[1]),
+                "weighted F1": float(model.f1_weighted),
                 "accuracy": float(model.accuracy),
+                "calibration error": float(model.calibration.ece),
                 "documents a second": float(model.docs_per_second or 0.0),
                 "latency, ms": float(model.latency_ms or 0.0),
             }
@@ -78,17 +80,16 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             {"label": row.label, "F1": float(row.f1), "accuracy": float(row.accuracy), "support": row.support}
             for row in report.models[best].per_label
         ),
-        **(gallery(work.store, outcome.folder, plots) if outcome.how == "made" else {}),
+        **(
+            gallery(work.store, outcome.folder, [path for path in plots if path != history])
+            if outcome.how == "made"
+            else {}
+        ),
         **scores,
         "test documents": report.num_test,
         "dagster/row_count": predictions.num_rows,
         "dagster/column_schema": column_schema(predictions.schema, COLUMNS),
     }
-
-
-def _report_link(work: Work, key: str) -> dg.MetadataValue:
-    uri = work.store.uri(key)
-    return dg.MetadataValue.path(uri) if work.store.local_path is not None else dg.MetadataValue.url(uri)
 
 
 def sums_agree(work: Work) -> Finding:

@@ -53,8 +53,18 @@ def location(store: Store, folder: str) -> dg.MetadataValue:
     uri = store.uri(folder)
     if store.local_path is not None:
         return dg.MetadataValue.path(uri)
+    return dg.MetadataValue.url(_console("buckets", f"{uri}/"))
+
+
+def file_location(store: Store, key: str) -> dg.MetadataValue:
+    """A file of the store, as a path or as a link to its page in the S3 console, from where it opens."""
+    uri = store.uri(key)
+    return dg.MetadataValue.path(uri) if store.local_path is not None else dg.MetadataValue.url(_console("object", uri))
+
+
+def _console(page: str, uri: str) -> str:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return dg.MetadataValue.url(f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={quote(key)}/")
+    return f"https://s3.console.aws.amazon.com/s3/{page}/{bucket}?prefix={quote(key)}"
 
 
 def jobs_table(jobs: Sequence[JobResult]) -> dg.MetadataValue:

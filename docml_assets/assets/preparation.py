@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,8 @@ from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, image, location, table
 from docml_assets.assets.reconciliation import label_counts, reconciled_data
 from docml_assets.assets.sources import experiment_snapshot
-from docml_assets.report.plots import stacked_bars
+from docml_assets.numbers import number, setting, share
+from docml_assets.report.plots import length_histogram, stacked_bars
 from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
@@ -69,14 +71,40 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
         "left out": table(
             {"reason": reason, "documents": sum(counts.values())} for reason, counts in found["dropped"].items()
         ),
-        "near-duplicates": dg.MetadataValue.json(found["near_duplicates"]),
-        "token lengths": dg.MetadataValue.json(found["models"]),
+        "near-duplicates": table(
+            {"what": what.replace("_", " "), "value": setting(value)}
+            for what, value in found["near_duplicates"].items()
+        ),
+        "token lengths": table(length_row(model, lengths) for model, lengths in found["models"].items()),
+        **(_length_pictures(found["models"]) if outcome.how == "made" else {}),
         "features": dg.MetadataValue.json(found["features"]),
         "bytes": found["bytes_on_disk"],
         "documents a second": float(found["documents_per_second"]),
         "dagster/row_count": rows.num_rows,
         "dagster/column_schema": column_schema(rows.schema, COLUMNS),
     }
+
+
+def length_row(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's token lengths, and the share of its documents that the encoder cut."""
+    lengths = found["token_lengths"] or {}
+    cut = found["truncated_share"]
+    return {
+        "model": model,
+        **{what: number(lengths.get(key), 0) for what, key in (("mean", "mean"), ("median", "p50"), ("95 %", "p95"))},
+        "longest": number(lengths.get("max"), 0),
+        "cut": cut if isinstance(cut, str) else share(cut),
+    }
+
+
+def _length_pictures(models: Mapping[str, Mapping[str, Any]]) -> Metadata:
+    """A histogram of each model's token lengths, where they are known."""
+    pictures = {}
+    for model, found in models.items():
+        histogram = (found["token_lengths"] or {}).get("histogram")
+        if histogram and (shown := image(length_histogram(histogram["edges"], histogram["counts"]), "token lengths")):
+            pictures[f"token lengths ({model})"] = shown
+    return pictures
 
 
 def split_metadata(work: Work) -> dict[str, Any]:

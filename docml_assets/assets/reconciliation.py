@@ -75,7 +75,6 @@ def _reconciled_metadata(work: Work, outcome: Outcome) -> Metadata:
         "dagster/row_count": files.num_rows,
         "dagster/column_schema": column_schema(files.schema, COLUMNS),
         "funnel": table({"stage": stage, "count": count} for stage, count in findings.funnel.items()),
-        **{f"funnel: {stage}": count for stage, count in findings.funnel.items()},
         **{name: table(rows) for name, rows in findings.samples.items() if rows},
         **_histogram(outcome, counts),
     }

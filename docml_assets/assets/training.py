@@ -35,7 +35,9 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     cards = {name: _json(work, f"{folder}/{STATISTICS}") for name, folder in outcome.folders.items()}
     shown: Metadata = {"models": table({"model": name, **_row(card)} for name, card in cards.items())}
     for name, folder in outcome.folders.items():
-        shown |= {f"{score} ({name})": float(value) for score, value in cards[name]["scores"].items()}
+        # named so that Dagster's plots over all partitions keep experiments apart
+        scores = cards[name]["scores"].items()
+        shown |= {f"{work.place.experiment}: {score} ({name})": float(value) for score, value in scores}
         if outcome.how == "made":
             shown |= stored_image(work.store, f"{folder}/{CURVES}", f"learning curves ({name})")
         shown[f"model card ({name})"] = dg.MetadataValue.json(cards[name])

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from docml_assets.numbers import duration, number, p_value, share, signed
+from docml_assets.numbers import duration, number, p_value, setting, share, signed
 from docml_assets.report.evidence import Evidence, Lineage
 from docml_assets.report.plots import COLORS
 from docml_assets.report.schema import NO_DIFFERENCE, Calibration, Forecast, ModelReport, Report
@@ -261,14 +261,3 @@ def _curves(evidence: Evidence, css: Mapping[str, str], y_label: str, metrics: S
             titles = [f"{name}: {metric} {value:.4g} after epoch {epoch:g}" for epoch, value in points]
             series.append(Series(name, css[name], points, dashed=dashed, titles=titles))
     return Chart("epoch", y_label, series, whole_x=True).svg()
-
-
-def setting(value: Any) -> str:
-    """As settings.ini would have it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ", ".join(setting(item) for item in value) or "none"
-    return str(value)

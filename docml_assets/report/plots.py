@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from docml_assets.report.evidence import Evidence
     from docml_assets.report.schema import Report
 
+HISTORY_PLOT = "history.png"
 COLORS = ("#2563a8", "#d9822b", "#3a8f5c", "#a13d73", "#6b5bb0", "#8a6d3b", "#3c8dbc", "#b0413e")
 MISSING = "\N{WHITE SQUARE}"  # in place of what the font lacks
 MAX_BARS = 40  # labels in a chart of counts
@@ -39,6 +40,8 @@ def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
             (side + 1, side),
             lambda figure, axes, name=name: _confusion(figure, axes, report, name),  # type: ignore[misc]
         )
+    if len(report.history) > 1:
+        plots[HISTORY_PLOT] = _png((8, _height(4, models)), lambda _, axes: _history(axes, report))
     if any(evidence.lengths.values()):
         plots["error_by_length.png"] = _png((7, _height(4, models)), lambda _, axes: _lengths(axes, evidence))
     if any(evidence.curves.values()):
@@ -68,6 +71,16 @@ def stacked_bars(counts: Mapping[str, Mapping[str, int]], title: str) -> bytes:
         for name, series in counts.items()
     }
     return _png((7, 1.2 + 0.24 * len(names)), lambda _, axes: _bars(axes, names, parts, title))
+
+
+def length_histogram(edges: Sequence[float], counts: Sequence[int]) -> bytes:
+    """PNG: how many documents have how many tokens; `edges` are one more than `counts`."""
+
+    def draw(_: "Figure", axes: "Axes") -> None:
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=color(0), edgecolor="white", linewidth=0.5)
+        axes.set(xlabel="length in tokens, as encoded", ylabel="documents")
+
+    return _png((7, 3), draw)
 
 
 def color(index: int) -> str:
@@ -140,6 +153,37 @@ def _scores(axes: "Axes", report: "Report") -> None:
     axes.set_ylim(len(report.models) - 0.4, -0.6)
     axes.set_xlabel("macro-F1 on the test split, 95 % interval")
     axes.grid(axis="x", alpha=0.3)
+
+
+def _history(axes: "Axes", report: "Report") -> None:
+    """Beside one another where several models have a point for one run."""
+    names = list(dict.fromkeys(name for entry in reversed(report.history) for name in entry.models))
+    for index, name in enumerate(names):
+        found = [(entry.run, entry.models[name]) for entry in report.history if name in entry.models]
+        runs = np.array([run for run, _ in found]) + 0.08 * (index - (len(names) - 1) / 2)
+        f1 = np.array([past.f1_macro for _, past in found])
+        bounds = np.array([past.f1_macro_ci95 for _, past in found]).T
+        axes.errorbar(
+            runs,
+            f1,
+            np.maximum([f1 - bounds[0], bounds[1] - f1], 0),
+            fmt="o-",
+            color=color(index),
+            capsize=3,
+            label=_plain(name),
+        )
+    runs_shown = [entry.run for entry in report.history]
+    step = -(-len(runs_shown) // 20)
+    axes.set_xticks(
+        runs_shown[::step] if runs_shown[-1] in runs_shown[::step] else [*runs_shown[::step], runs_shown[-1]]
+    )
+    axes.set(
+        xlabel=f"run of {_plain(report.experiment)}",
+        ylabel="macro-F1, 95 % interval",
+        title=f"on the {report.num_test:,} test documents of run {report.run}",
+    )
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _per_label(axes: "Axes", report: "Report") -> None:

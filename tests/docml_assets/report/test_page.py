@@ -3,7 +3,6 @@
 import re
 
 from docml_assets.report.evidence import JobLine, Lineage
-from docml_assets.report.page import setting
 from tests.docml_assets.report.samples import predictions_table, report
 
 EVIL = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
@@ -72,7 +71,3 @@ def test_many_labels_leave_the_matrix_to_the_plot() -> None:
     html = page(predictions_table(500, labels=labels), labels)
     assert "120 labels are too many for a table here" in html
     assert "Most frequent:" in html
-
-
-def test_settings_are_written_as_settings_ini_has_them() -> None:
-    assert [setting(value) for value in (None, True, [1, "a"], [], 0.5)] == ["none", "true", "1, a", "none", "0.5"]
