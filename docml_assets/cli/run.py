@@ -111,12 +111,12 @@ def _execute(
     from docml_assets.history import RUNS, shrink
     from docml_assets.partitions import run_tags
     from docml_assets.sensors.run_failures import sweep
-    from docml_assets.steps.work import flagged_steps
+    from docml_assets.steps.work import flagged_steps, in_order
 
     performed = steps if steps is not None else flagged_steps(settings)
     if not performed:
         raise click.UsageError(f"every RUN_* flag of {claim.experiment} is off: turn one on, or use --steps")
-    say(f"{claim.experiment} run {claim.run}: {', '.join(sorted(performed))} (Dagster home {home})")
+    say(f"{claim.experiment} run {claim.run}: {in_order(performed)} (Dagster home {home})")
     if deployment.kind == "aws":
         from docml_assets.cli.experiment import plan_lines
 

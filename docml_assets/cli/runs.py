@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from docml_assets.runs.summaries import RunSummary
+    from resources.store import Store
 
 STEPS = ("reconciliation", "preparation", "training", "inference")
 
@@ -39,6 +40,8 @@ def runs(experiment: str | None, jobs: bool) -> None:
         say(f"No runs{f' of {experiment}' if experiment else ''} in {store.uri()}.")
         return
     _print(found, jobs=jobs)
+    if experiment:
+        _print_history(store, found)
     for run in found:
         for text in run.damage:
             say(f"{run.experiment} run {run.number} is damaged: {text}", fg="yellow", err=True)
@@ -76,6 +79,38 @@ def _print(found: "list[RunSummary]", *, jobs: bool) -> None:
         for run in found
     ]
     print_table(COLUMNS, rows)
+
+
+def _print_history(store: "Store", found: "list[RunSummary]") -> None:
+    """The history of the newest report: what the table's scores, each on its own run's test documents, cannot be compared by."""
+    from docml_assets.report.schema import read_report
+    from docml_contract.names import RunPlace
+
+    newest = next((run for run in reversed(found) if run.scores), None)
+    if newest is None:
+        return
+    report = read_report(store, RunPlace(newest.experiment, newest.number))
+    if len(report.history) < 2:
+        return
+    rows = [
+        (
+            str(entry.run),
+            f"{entry.common_documents:,}",
+            "\n".join(f"{name} {score(past.f1_macro, past.f1_macro_ci95)}" for name, past in entry.models.items()),
+            ", ".join(entry.changed),
+        )
+        for entry in report.history
+    ]
+    title = f"Macro-F1 by run on the {report.num_test:,} test documents of run {report.run}"
+    print_table(HISTORY_COLUMNS, rows, title=title)
+
+
+HISTORY_COLUMNS = (
+    Column("run", right=True),
+    Column("documents", right=True, dropped=1),
+    Column("macro-F1 (95 %)", shortened=True),
+    Column("changed", prose=True),
+)
 
 
 def _coloured(status: str) -> "Text":

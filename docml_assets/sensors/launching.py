@@ -22,7 +22,7 @@ from docml_assets.experiment.folder import SETTINGS
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.partitions import EXPERIMENT, partition_key, registration_requests, run_tags
 from docml_assets.runs.claims import Claim
-from docml_assets.steps.work import flagged_steps
+from docml_assets.steps.work import flagged_steps, in_order
 from docml_contract.base import Document, short
 from docml_contract.names import USER_FUNCTIONS
 from docml_contract.plain_text import plain
@@ -68,8 +68,7 @@ class Launch:
         return cls(claim, claim.settings.with_operational({**folder_settings.operational(), "run_num": claim.run}))
 
     def __str__(self) -> str:
-        steps = ", ".join(sorted(flagged_steps(self.settings)))
-        return f"{self.claim.experiment} run {self.claim.run} starts ({steps})"
+        return f"{self.claim.experiment} run {self.claim.run} starts ({in_order(flagged_steps(self.settings))})"
 
     def run_request(self) -> dg.RunRequest:
         """The run as Dagster is asked for it; the same claim is never asked for twice."""

@@ -7,7 +7,7 @@ StepError                what a step found wrong, below `DocmlError`
 └── ModelsFailed         some models of a comparison failed; the finished ones are kept
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -50,6 +50,11 @@ class ModelsFailed(StepError):
 def flagged_steps(settings: Settings) -> frozenset[str]:
     """The steps that the RUN_* flags turn on."""
     return frozenset(step for step in STEPS if getattr(settings, f"run_{step}"))
+
+
+def in_order(steps: Collection[str]) -> str:
+    """The steps as people read them, in the order of their work."""
+    return ", ".join(step for step in STEPS if step in steps)
 
 
 class Reporter(Protocol):

@@ -289,7 +289,7 @@ def test_mistakes_are_said_once_and_stop_nobody_else(world: World) -> None:
         cursor, findings = watch.look(cursor)
         said += findings.reports
         started += [str(launch) for launch in findings.launches]
-    assert started == ["EXP-1 run 2 starts (inference, preparation, reconciliation, training)"]
+    assert started == ["EXP-1 run 2 starts (reconciliation, preparation, training, inference)"]
     assert len(said) == 2
     assert "EXP-0" in said[0]
     assert "RUN_RECONCILIATION is off" in said[1]
