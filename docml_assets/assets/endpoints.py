@@ -40,7 +40,7 @@ NOT_ASKED = "nothing is deployed unless somebody asks: deploy: true in the run c
     DEPLOYED_ENDPOINT,
     deps=[best_torchscript_model, inference_report],
     group="serving",
-    kinds={"sagemaker"},
+    kinds={"torchscript"},
     config_schema=CONFIG,
     description="An endpoint that answers with a model of the run. It counts once its answers on test documents are the report's. "
     "Does nothing unless asked (deploy: true).",
@@ -76,7 +76,7 @@ production = dg.AssetSpec(
     deps=[dg.AssetDep(deployed_endpoint, partition_mapping=dg.AllPartitionMapping())],
     partitions_def=experiments,
     group_name="serving",
-    kinds={"sagemaker"},
+    kinds={"torchscript"},
     owners=OWNERS,
     description="Which run answers: the experiment's champion, and the run behind each of its aliases. Observed when either changes.",
 )

@@ -19,12 +19,22 @@ from docml_assets.steps.inference import run_inference
 from docml_assets.steps.preparation import read_labels
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import INFERENCE_REPORT, PREDICTIONS, REPORT_HTML
+from docml_contract.names import (
+    INFERENCE_REPORT,
+    PREDICTION_SUFFIX,
+    PREDICTIONS,
+    PROBABILITIES_SUFFIX,
+    PROBABILITY_SUFFIX,
+    REPORT_HTML,
+)
 
 COLUMNS = {
     "artifact_guid": "the document",
     "label": "its label",
     "group": "its SPLIT_BY value",
+    PREDICTION_SUFFIX: "the label that this model gives it",
+    PROBABILITY_SUFFIX: "the model's probability of that label",
+    PROBABILITIES_SUFFIX: "the model's probabilities of all labels, in the order of report.json",
 }
 
 

@@ -26,6 +26,7 @@ def common(work: Work, outcome: Outcome) -> Metadata:
     cost = [job.cost_usd for job in outcome.jobs if job.cost_usd is not None]
     return {
         "how": outcome.why,
+        **({"made of": made_of(outcome.inputs)} if outcome.inputs else {}),
         **({"reused_from": made_by} if made_by else {}),
         **locations(work.store, outcome.folders),
         "jobs launched": sum(job.launched for job in outcome.jobs),
@@ -33,6 +34,11 @@ def common(work: Work, outcome: Outcome) -> Metadata:
         **{f"{job.name}: {name}": dg.MetadataValue.url(url) for job in outcome.jobs for name, url in job.links.items()},
         **({"cost_usd": float(sum(cost))} if cost else {}),
     }
+
+
+def made_of(inputs: Mapping[str, str]) -> str:
+    """The versions that something was made of, short, for whoever asks why it is stale."""
+    return ", ".join(f"{asset} {version[:8]}" for asset, version in sorted(inputs.items()))
 
 
 def brief(metadata: Metadata) -> Metadata:
@@ -101,8 +107,13 @@ def _plain(value: Any) -> str | int | float | bool:
 
 
 def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
-    """An Arrow schema as Dagster shows it."""
-    return dg.TableSchema([dg.TableColumn(f.name, str(f.type), description=descriptions.get(f.name)) for f in schema])
+    """An Arrow schema as Dagster shows it. A description for `_prediction` is one of each column whose name ends so."""
+
+    def described(name: str) -> str | None:
+        endings = (text for ending, text in descriptions.items() if ending.startswith("_") and name.endswith(ending))
+        return descriptions.get(name) or next(endings, None)
+
+    return dg.TableSchema([dg.TableColumn(f.name, str(f.type), description=described(f.name)) for f in schema])
 
 
 def code_block(source: str) -> dg.MetadataValue:

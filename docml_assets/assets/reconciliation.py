@@ -44,9 +44,10 @@ COLUMNS = {
     RECONCILED_DATA,
     deps=[experiment_snapshot, *SOURCES],
     group="data",
-    kinds={"parquet", "s3"},
+    kinds={"parquet"},
     description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
-    "processed by process_func, verified. The only asset that reads production.",
+    "processed by process_func, verified. The only asset that reads production. Whether production still is what a run was made of, its "
+    "check production_unchanged says, which new_data_sensor keeps up to date; the assets below it are as old as what they are made of.",
 )
 def reconciled_data(context: dg.AssetExecutionContext) -> Results:
     """Join labels with files, and record the versions of production that were seen."""
@@ -189,7 +190,8 @@ def enough_labels(work: Work) -> Finding:
     labels = remaining_labels(work)
     return Finding(
         passed=len(labels) >= 2,
-        text=f"{len(labels)} label(s) remain after IGNORED_LABELS and NUM_LABELS_THRESHOLD; a classifier needs at least 2",
+        text=f"{len(labels)} {'label remains' if len(labels) == 1 else 'labels remain'} after IGNORED_LABELS and NUM_LABELS_THRESHOLD; "
+        "a classifier needs at least 2",
         facts={"labels": len(labels)},
         error=True,
     )

@@ -42,7 +42,7 @@ production_files = dg.AssetSpec(
     PRODUCTION_FILES,
     partitions_def=experiment_runs,
     group_name="production",
-    kinds={"s3"},
+    kinds={"file"},
     owners=OWNERS,
     description="The documents' files in production, `<artifact_guid>/<file>` (DOCML_PRODUCTION_FILES). "
     "docml only reads them; the data version is a fingerprint of the listing of FILES_FROM_PROD.",

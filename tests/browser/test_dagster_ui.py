@@ -4,8 +4,12 @@ One server and one experiment for the whole file: the tests follow one another a
 test-output/screenshots.
 """
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -23,6 +27,7 @@ ASSETS = (
     "inference_report",
 )
 SCREENSHOTS = REPOSITORY / "test-output" / "screenshots"
+WIDE, NARROW = {"width": 1280, "height": 1000}, {"width": 400, "height": 900}
 PATIENCE = 60_000  # ms; a busy machine draws slowly
 
 pytestmark = pytest.mark.timeout(600)
@@ -39,39 +44,51 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
 
 @pytest.fixture
 def ui(page: Page) -> Page:
-    page.set_viewport_size({"width": 1500, "height": 950})
+    page.set_viewport_size(WIDE)
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
     return page
 
 
 def keep(page: Page, name: str) -> None:
-    """Keep a screenshot as test output."""
+    """Keep screenshots as test output: of a wide window and of a telephone's."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    for size in (WIDE, NARROW):
+        page.set_viewport_size(size)
+        page.screenshot(path=SCREENSHOTS / f"{name}-{size['width']}.png")
+    page.set_viewport_size(WIDE)
 
 
 def open_dialog(page: Page, server: DagsterDev) -> None:
     page.goto(f"{server.url}/asset-groups")
     page.get_by_role("button", name=re.compile("Materialize all")).click()
-    expect(page.get_by_text("Add a partition")).to_have_count(2)
-
-
-def add_partition(page: Page, server: DagsterDev, dimension: int, key: str) -> None:
-    """Create a partition key in the dialog, as someone does who starts an experiment by hand."""
-    open_dialog(page, server)
-    page.get_by_text("Add a partition").nth(dimension).click()
-    page.get_by_placeholder("name").fill(key)
-    page.get_by_role("button", name="Save").click()
-    expect(page.get_by_placeholder("name")).to_have_count(0)
+    expect(page.get_by_text("Add a partition")).to_have_count(1)
 
 
 def choose_partition(page: Page, key: str) -> None:
-    """Choose a key in the first dimension of the dialog that has none yet."""
     page.get_by_text("Select a partition or create one").first.click()
     page.get_by_role("menuitem").filter(has=page.get_by_title(key, exact=True)).click()
     page.keyboard.press("Escape")
     expect(page.get_by_role("menuitem")).to_have_count(0)
+
+
+def test_the_ui_says_where_it_is_once_it_answers_and_its_home_has_no_second_one(server: DagsterDev) -> None:
+    said = server.log.read_text()
+    assert said.index(f"Starting the Dagster UI with the runs of {server.home} …") < said.index(
+        f"The Dagster UI is ready: {server.url}  (Ctrl-C stops it)"
+    )
+    assert "Warning" not in said
+    second = subprocess.run(
+        [sys.executable, "-m", "docml_assets.cli.home", "--port", "1"],
+        cwd=REPOSITORY,
+        env={**os.environ, "DAGSTER_HOME": str(server.home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"is running already: open {server.url}, or stop it first" in second.stderr
 
 
 def test_the_catalog_lists_every_asset(server: DagsterDev, ui: Page) -> None:
@@ -82,11 +99,8 @@ def test_the_catalog_lists_every_asset(server: DagsterDev, ui: Page) -> None:
 
 
 def test_a_run_chosen_in_the_dialog_materializes_to_success(server: DagsterDev, ui: Page) -> None:
-    add_partition(ui, server, 0, EXPERIMENT)
-    add_partition(ui, server, 1, "1")
     open_dialog(ui, server)
-    choose_partition(ui, EXPERIMENT)
-    choose_partition(ui, "1")
+    choose_partition(ui, f"{EXPERIMENT}|1")  # offered, since the folder is there
     expect(ui.get_by_text("1 partition", exact=False).first).to_be_visible()
     keep(ui, "partition-dialog")
     ui.get_by_role("button", name="Launch").last.click()
@@ -113,15 +127,15 @@ def test_the_lineage_starts_at_production(server: DagsterDev, ui: Page) -> None:
     [
         ("label_counts", ["label table", "1790-1860"]),
         ("encoded_splits", ["documents in train", "label table"]),
-        ("best_torchscript_model", ["valid_f1"]),
-        ("inference_report", ["f1_macro", "report.html"]),
+        ("best_torchscript_model", [f"{EXPERIMENT}: valid_f1"]),
+        ("inference_report", [f"{EXPERIMENT}: macro-F1", "report.html"]),
+        ("experiment_snapshot", ["hyperparameters", "raw_text.json"]),
     ],
 )
 def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, asset: str, words: list[str]) -> None:
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
     for text in words:
         expect(ui.get_by_text(text).first).to_be_attached()
-    ui.set_viewport_size({"width": 1900, "height": 1500})
     keep(ui, f"metadata-{asset}")
 
 
@@ -131,7 +145,6 @@ def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, ass
 )
 def test_plots_are_shown(server: DagsterDev, ui: Page, asset: str, plots: int) -> None:
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
-    ui.set_viewport_size({"width": 1500, "height": 1300})
     ui.get_by_text("[Show Markdown]").first.click()
     pictures = ui.locator("img[src^='data:image/png']")
     expect(pictures).to_have_count(plots)
@@ -146,18 +159,42 @@ def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:
     keep(ui, "checks")
 
 
+def test_a_run_that_may_not_come_into_being_fails_with_its_sentence(server: DagsterDev, ui: Page) -> None:
+    run_id = server.launch(EXPERIMENT, 7)
+    server.wait_for(lambda: server.runs()[0]["status"] == "FAILURE", "the run fails", 120)
+    ui.goto(f"{server.url}/runs/{run_id}")
+    sentence = f"{EXPERIMENT} run 7 is not claimed: expected a claimed run, the experiment's RUN_NUM (1) or the next free number (2)."
+    expect(ui.get_by_text(sentence).last).to_be_visible()
+    expect(ui.get_by_text("Stack Trace")).to_have_count(0)
+    keep(ui, "refused-run")
+
+
+def test_the_list_of_runs_shows_what_people_look_for(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/runs")
+    expect(ui.get_by_text(f"experiment: {EXPERIMENT}").first).to_be_visible()
+    shown = ui.locator("body").inner_text()
+    assert "docml-" not in shown
+    assert "docml/" not in shown
+    keep(ui, "runs")
+
+
 def test_a_sensor_is_switched_on_and_ticks(server: DagsterDev, ui: Page) -> None:
+    broken = Path(server.environment["DOCML_EXPERIMENTS"]) / "EXP-6-broken"
+    new_experiment(broken, model=None)
+    (broken / "settings.ini").write_text("[settings]\nRUN_NUM = none\n")
     ui.goto(f"{server.url}/locations/docml/sensors/experiment_sensor")
     ui.locator("label:has(input[type=checkbox])").first.click()
     query = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: "docml",
-        sensorName: "experiment_sensor"}) { ... on Sensor { sensorState { status ticks(limit: 1) { status } } } } }"""
+        sensorName: "experiment_sensor"}) { ... on Sensor { sensorState { status ticks(limit: 1) { status skipReason } } } } }"""
 
     def ticked() -> bool:
         state = server.query(query)["sensorOrError"]["sensorState"]
-        return state["status"] == "RUNNING" and any(tick["status"] in ("SKIPPED", "SUCCESS") for tick in state["ticks"])
+        return state["status"] == "RUNNING" and any(
+            "is broken" in (tick["skipReason"] or "") for tick in state["ticks"]
+        )
 
-    server.wait_for(ticked, "the sensor ticks", 120)
+    server.wait_for(ticked, "the sensor ticks", 180)
     ui.reload()
-    expect(ui.get_by_text("experiment_sensor").first).to_be_visible()
+    expect(ui.get_by_text("1 is broken").first).to_be_visible()
     keep(ui, "sensor")
-    assert len(server.runs()) == 1, "a finished run is not started again"
+    assert len(server.runs()) == 2, "a finished run is not started again"

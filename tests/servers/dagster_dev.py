@@ -7,7 +7,6 @@ handlers are put back before it is started, so that its runs can be terminated.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ class DagsterDev:
     home: Path
     log: Path
     process: "subprocess.Popen[bytes]"
+    environment: Mapping[str, str]
 
     def query(self, text: str, **variables: Any) -> dict[str, Any]:
         """The data of a GraphQL query; AssertionError with the server's words if it was refused."""
@@ -76,16 +76,15 @@ class DagsterDev:
 
 @contextlib.contextmanager
 def dagster_dev(home: Path, environment: Mapping[str, str]) -> Iterator[DagsterDev]:
-    """Start `dagster dev` over the project's workspace with its own DAGSTER_HOME; `environment` goes over this process's."""
+    """Start `dagster dev` as `make ui` does, with its own DAGSTER_HOME; `environment` goes over this process's."""
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
     port = _free_port()
     log = home / "dagster-dev.log"
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1"]
+    command = [sys.executable, "-m", "docml_assets.cli.home", "--port", str(port)]
     with guarded(home):
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [*command, "-p", str(port)],
+                command,
                 cwd=REPOSITORY,
                 env={**os.environ, **environment, "DAGSTER_HOME": str(home)},
                 stdout=stream,
@@ -93,7 +92,7 @@ def dagster_dev(home: Path, environment: Mapping[str, str]) -> Iterator[DagsterD
                 start_new_session=True,
                 preexec_fn=_prepare_child,
             )
-        server = DagsterDev(f"http://127.0.0.1:{port}", home, log, process)
+        server = DagsterDev(f"http://127.0.0.1:{port}", home, log, process, environment)
         try:
             server.wait_for(lambda: _ready(server), "dagster dev answers", READY_SECONDS)
             yield server
