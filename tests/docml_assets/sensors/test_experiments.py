@@ -181,7 +181,7 @@ def test_what_the_environment_lacked_may_come(tmp_path: Path) -> None:
     assert findings.reports == []
     cursor, findings = look(cursor, {"EXP-1": path}, store, {"DOCML_STORE": store.url})
     assert [str(launch) for launch in findings.launches] == [
-        "EXP-1 run 1 starts (inference, preparation, reconciliation, training)"
+        "EXP-1 run 1 starts (reconciliation, preparation, training, inference)"
     ]
 
 

@@ -227,7 +227,7 @@ def test_without_the_key_the_run_is_shown_to_be_stale_and_nothing_starts(world: 
     records = instance.fetch_observations(dg.AssetKey("production_labels"), limit=10).records
     observed = [record.asset_observation for record in records]
     assert len(observed) == 2  # one a version, not one a tick
-    assert {seen.partition for seen in observed if seen} == {"EXP-1"}
+    assert {seen.partition for seen in observed if seen} == {"EXP-1|1"}
     assert len({seen.tags["dagster/data_version"] for seen in observed if seen and seen.tags}) == 2
     key = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
@@ -241,6 +241,17 @@ def test_without_the_key_the_run_is_shown_to_be_stale_and_nothing_starts(world: 
     assert world.daemon.ticks(2) == []
     world.daemon.cursor = None
     assert world.daemon.ticks(2) == []
+
+
+def test_a_change_is_seen_by_every_run_that_has_read_production(world: World) -> None:
+    world.experiment(settings="")
+    world.run(1)
+    world.run(2)
+    world.daemon.ticks(2)
+    world.label("a", "y")
+    assert world.daemon.ticks(2) == []
+    records = world.daemon.instance.fetch_observations(dg.AssetKey("production_labels"), limit=10).records
+    assert [record.partition_key for record in reversed(records)] == ["EXP-1|2", "EXP-1|1", "EXP-1|2"]
 
 
 def test_a_run_that_has_not_read_yet_is_waited_for(world: World) -> None:
