@@ -169,7 +169,11 @@ def test_finished_runs_are_verified_and_nothing_changes(example: Example, capsys
         first, last = (said_by(instance, run.run_id) for run in instance.get_runs()[1::-1])
         assert first["checks"]
         assert not last["checks"], "they said the same before"
-        assert first["inference_report"] > last["inference_report"] > {"f1_macro", "summary", "report", "how"}
+        assert (
+            first["inference_report"]
+            > last["inference_report"]
+            > {f"{EXPERIMENT}: macro-F1 (narrow)", "summary", "report", "how"}
+        )
 
 
 def size_of(folder: Path) -> int:
@@ -189,7 +193,7 @@ def said_by(instance: dg.DagsterInstance, run_id: str) -> dict[str, set[str]]:
 
 
 def reported_version(instance: dg.DagsterInstance, asset: str, run: int) -> str:
-    key = dg.MultiPartitionKey({"experiment": EXPERIMENT, "run": str(run)})
+    key = f"{EXPERIMENT}|{run}"
     found = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[key]), limit=1
     )

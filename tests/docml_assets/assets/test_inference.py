@@ -42,7 +42,7 @@ def test_worse_than_the_previous_run(setting: str) -> None:
     outcome = not_worse_than_previous(worse, setting)  # type: ignore[arg-type]
     assert not outcome.passed
     assert outcome.error == (setting == "block")
-    assert outcome.text.startswith("tiny is worse than run 1 tiny: macro-F1 -0.")
+    assert outcome.text.startswith("tiny is worse than run 1 tiny: macro-F1 \N{MINUS SIGN}0.")
 
 
 def test_not_worse_than_the_previous_run() -> None:
