@@ -148,10 +148,10 @@ def main(port: int) -> None:
     address = f"http://{HOST}:{port}"
     try:
         home = prepare_dagster_home()
-        with dagster_instance(home) as instance:
-            offer(instance, Deployment.current())
         hold(home, address)
         check_port(port)
+        with dagster_instance(home) as instance:
+            offer(instance, Deployment.current())
     except EXPLAINED_ERRORS as error:
         say(f"docml: {error}", fg="red", err=True)
         sys.exit(1)

@@ -48,7 +48,7 @@ def test_a_run_materializes_six_assets_and_its_checks_pass(world: World, instanc
     assert passed.keys() >= {"files_complete", "enough_labels", "no_leakage", "traced_equals_eager", "report_adds_up"}
     assert "production_unchanged" not in passed
     report = made["inference_report"].metadata
-    assert isinstance(report["EXP-1: macro-F1 (small)"], dg.FloatMetadataValue)
+    assert isinstance(report["EXP-1: macro-F1 (one)"], dg.FloatMetadataValue)
     assert report["test documents"].value == 6
     assert made["encoded_splits"].metadata["cost_usd"].value == 0.5
     assert "data:image/png;base64," in str(made["label_counts"].metadata["label histogram"].value)
