@@ -1,10 +1,12 @@
 """Would more documents help? The baseline's score by the number of documents it was fitted on, and what twice as many would bring.
 
 The baseline is fitted on stratified parts of its documents, which do not overlap, and judged on the validation and test documents. A score
-y after n documents follows an inverse power law (Cortes et al., Learning curves: asymptotic values and rate of convergence, NIPS 1993), or
-grows with the logarithm of n, which is its limit as c goes to 0:
+y after n documents follows an inverse power law (Cortes et al., Learning curves: asymptotic values and rate of convergence, NIPS 1993):
 
     y(n) = a - b n^(-c) + noise        the noise's variance is proportional to n^(-1/2)
+
+or grows with the logarithm of n, which is its limit as c goes to 0, or, while labels have a handful of documents each, like n^(1/4) or
+n^(1/2).
 
 What the fits have in common (the documents they are judged on) does not get less with n, what they do not (their documents) gets less like
 1 / n: the noise lies between. For each exponent of a few, a and b are a weighted linear regression, whose prediction for 2 n has a t
@@ -26,7 +28,7 @@ DIVISORS = (2, 4, 8)  # of the number of documents: the sizes of the parts
 MANY = 5_000  # documents above which a quarter of the parts is fitted: together that takes as long as one fit on all
 FEWEST = 8  # documents of a part
 FEWEST_FITS = 4
-EXPONENTS = (0.0, 0.25, 0.5, 1.0)
+EXPONENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 INTERVAL = 0.8
 
 
@@ -118,4 +120,4 @@ def forecast(sizes: Ids, scores: Floats, size: int) -> tuple[float, float, float
 
 
 def _growth(sizes: Floats, exponent: float) -> Floats:
-    return np.log(sizes) if exponent == 0 else -(sizes**-exponent)
+    return np.log(sizes) if exponent == 0 else -np.sign(exponent) * sizes**-exponent
