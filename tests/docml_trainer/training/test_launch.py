@@ -64,7 +64,7 @@ def run_on_two_hosts(folder: Path, jobs: list[JobFolder]) -> list[str]:
     script = textwrap.dedent(NETWORK).format(folder=folder, python=sys.executable, second=jobs[1].base)
     process = subprocess.Popen([*alone, "sh", "-c", script], env=jobs[0].environment(), start_new_session=True)
     try:
-        process.wait(120)
+        process.wait(240)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
