@@ -8,6 +8,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 label`, `2,300 labels`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def share(value: float | None) -> str:
     """A share as a percentage; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"

@@ -13,7 +13,7 @@ from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, image, location, table
 from docml_assets.assets.reconciliation import label_counts, reconciled_data
 from docml_assets.assets.sources import experiment_snapshot
-from docml_assets.numbers import number, setting, share
+from docml_assets.numbers import counted, number, setting, share
 from docml_assets.report.plots import length_histogram, stacked_bars
 from docml_assets.steps.preparation import read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work
@@ -128,9 +128,9 @@ def no_leakage(work: Work) -> Finding:
     count = len(repeated) + sum(len(names) for names in straddling.values())
     return Finding(
         passed=count == 0,
-        text=f"{len(repeated)} document(s) occur twice, {len(straddling['group'])} SPLIT_BY group(s) and "
-        f"{len(straddling['near_duplicate_group'])} group(s) of near-duplicates are in several splits"
-        + (f", and {len(straddling['artifact_guid'])} artifact(s)" if straddling["artifact_guid"] else "")
+        text=f"twice: {counted(len(repeated), 'document')}; in several splits: {counted(len(straddling['group']), 'group')} of SPLIT_BY and "
+        f"{counted(len(straddling['near_duplicate_group']), 'group')} of near-duplicates"
+        + (f", and {counted(len(straddling['artifact_guid']), 'artifact')}" if straddling["artifact_guid"] else "")
         if count
         else f"{len(rows)} documents, each in one split, groups kept together",
         facts={"examples": ", ".join([*repeated, *chain.from_iterable(straddling.values())][:20])} if count else {},
@@ -145,7 +145,7 @@ def every_label_everywhere(work: Work) -> Finding:
     lacking = [(label, split) for label in sorted(labels) for split in SPLITS if not by_split.get(split, {}).get(label)]
     return Finding(
         passed=not lacking,
-        text=f"{len({label for label, _ in lacking})} label(s) are missing from a split: their scores mean little"
+        text=f"missing from a split: {counted(len({label for label, _ in lacking}), 'label')}, whose scores mean little"
         if lacking
         else f"all {len(labels)} labels are in train, valid and test",
         facts={"missing": table({"label": label, "split": split} for label, split in lacking)} if lacking else {},
@@ -212,7 +212,7 @@ def label_suspects(work: Work) -> Finding:
     if found is None:
         return Finding(
             passed=True,
-            text=f"not estimated: {baseline.get('none', 'these data were prepared before labels were doubted')}",
+            text=f"not estimated: {baseline.get('none', 'these data were prepared before docml estimated label suspects')}",
         )
     place = work.place
     command = f"docml labels {place.experiment} {place.number} --suspects"

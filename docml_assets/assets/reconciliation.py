@@ -9,6 +9,7 @@ from docml_assets.assets.checks import Check, Finding, check_result, make_checks
 from docml_assets.assets.materialization import RESOURCES, Results, materialize, run_asset, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, image, table
 from docml_assets.assets.sources import SOURCES, experiment_snapshot, input_tags, observe
+from docml_assets.numbers import counted
 from docml_assets.partitions import experiment_runs
 from docml_assets.report.plots import label_histogram
 from docml_assets.steps.reconciliation import describe_change, read_counts, read_findings, reconciliation, versions
@@ -132,7 +133,9 @@ def files_complete(work: Work) -> Finding:
     ]
     return Finding(
         passed=not lacking,
-        text=f"{len(lacking)} file(s) are missing" if lacking else f"all {len(guids)} documents have all their files",
+        text=f"missing: {counted(len(lacking), 'file')}"
+        if lacking
+        else f"all {len(guids)} documents have all their files",
         facts={"missing": table({"artifact_guid": g, "file": n} for g, n in lacking[:50])} if lacking else {},
         error=True,
     )
@@ -190,8 +193,7 @@ def enough_labels(work: Work) -> Finding:
     labels = remaining_labels(work)
     return Finding(
         passed=len(labels) >= 2,
-        text=f"{len(labels)} {'label remains' if len(labels) == 1 else 'labels remain'} after IGNORED_LABELS and NUM_LABELS_THRESHOLD; "
-        "a classifier needs at least 2",
+        text=f"{counted(len(labels), 'label')} left by IGNORED_LABELS and NUM_LABELS_THRESHOLD; a classifier needs at least 2",
         facts={"labels": len(labels)},
         error=True,
     )
@@ -202,7 +204,7 @@ def minimum_counts(work: Work) -> Finding:
     few = {label: count for label, count in remaining_labels(work).items() if count < FEWEST_DOCUMENTS}
     return Finding(
         passed=not few,
-        text=f"{len(few)} label(s) have fewer than {FEWEST_DOCUMENTS} documents and cannot be in every split: "
+        text=f"{counted(len(few), 'label')} with fewer than {FEWEST_DOCUMENTS} documents, too few for every split: "
         "ignore them, or set NUM_LABELS_THRESHOLD"
         if few
         else f"every label has at least {FEWEST_DOCUMENTS} documents",

@@ -19,6 +19,7 @@ from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings
+from docml_assets.numbers import counted
 from docml_assets.reconcile.findings import ReconciliationError, ReconciliationFindings
 from docml_assets.runs.cost_plan import CostPlan
 from docml_assets.runs.preflight import ANSWER_SECONDS
@@ -184,7 +185,7 @@ def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str,
         if label not in settings.ignored_labels and n >= settings.num_labels_threshold
     ]
     if len(kept) < 2:
-        found = f"{len(kept)} label(s) that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"
+        found = f"{counted(len(kept), 'label')} that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"
         yield oddity("LABELS_QUERY", found, "at least 2 to tell apart", "look at the query and at these two keys")
     if settings.split_by is None:
         return

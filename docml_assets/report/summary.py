@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from docml_assets.numbers import signed
+from docml_assets.numbers import counted, signed
 from docml_assets.report.predictions import Predictions
 from docml_assets.report.schema import NO_DIFFERENCE, ModelReport, ModelSeeds, Pair, Past
 from docml_assets.report.statistics import LabelScores
@@ -62,7 +62,7 @@ def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: 
         bound = min(1.0, 3 / len(predictions))
         said.append(
             f"{_list(perfect)} made no mistake, so the bootstrap has none to resample and its interval is too narrow: "
-            f"with {_count(len(predictions), 'document')} the error rate may still be up to {100 * bound:.1f} % (rule of three)."
+            f"with {counted(len(predictions), 'document')} the error rate may still be up to {100 * bound:.1f} % (rule of three)."
         )
     if predictions.groups is not None:
         said.append(
@@ -80,7 +80,7 @@ def warnings(predictions: Predictions, scores: Mapping[str, LabelScores], past: 
 def _score(predictions: Predictions, best: str, models: Mapping[str, ModelReport]) -> str:
     model = models[best]
     low, high = model.f1_macro_ci95
-    lead = f"On {_count(len(predictions), 'unseen document')} of {_count(len(predictions.labels), 'label')}, "
+    lead = f"On {counted(len(predictions), 'unseen document')} of {counted(len(predictions.labels), 'label')}, "
     others = [f"{name} {models[name].f1_macro:.3f}" for name in models if name != best]
     rest = f" ({_list(others)})" if others else ""
     return (
@@ -139,7 +139,7 @@ def _weakness(predictions: Predictions, name: str, model: ModelReport) -> str:
     taken_for = max(wrong, key=lambda label: wrong[label])
     return (
         f"Its weakest label is {worst.label} (F1 {worst.f1:.3f}), which it takes for {taken_for} in "
-        f"{wrong[taken_for]} of {_count(worst.support, 'document')}."
+        f"{wrong[taken_for]} of {counted(worst.support, 'document')}."
     )
 
 
@@ -182,13 +182,9 @@ def _past(past: Past, *, seeded: bool) -> str:
                 f"{pair.a} is {'better' if pair.verdict == pair.a else 'worse'} than {pair.b} ({signed(pair.f1_difference)})"
             )
     return (
-        f"{_count(count, 'earlier run')} {'was' if count == 1 else 'were'} scored on these test documents; on the "
+        f"{counted(count, 'earlier run')} {'was' if count == 1 else 'were'} scored on these test documents; on the "
         f"{latest.common_documents} shared with run {latest.run}, {_list(said)}; {NOT_OTHER_SEEDS}."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _list(items: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def look(
         if seen != before:
             findings.states[name] = (
                 "waiting",
-                "is new, or has changed; it is dealt with once a tick finds it as it is now",
+                "new, or changed; it is dealt with at the next tick, if it stays as it is until then",
             )
         elif not seen.handled:
             seen = deal_with(folders[name], seen, store, environment, cursor.id, findings)

@@ -106,7 +106,7 @@ def test_labels_that_look_alike_are_named(work: Work) -> None:
     work.store.put(f"{work.place.labels}/{COUNTS_BY_LABEL}", json.dumps(counts).encode())
     found = distinct_labels(work)
     assert (found.passed, found.error) == (False, False)
-    assert "2 group(s)" in found.text
+    assert "2 groups" in found.text
     assert "'Invoice' = 'invoice' = 'invoice '" in found.text
 
 
@@ -132,7 +132,7 @@ def test_splits(work: Work) -> None:
     empty = splits_not_empty(work)
     assert (empty.passed, empty.error) == (False, True)
     assert "test" in empty.text
-    assert "2 label(s) are missing from a split" in every_label_everywhere(work).text
+    assert "missing from a split: 2 labels" in every_label_everywhere(work).text
     rewrite(work, key, documents={"train": 90, "valid": 5, "test": 5})
     assert not splits_not_empty(work).passed
     assert not splits_not_empty(work).error

@@ -173,7 +173,7 @@ def test_leaking_splits_stop_the_run_before_training(world: World, instance: dg.
     assert failed.step_key == "encoded_splits_checks"
     assert failed.step_failure_data.error is not None
     assert failed.step_failure_data.error.message.startswith(
-        "0 document(s) occur twice, 0 SPLIT_BY group(s) and 1 group(s)"
+        "twice: 0 documents; in several splits: 0 groups of SPLIT_BY and 1 group of near-duplicates"
     )
     assert failed.step_failure_data.error.stack == []
 

@@ -170,7 +170,7 @@ def test_labels_that_look_alike_or_are_too_few_are_said(tmp_path: Path) -> None:
     found = oddities(tmp_path, "NUM_LABELS_THRESHOLD = 2", {"label": ["memo", "memo", "Memo"]})
     assert found == [
         (5, "labels that look the same: 'Memo' = 'memo'"),
-        (5, "1 label(s) that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"),
+        (5, "1 label that neither IGNORED_LABELS nor NUM_LABELS_THRESHOLD leaves out"),
     ]
 
 

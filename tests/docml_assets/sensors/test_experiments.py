@@ -100,7 +100,7 @@ def test_edits_of_a_frozen_run_are_reported_once(daemon: Daemon, tmp_path: Path)
     assert said[-1] == f"Looked at 1 experiment in {tmp_path}/experiments: 1 was edited after its run was claimed."
     experiment(tmp_path, settings="SPLIT_SEED = 13\nTRAINING_INSTANCE_TYPE = ml.g5.2xlarge")  # does not freeze
     assert daemon.tick() == []
-    assert ": 1 waits.\nEXP-1: is new, or has changed; it is dealt with once" in (daemon.skipped or "")
+    assert ": 1 waits.\nEXP-1: new, or changed; it is dealt with at the next tick" in (daemon.skipped or "")
     for _ in range(2):
         assert daemon.tick() == []
         assert (daemon.skipped or "").endswith("experiments: 1 as before.")
