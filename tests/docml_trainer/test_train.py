@@ -49,12 +49,17 @@ def test_a_training_as_a_job_runs_it(tmp_path: Path) -> None:
     assert len(export["cases"]) >= 9
 
 
-def test_equal_trainings_end_with_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_trainings_end_with_equal_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("docml_trainer.training.results.SECONDS_BETWEEN_LINES", 0.0)
     jobs = [training_job(tmp_path / name, hyperparameters={"dropout": 0.2}) for name in ("one", "two")]
     for job in jobs:
         assert run_here(job, monkeypatch) == 0
     assert jobs[0].result().data_version == jobs[1].result().data_version
     assert records(jobs[0]) == records(jobs[1])
+    said = capsys.readouterr().out
+    assert re.search(r'"what": "validation of epoch 1", "done": \d+, "total": \d+, "unit": "documents"', said)
     other = training_job(tmp_path / "other", hyperparameters={"dropout": 0.2, "seed": 14})
     assert run_here(other, monkeypatch) == 0
     assert other.result().data_version != jobs[0].result().data_version

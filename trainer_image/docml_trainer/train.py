@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn import functional
 
+from docml_contract.log_lines import ProgressEvents
 from docml_trainer.container import Folders, StopSignal, stop
 from docml_trainer.data.classifier import explained_model
 from docml_trainer.data.datasets import Rows, ahead, evaluation_batches, fetch, global_batches, micro_batches
@@ -283,10 +284,14 @@ class Training:
         mine = shares[self.processes.index]
         batches = ahead(lambda part: self.batch_of(self.setup.valid.data, part), [p for p in mine if len(p)])
         found: list[results.Scored] = []
+        documents, what = len(self.setup.valid), f"validation of epoch {self.progress.epoch + 1}"
+        events = ProgressEvents(what, documents, "documents", seconds_between=results.SECONDS_BETWEEN_LINES)
         for part in mine:
             if len(part):
                 with explained_model(self.setup.functions, f"the validation of epoch {self.progress.epoch + 1}"):
                     found += self.score(self.on_device(next(batches)))
+                if self.processes.is_main and events.is_due():
+                    events.print(min(documents, len(found) * self.processes.count))
             if self.processes.sum(torch.zeros((), dtype=torch.float64), self.signal.requested)[1]:
                 self.save()
                 stop(f"after a checkpoint at the end of epoch {self.progress.epoch + 1}, during its validation")

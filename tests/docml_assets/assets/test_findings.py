@@ -52,7 +52,7 @@ def test_a_missing_file_is_an_error_that_names_it(work: Work) -> None:
     work.store.put(key, parquet_bytes(read_parquet(work.store.get(key)).slice(1)))
     found = files_complete(work)
     assert (found.passed, found.error) == (False, True)
-    assert "1 file(s)" in found.text
+    assert "missing: 1 file" in found.text
 
 
 def test_files_by_pattern_are_complete_with_one_and_optional_ones_without(world: World) -> None:
@@ -66,7 +66,7 @@ def test_files_by_pattern_are_complete_with_one_and_optional_ones_without(world:
     key = f"{work.place.reconciliation}/{RECONCILED_TABLE}"
     rows = read_parquet(work.store.get(key))
     work.store.put(key, parquet_bytes(rows.filter([name != "page_1.png" for name in rows["file"].to_pylist()])))
-    assert "24 file(s)" in files_complete(work).text
+    assert "missing: 24 files" in files_complete(work).text
 
 
 def test_many_duplicates_or_refusals_are_a_warning(work: Work) -> None:
