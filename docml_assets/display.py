@@ -69,8 +69,9 @@ def epoch_text(model: str | None, event: dict[str, Any]) -> str:
 
 def log_line(model: str | None, text: str) -> str:
     """A job's log line as it is shown: one line, and not endless."""
-    cut = f" … ({len(text) - LINE_CHARACTERS:,} characters more)" if len(text) > LINE_CHARACTERS else ""
-    return plain_line(f"{f'[{model}] ' if model else ''}{text[:LINE_CHARACTERS]}{cut}")
+    line = f"{f'[{model}] ' if model else ''}{text}"
+    cut = f" … ({len(line) - LINE_CHARACTERS:,} characters more)" if len(line) > LINE_CHARACTERS else ""
+    return plain_line(f"{line[:LINE_CHARACTERS]}{cut}")
 
 
 class PlainDisplay(Display):

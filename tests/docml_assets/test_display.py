@@ -2,7 +2,16 @@
 
 import io
 
-from docml_assets.display import MOST_BARS, Display, PlainDisplay, TerminalDisplay, display, epoch_text, shown_on
+from docml_assets.display import (
+    MOST_BARS,
+    Display,
+    PlainDisplay,
+    TerminalDisplay,
+    display,
+    epoch_text,
+    log_line,
+    shown_on,
+)
 
 EVENT = {
     "epoch": 2,
@@ -60,6 +69,7 @@ def test_a_jobs_output_takes_a_line_and_its_counts_few_bars() -> None:
     stream = io.StringIO()
     PlainDisplay(stream, verbose=True).job_line("a", None, "one\ntwo\n" + "x" * 3_000)
     assert stream.getvalue() == f"a:   | one\\ntwo\\n{'x' * 1_992} … (1,008 characters more)\n"
+    assert len(log_line("m" * 1_000_000, "one")) < 2_100
     display = TerminalDisplay(verbose=True)
     with display:
         for number in range(1_000):

@@ -22,7 +22,9 @@ def look(*homes, parent=True):
     for path in glob.glob("/proc/[0-9]*/environ"):
         try: found.append(f"{path}: {pathlib.Path(path).read_text(errors='replace')}")
         except OSError: pass
-    for home in {*homes, os.path.expanduser("~"), pwd.getpwuid(os.getuid()).pw_dir}:
+    try: homes += (pwd.getpwuid(os.getuid()).pw_dir,)
+    except KeyError: pass  # a user without an account, as containers have them
+    for home in {*homes, os.path.expanduser("~")}:
         for name in (".aws/credentials", ".netrc", ".pgpass", ".config/pip/pip.conf", ".psql_history"):
             try: found.append((pathlib.Path(home) / name).read_text())
             except OSError: pass
