@@ -34,7 +34,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_parquet(data: bytes, source: str = "a table of the store") -> pa.Table:
     """The table in the bytes of a parquet file. DamagedTable, which names the `source`, if they are none."""
     try:
-        return pq.read_table(io.BytesIO(data))
+        return pq.ParquetFile(pa.BufferReader(data)).read()  # pq.read_table would load pandas
     except (pa.ArrowException, OSError) as error:
         raise DamagedTable(
             f"{source} ({len(data):,} bytes) is not a whole parquet file ({str(error).splitlines()[0]}): something outside docml "

@@ -57,8 +57,7 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
 
     Raises IncompleteArtifact, naming every file that is missing or differs.
     """
-    table = store.list_table(folder, etags=False)
-    sizes = dict(zip(table["key"].to_pylist(), table["size"].to_pylist(), strict=True))
+    sizes = {found.key: found.size for found in store.list(folder)}
 
     def problem(entry: FileEntry) -> str | None:
         key = f"{folder}/{entry.path}"
@@ -125,8 +124,7 @@ def publish_staged(store: Store, staged: str, folder: str, output: JobOutput, **
             f"{store.uri(staged)}: the job's OUTPUT.json names files that are not there: "
             + ", ".join(missing.source.removeprefix(f"{staged}/") for missing in gone[:20])
         )
-    table = store.list_table(folder, etags=False)
-    sizes = dict(zip(table["key"].to_pylist(), table["size"].to_pylist(), strict=True))
+    sizes = {found.key: found.size for found in store.list(folder)}
     wrong = [entry.path for entry in output.files if sizes.get(f"{folder}/{entry.path}") != entry.size]
     if wrong:
         raise IncompleteArtifact(

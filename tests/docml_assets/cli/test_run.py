@@ -28,13 +28,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Here:
     return here
 
 
-def test_a_second_run_launches_no_job_and_says_why(finished: Here) -> None:
+def test_a_second_run_launches_no_job_and_says_why(finished: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = finished.jobs(1)
     assert len(jobs) == 2, "the training's job has predicted the test split"
     assert wait_on_sagemaker(finished) == 12
+    monkeypatch.setitem(finished.environment, "PYTHONPROFILEIMPORTTIME", "1")
     said = finished.docml("run", "EXP-7-words")
     assert finished.jobs(1) == jobs
     assert "starting the job" not in said
+    assert not re.findall(r"\| +(pandas|polars|pyarrow\.dataset|sagemaker|boto3)\n", said), "nothing is computed"
     assert len(re.findall("verified; no job was launched", said)) == 5
 
 
