@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -32,6 +34,7 @@ DEFAULT_HOME = ".dagster_home"
 COPIES = "deployments"  # below the home: copies of deployment folders that docml serve reads
 SETTINGS = "dagster.yaml"
 LOCK = ".first_use.lock"
+SERVED = "served"  # below the home: a note for each store that has used it, with its experiments
 _PACKAGE = Path(__file__).resolve().parents[1]
 # beside the package in a checkout; within it in a wheel
 INSTANCE_SETTINGS = (_PACKAGE.parent / SETTINGS, _PACKAGE / SETTINGS)
@@ -52,7 +55,7 @@ def prepare_dagster_home() -> Path:
     """Set DAGSTER_HOME (default ./.dagster_home) as an absolute path and put `dagster.yaml` there if it has none.
 
     Dagster reads `dagster.yaml` from its home only. A file that is already there is the user's and stays as it is.
-    HomeError if the home cannot be one.
+    The home notes whose it is (see `served_notes`). HomeError if the home cannot be one.
     """
     home = home_path()
     odd = ODD_CHARACTERS.search(str(home))
@@ -67,10 +70,34 @@ def prepare_dagster_home() -> Path:
             draft = home / f".{SETTINGS}.{os.getpid()}"
             shutil.copyfile(next(path for path in INSTANCE_SETTINGS if path.is_file()), draft)
             draft.replace(home / SETTINGS)
+        _note_served(home)
     except OSError as error:
         raise _unusable(home, error) from error
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def _note_served(home: Path) -> None:
+    """Note which store and experiments use the home now: its partition keys are those of all that do."""
+    store = os.environ.get("DOCML_STORE") or "./storage"
+    experiments = os.environ.get("DOCML_EXPERIMENTS") or "experiments"
+    note = json.dumps(
+        {
+            "DOCML_STORE": store if "://" in store else os.path.realpath(Path(store).expanduser()),
+            "DOCML_EXPERIMENTS": str(Path(experiments).resolve()),
+        }
+    )
+    path = home / SERVED / f"{hashlib.sha256(note.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(note)
+        draft.replace(path)
+
+
+def served_notes(home: Path) -> list[Path]:
+    """The notes of all that have used the home: the variables of a deployment in which they differ, as JSON."""
+    return sorted((home / SERVED).glob("*.json"))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """docml runs and gc: what every run came to; and removing what none of them needs any more."""
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from docml_assets.terminal import Column, print_table, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from pathlib import Path
 
     from rich.text import Text
 
+    from docml_assets.deployment import Deployment
     from docml_assets.runs.summaries import RunSummary
     from resources.store import Store
 
@@ -130,11 +132,9 @@ def gc(experiment: str | None, dry_run: bool) -> None:
     whose runs change after the listing is left alone.
 
     Without EXPERIMENT the Dagster home is tidied as well: copies of deployment folders that `docml serve` has left there and
-    partition keys of experiments and runs that no longer exist go, and the databases of ended runs are made small.
+    partition keys of experiments and runs that no store and no folder of this home has go, and the databases of ended runs are made small.
     """
     from docml_assets.deployment import Deployment
-    from docml_assets.experiment.folder import experiment_folders
-    from docml_assets.runs.claims import next_run, run_folders
     from docml_assets.runs.garbage import collect, find_garbage, runs_of
 
     deployment = Deployment.current()
@@ -161,12 +161,10 @@ def gc(experiment: str | None, dry_run: bool) -> None:
     say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
     if experiment is None:
         _collect_copies(dry_run=dry_run)
-        folders = experiment_folders(deployment.experiments)
-        known = {name: {*run_folders(store, name), next_run(store, name)} for name in {*names, *folders}}
-        _tidy_home(known, dry_run=dry_run)
+        _tidy_home(deployment, dry_run=dry_run)
 
 
-def _tidy_home(known: "Mapping[str, Collection[int]]", *, dry_run: bool) -> None:
+def _tidy_home(deployment: "Deployment", *, dry_run: bool) -> None:
     """Tidy the Dagster home, if this deployment has used it."""
     from docml_assets.cli.home import dagster_instance, home_path, prepare_dagster_home
     from docml_assets.history import RUNS, forget_removed, shrink_ended_runs
@@ -174,13 +172,40 @@ def _tidy_home(known: "Mapping[str, Collection[int]]", *, dry_run: bool) -> None
     if not (home_path() / RUNS).exists():
         return
     home = prepare_dagster_home()
+    known = _known_runs(deployment, home)
     with dagster_instance(home) as instance:
-        for key in forget_removed(instance, known, dry_run=dry_run):
+        for key in forget_removed(instance, known, dry_run=dry_run) if known is not None else []:
             say(
                 f"{'would remove' if dry_run else 'removed'} the partition key of {key}, which is neither in the store nor a folder"
             )
         if not dry_run:
             say(f"{_bytes(shrink_ended_runs(instance, home))} saved in {home}")
+
+
+def _known_runs(deployment: "Deployment", home: "Path") -> dict[str, set[int]] | None:
+    """Experiment -> the runs that it has or may have next, in all stores and folders that this home serves; None if one cannot be read."""
+    from docml_assets.cli.home import served_notes
+    from docml_assets.deployment import Deployment
+    from docml_assets.errors import EXPLAINED_ERRORS
+    from docml_assets.experiment.folder import experiment_folders
+    from docml_assets.runs.claims import next_run, run_folders
+
+    known: dict[str, set[int]] = {}
+    for note in served_notes(home):
+        try:
+            served = Deployment({**deployment.environment, **json.loads(note.read_text(encoding="utf-8"))})
+            stored = {name for name in served.store.list_folders() if EXPERIMENT_NAME.fullmatch(name)}
+            for name in stored | experiment_folders(served.experiments).keys():
+                runs = {*run_folders(served.store, name), next_run(served.store, name)}
+                known[name] = known.get(name, set()) | runs
+        except (*EXPLAINED_ERRORS, OSError, ValueError) as error:
+            say(
+                f"The partition keys stay: what {note} names has used this home and cannot be read ({error}); "
+                "remove that file if it is gone for good",
+                err=True,
+            )
+            return None
+    return known
 
 
 def _collect_copies(*, dry_run: bool) -> None:

@@ -80,8 +80,9 @@ def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Ret
                 break
         if reason is None:
             garbage += unneeded(store, shared, needed)
+    under_way = {stored.key.rsplit("/", 1)[-1].removesuffix(".json") for stored in store.list(ACTIVE_JOBS)}
     for place in runs:
-        if _is_busy(store, place):
+        if _is_busy(store, place, under_way):
             kept.append(Retention(experiment, "what its jobs left", place.number, "has a job under way"))
             continue
         for find in (_checkpoints, _staged_output, _prediction_leftovers):
@@ -93,10 +94,9 @@ def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Ret
     return garbage, kept
 
 
-def _is_busy(store: Store, place: RunPlace) -> bool:
-    """Whether somebody asked for a job of the run whose end nobody has seen: a prediction, say, of a run that is long finished."""
-    names = {stored.key.rsplit("/", 1)[-1].removesuffix(".json") for stored in store.list(ACTIVE_JOBS)}
-    return bool(names and names.intersection(store.list_folders(place.jobs)))
+def _is_busy(store: Store, place: RunPlace, under_way: set[str]) -> bool:
+    """Whether one of the jobs under way is the run's: somebody asked for a prediction, say, of a run that is long finished."""
+    return bool(under_way and under_way.intersection(store.list_folders(place.jobs)))
 
 
 def collect(store: Store, garbage: Garbage) -> None:

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from docml_assets.cli.home import dagster_instance, prepare_dagster_home
+from docml_assets.cli.home import dagster_instance, prepare_dagster_home, served_notes
 from docml_assets.cli.runs import gc
 from docml_assets.experiment.folder import ExperimentFolder
 from docml_assets.partitions import register
 from docml_assets.runs.claims import claim_run
 from docml_assets.runs.garbage import collect, find_garbage
 from docml_contract.manifests import PreparedData
-from docml_contract.names import PREPARED, RECONCILED_TABLE, RunPlace
+from docml_contract.names import ACTIVE_JOBS, PREPARED, RECONCILED_TABLE, RunPlace
 from resources.store import Store
 from resources.store.manifests import publish_bytes
 
@@ -149,6 +149,18 @@ def test_a_run_with_a_job_under_way_keeps_what_its_jobs_left(world: World) -> No
     assert [item.what for item in find_garbage(world.store, EXPERIMENT)[0]] == ["staged output of a job"]
 
 
+def test_jobs_under_way_are_listed_once_however_many_runs_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        world.claim(number)
+    listed: list[str] = []
+    original = Store.list
+    monkeypatch.setattr(Store, "list", lambda self, prefix="": listed.append(prefix) or original(self, prefix))
+    find_garbage(world.store, EXPERIMENT)
+    assert listed.count(ACTIVE_JOBS) == 1
+
+
 def test_a_folder_without_runs_is_left_alone(world: World) -> None:
     world.store.put("EXP-foreign/data/reconciled_artifacts/a/v/raw_text.json", b"{}")
     assert find_garbage(world.store, "EXP-foreign") == ([], [])
@@ -188,3 +200,37 @@ def test_the_command_shows_first_and_removes_then(
             f"{EXPERIMENT}|1",
             f"{EXPERIMENT}|2",  # the next one may be asked for
         ]
+
+
+def test_partition_keys_of_other_stores_of_the_home_stay(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCML_EXPERIMENTS", str(tmp_path / "experiments"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    world.claim(1)
+    other = Store.open(str(tmp_path / "other"), environment={})
+    other.put("EXP-7-other/run_9/experiment/CLAIM.json", b"{}")
+    monkeypatch.setenv("DOCML_STORE", str(tmp_path / "other"))
+    home = prepare_dagster_home()
+    (note,) = served_notes(home)
+    monkeypatch.setenv("DOCML_STORE", str(world.store.local_path))
+    with dagster_instance(prepare_dagster_home()) as instance:
+        for name, run in ((EXPERIMENT, 1), ("EXP-7-other", 9), ("EXP-8-removed", 4)):
+            register(instance, name, run)
+
+        def tidied() -> str:
+            result = CliRunner().invoke(gc, [])
+            assert result.exit_code == 0
+            return result.output.replace("\n", " ")
+
+        told = note.read_text()
+        note.write_text(told[:20])
+        assert "The partition keys stay: what" in tidied()
+        assert "EXP-8-removed" in instance.get_dynamic_partitions("experiment")
+        note.write_text(told)
+        tidied()
+        assert sorted(instance.get_dynamic_partitions("experiment")) == ["EXP-7-other", EXPERIMENT]
+        assert {f"{EXPERIMENT}|1", "EXP-7-other|9"} == set(instance.get_dynamic_partitions("experiment_run"))
+        note.unlink()
+        tidied()
+        assert instance.get_dynamic_partitions("experiment") == [EXPERIMENT]
