@@ -41,6 +41,9 @@ def show(report: "Report", page: str) -> None:
     if report.seeds:
         _print_seeds(report)
     _print_labels(report)
+    if report.units is not None:
+        scores = ", ".join(f"{name} {found.f1_macro:.3f}" for name, found in report.units.models.items())
+        terminal.print(Text(f"Units: macro-F1 on the {report.units.num_test:,} parts of these documents: {scores}"))
     if report.comparison:
         print_pairs("Comparison", report.comparison)
     for past in report.past.comparisons:

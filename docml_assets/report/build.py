@@ -39,6 +39,8 @@ from docml_assets.report.schema import (
     PastScore,
     PerLabel,
     Report,
+    UnitReport,
+    UnitScores,
 )
 from docml_assets.report.seeds import SeedAnswers, judge_pairs, model_seeds, sample_seeds
 from docml_assets.report.statistics import (
@@ -63,6 +65,7 @@ class ReportFiles:
     report_json: bytes
     html: bytes
     predictions_parquet: bytes
+    unit_predictions_parquet: bytes | None
     plots: Mapping[str, bytes]  # file name (such as scores.png) -> PNG
     data_version: str  # of predictions and scores: not of timings, nor of anything else that differs between equal runs
 
@@ -98,6 +101,7 @@ def build_report(
     changed: Sequence[str] = (),
     seeds: SeedAnswers | None = None,
     prepared: Mapping[str, Any] | None = None,
+    units: "UnitAnswers | None" = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -106,7 +110,8 @@ def build_report(
     shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
-    changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several.
+    changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several. units: where the answers
+    are about artifacts, those about their units.
     prepared: what split_metadata.json says of the baseline: its learning curve, and how near documents are to train's.
     """
     table = with_probabilities(predictions, documents)
@@ -121,14 +126,19 @@ def build_report(
         }
     report = assess(experiment, run, read, timings, previous, policies, changed, seeds)
     report = report.model_copy(update=_prepared(prepared or {}) if baseline is not None else {})
+    if units is not None:
+        report = report.model_copy(update={"units": assess_units(units, labels, f"units of {experiment} run {run}")})
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
     return ReportFiles(
         report=report,
         report_json=report.to_bytes(),
         html=render_page(report, evidence, lineage, settings, timings, group_column).encode(),
         predictions_parquet=parquet_bytes(table),
+        unit_predictions_parquet=parquet_bytes(units.named) if units is not None else None,
         plots=draw_plots(report, evidence),
-        data_version=report_version(table, report),
+        data_version=report_version(table, report)
+        if units is None
+        else digest([report_version(table, report), _said(units.named)]),
     )
 
 
@@ -205,12 +215,45 @@ def _label_winners(own: Predictions, scores: Mapping[str, LabelScores]) -> tuple
     return tuple(label_winners({model: scores[model] for model in own.models}, own.labels))
 
 
+@dataclass(frozen=True)
+class UnitAnswers:
+    """What the models said of the units. predictions: as the job left them, with the columns that a report's have; artifact_guid names
+    artifact and unit. named: the same with a column for each. groups: by these GUIDs, what depends on each other. combine: as UnitReport's.
+    """
+
+    predictions: pa.Table
+    named: pa.Table
+    groups: Mapping[str, str]
+    combine: str | None
+
+
+def assess_units(units: UnitAnswers, labels: Sequence[str], source: str) -> UnitReport:
+    """The scores of the units."""
+    read = read_predictions(with_groups(units.predictions, units.groups), labels, source)
+    resampled = resampled_f1(read)
+    models = {}
+    for model, ids in read.predicted.items():
+        scores = label_scores(confusion_matrix(read.truth, ids, len(read.labels)))
+        models[model] = UnitScores(
+            accuracy=scores.total_accuracy,
+            f1_macro=scores.f1_macro,
+            f1_weighted=scores.f1_weighted,
+            f1_macro_ci95=interval(scores.f1_macro, resampled[model]),
+        )
+    return UnitReport(num_test=len(read), combine=units.combine, models=models)
+
+
+def _said(predictions: pa.Table) -> list[Any]:
+    """What of a table of predictions means something: probabilities differ in their last digits."""
+    said = [name for name in predictions.column_names if not name.endswith((PROBABILITY_SUFFIX, PROBABILITIES_SUFFIX))]
+    return [[predictions[name].to_pylist() for name in said], said]
+
+
 def report_version(predictions: pa.Table, report: Report) -> str:
     """Data version of a report: its predictions and scores.
 
     Probabilities differ in their last digits between batch sizes and machines, so they enter by the calibration error to four digits.
     """
-    said = [name for name in predictions.column_names if not name.endswith((PROBABILITY_SUFFIX, PROBABILITIES_SUFFIX))]
     scores = {
         name: [
             model.accuracy,
@@ -223,7 +266,7 @@ def report_version(predictions: pa.Table, report: Report) -> str:
     }
     policies = {name: policy.meaning for name, policy in report.policies.items()}
     seeds = {name: [[score.seed, score.f1_macro] for score in found.scores] for name, found in report.seeds.items()}
-    meaning = ["report", list(report.labels), [predictions[name].to_pylist() for name in said], said, scores]
+    meaning = ["report", list(report.labels), *_said(predictions), scores]
     return digest([*meaning, *(part for part in (policies, seeds) if part)])
 
 

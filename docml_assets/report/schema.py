@@ -244,6 +244,23 @@ class Nearness(Document):
     )
 
 
+class UnitScores(Document):
+    """One model on the units of the test split's artifacts."""
+
+    accuracy: Share
+    f1_macro: Share
+    f1_weighted: Share
+    f1_macro_ci95: Interval = Field(description="bias-corrected bootstrap over artifacts, or over SPLIT_BY groups")
+
+
+class UnitReport(Document):
+    """The same answers one level below: artifacts are the documents of this report, their units those of the models."""
+
+    num_test: int = Field(ge=1, description="units")
+    combine: str | None = Field(description="sha256 of what makes units' answers one; null: their mean")
+    models: dict[str, UnitScores]
+
+
 class Report(Document):
     """report.json."""
 
@@ -270,6 +287,7 @@ class Report(Document):
         None, description="null without a baseline, or where its documents are too few"
     )
     nearest_train: dict[str, Nearness] = Field({}, description="by split, valid and test; empty without a baseline")
+    units: UnitReport | None = Field(None, description="null where artifacts are the models' documents, too")
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")
     warnings: tuple[str, ...] = Field(description="what a reader should know before trusting the numbers")

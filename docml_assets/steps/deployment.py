@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from docml_assets.experiment.functions import defined_functions
 from docml_assets.report.schema import read_report
 from docml_assets.steps.preparation import read_labels
+from docml_assets.steps.reconciliation import read_units
 from docml_assets.steps.training import read_models
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import digest
@@ -26,9 +27,11 @@ from docml_contract.names import (
     REQUIREMENTS,
     STATISTICS,
     TORCHSCRIPT,
+    USE_CASE_CODE,
     USER_FUNCTIONS,
 )
 from docml_contract.policy import Policy
+from docml_contract.use_cases import UseCaseCode
 from resources.store.manifests import check_finished, read_manifest
 
 
@@ -53,12 +56,12 @@ def read_deployment(work: Work, model: str) -> Manifest:
     Raises NotReady if the run has no such model yet, IncompleteArtifact if files are missing or differ.
     """
     folder = work.place.deployment(model)
-    manifest = read_manifest(work.store, folder) or make_deployment(work, model, _reported_policy(work, model))
+    manifest = read_manifest(work.store, folder) or make_deployment(work, model, reported_policy(work, model))
     check_finished(work.store, manifest, folder)
     return manifest
 
 
-def _reported_policy(work: Work, model: str) -> Policy | None:
+def reported_policy(work: Work, model: str) -> Policy | None:
     """The decision policy that the run's report made. ReportError where the run wants one and has no report."""
     if work.settings.auto_accept_precision is None:
         return None
@@ -98,6 +101,9 @@ def make_deployment(work: Work, model: str, policy: Policy | None) -> Manifest:
     if policy is not None:
         files[POLICY] = policy.to_bytes()
         meaning.append(policy.meaning)
+    if (code := _use_case_code(work)) is not None:
+        files[USE_CASE_CODE] = code.to_bytes()
+        meaning.append(code.model_dump(mode="json"))
     return work.publish(
         DEPLOYMENT,
         work.place.deployment(model),
@@ -107,6 +113,23 @@ def make_deployment(work: Work, model: str, policy: Policy | None) -> Manifest:
         data_version=digest(meaning),
         inputs={BEST_MODEL: trained.data_version},
     )
+
+
+def _use_case_code(work: Work) -> UseCaseCode | None:
+    """What of the use case an answer needs; None where it needs nothing."""
+    if work.use_case is None:
+        return None
+    units = read_units(work) is not None
+    return work.use_case.code(units=units) if units or "files" in work.use_case.functions else None
+
+
+def read_use_case(work: Work, model: str) -> UseCaseCode | None:
+    """use_case.json of the model's deployment folder, where there is one."""
+    manifest = read_manifest(work.store, work.place.deployment(model))
+    if manifest is None or USE_CASE_CODE not in {entry.path for entry in manifest.files}:
+        return None
+    key = f"{work.place.deployment(model)}/{USE_CASE_CODE}"
+    return UseCaseCode.from_bytes(work.store.get(key), work.store.uri(key))
 
 
 def _context(work: Work, model: str) -> ModelContext:

@@ -1,6 +1,7 @@
-"""Documents without labels: in a folder or bucket, or production artifacts that a SELECT names."""
+"""Documents without labels: in a folder or bucket, or production artifacts that a SELECT names; and their copies, for a job."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -11,6 +12,9 @@ import pyarrow as pa
 from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
+from docml_contract.untrusted_files import MARKER
+from docml_contract.use_cases import UseCaseCode, UseCaseWorker
+from resources.label_values import as_text
 from resources.store import LINK_SIZE, Store, StoredObject
 
 GUID = "artifact_guid"
@@ -101,6 +105,72 @@ def documents_of(work: Work, query: str) -> DocumentSet:
     wanted = (stored for stored in work.production.list() if stored.key.count("/") == 1)
     found = _by_folder([stored for stored in wanted if stored.key.split("/")[0] in rows])
     return _checked(work, work.production, {guid: found.get(guid, {}) for guid in rows}, rows, 0)
+
+
+def choose_files(code: UseCaseCode, environment: Mapping[str, str], documents: DocumentSet) -> DocumentSet:
+    """With those of each document's files that the use case's `files` takes. UseCaseError says what is wrong with it."""
+    if "files" not in code.functions:
+        return documents
+    asked = [
+        (json.loads(json.dumps({GUID: guid, **documents.rows.get(guid, {})}, default=as_text)), sorted(files))
+        for guid, files in documents.files.items()
+    ]
+    with UseCaseWorker(code, environment) as worker:
+        chosen = worker.files(asked)
+    kept = zip(documents.files.items(), chosen, strict=True)
+    return replace(documents, files={guid: {name: files[name] for name in names} for (guid, files), names in kept})
+
+
+def copy_documents(work: Work, documents: DocumentSet, staged: str) -> dict[str, str]:
+    """Copy the documents' files; why some could not be copied, by GUID."""
+    there = {stored.key: stored.size for stored in work.store.list(staged)}
+    pairs = {
+        f"{staged}/{guid}/{file}": (guid, source.key)
+        for guid, files in documents.files.items()
+        for file, source in files.items()
+        if there.get(f"{staged}/{guid}/{file}") != source.size
+    }
+    done = 0
+
+    def copied() -> None:
+        nonlocal done
+        done += 1
+        work.reporter.progress("files copied", done, len(pairs))
+
+    gone = work.store.copy_many(documents.source, [(key, target) for target, (_, key) in pairs.items()], copied=copied)
+    return {pairs[lost.target][0]: f"{lost.source} has gone while it was copied" for lost in gone}
+
+
+def process_documents(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> dict[str, str]:
+    """Let process_func make its files anew, in the sandboxed workers of reconciliation; why it failed, by GUID."""
+    from docml_assets.reconcile.process import ArtifactTask, cores, process_artifacts
+
+    done = {
+        stored.key.split("/")[-2] for stored in work.store.list(staged) if stored.key.split("/")[-1].startswith(MARKER)
+    }
+    tasks = [
+        ArtifactTask({"artifact_guid": guid, **documents.rows.get(guid, {})}, f"{staged}/{guid}", tuple(files))
+        for guid, files in documents.files.items()
+        if guid not in errors and guid not in done
+    ]
+    finished = 0
+
+    def processed() -> None:
+        nonlocal finished
+        finished += 1
+        work.reporter.progress("artifacts processed", finished, len(tasks))
+
+    if not tasks:
+        return {}
+    failures = process_artifacts(
+        tasks,
+        store=work.store,
+        functions_source=work.functions_source,
+        environment=work.environment,
+        processes=min(work.settings.reconciliation_processes or cores(), len(tasks)),
+        processed=processed,
+    )
+    return {failure.artifact_guid: failure.reason for failure in failures}
 
 
 def _by_guid(table: pa.Table) -> dict[str, dict[str, Any]]:

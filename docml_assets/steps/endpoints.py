@@ -26,7 +26,9 @@ from docml_contract.names import (
     PREDICTIONS,
     PROBABILITY_SUFFIX,
     RECONCILED_TABLE,
+    UNIT_PREDICTIONS,
 )
+from docml_contract.units import units_in
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import Endpoint, EndpointSpec, Mode, check_alias, endpoint_name
 from resources.store.manifests import check_finished, read_manifest
@@ -161,15 +163,24 @@ def find_better(report: Report, model: str) -> str | None:
 
 
 def read_test_documents(work: Work, model: str) -> Iterator[TestDocument]:
-    """Test documents of the run, at most COMPARED_DOCUMENTS, with the files that production brought. Those too large to be sent are left out."""
+    """Test documents of the run, at most COMPARED_DOCUMENTS, with the files that production brought.
+
+    Left out are those too large to be sent, and those of whose units the report has only some: an endpoint reads them all.
+    """
     predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
     columns = {"guid": "artifact_guid", "label": model + PREDICTION_SUFFIX, "probability": model + PROBABILITY_SUFFIX}
     rows = predictions.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
     reconciled = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
     keys: dict[str, dict[str, str]] = {}
+    named: dict[str, list[str]] = {}
     for row in reconciled.select(["artifact_guid", "file", "key", "origin"]).to_pylist():
+        named.setdefault(row["artifact_guid"], []).append(row["file"])
         if row["origin"] == "prod":
             keys.setdefault(row["artifact_guid"], {})[row["file"]] = row["key"]
+    units = _reported_units(work)
+    if units is not None:
+        entries = work.settings.model_input_files
+        rows = [row for row in rows if units[row["guid"]] == set(units_in(named[row["guid"]], entries))]
     found = 0
     for row in sorted(rows, key=lambda row: str(row["guid"])):
         files = {name: work.store.get(key) for name, key in sorted(keys[row["guid"]].items())}
@@ -179,6 +190,18 @@ def read_test_documents(work: Work, model: str) -> Iterator[TestDocument]:
             found += 1
         if found == COMPARED_DOCUMENTS:
             return
+
+
+def _reported_units(work: Work) -> dict[str, set[str]] | None:
+    """By test document, the units whose answers the report combined; None where there are none."""
+    manifest = read_manifest(work.store, work.place.inference)
+    if manifest is None or UNIT_PREDICTIONS not in {entry.path for entry in manifest.files}:
+        return None
+    table = read_parquet(work.store.get(f"{work.place.inference}/{UNIT_PREDICTIONS}"))
+    found: dict[str, set[str]] = {}
+    for guid, unit in zip(table["artifact_guid"].to_pylist(), table["unit"].to_pylist(), strict=True):
+        found.setdefault(guid, set()).add(unit)
+    return found
 
 
 def compare_answers(documents: list[TestDocument], invoke: Callable[[bytes], bytes]) -> int:

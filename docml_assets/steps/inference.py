@@ -11,8 +11,10 @@ from docml_assets.steps.answers import SplitAnswers, find_answers, find_seeded_a
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.past_runs import read_past_runs
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest
+from docml_assets.steps.reconciliation import read_units
 from docml_assets.steps.reuse import find_finished, read_required, reused_outcome, take_earlier
 from docml_assets.steps.training import SeedModels, models_version, read_models, read_seeds
+from docml_assets.steps.units import combine_answers, with_units
 from docml_assets.steps.work import NotReady, Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.file_names import matching
@@ -32,14 +34,16 @@ from docml_contract.names import (
     SPLIT_METADATA,
     SPLITS_TABLE,
     TORCHSCRIPT,
+    UNIT_PREDICTIONS,
     RunPlace,
 )
+from docml_contract.units import artifact_of, files_of_unit, split_guid
 from resources.errors import ResourceError
 from resources.jobs.engine.records import job_records
 from resources.store.manifests import read_manifest, read_recorded
 
 if TYPE_CHECKING:
-    from docml_assets.report.build import ReportFiles
+    from docml_assets.report.build import ReportFiles, UnitAnswers
     from docml_assets.report.evidence import Lineage
 
 EXCERPT_CHARACTERS = 400
@@ -65,6 +69,7 @@ def run_inference(work: Work) -> Outcome | None:
         answers, by_seed = find_answers(work, data, manifests, spec), {}
     report = _report(work, data, (folders, manifests), answers, (seeds, by_seed))
     make_deployments(work, report.report.policies)
+    combine = report.report.units.combine if report.report.units else None
     manifest = work.publish(
         INFERENCE_REPORT,
         folder,
@@ -72,9 +77,10 @@ def run_inference(work: Work) -> Outcome | None:
             REPORT_JSON: report.report_json,
             REPORT_HTML: report.html,
             PREDICTIONS: report.predictions_parquet,
+            **({UNIT_PREDICTIONS: report.unit_predictions_parquet} if report.unit_predictions_parquet else {}),
             **{f"plots/{name}": png for name, png in report.plots.items()},
         },
-        cache_key=cache_key(INFERENCE_REPORT, spec=spec.spec_hash),
+        cache_key=cache_key(INFERENCE_REPORT, spec=spec.spec_hash, **({"combine": combine} if combine else {})),
         data_version=report.data_version,
         inputs=inputs,
     )
@@ -96,7 +102,10 @@ def _skip(work: Work) -> Outcome | None:
     def fits(found: Mapping[str, Manifest]) -> bool:
         if found[""].inputs != inputs:
             return False
-        policies = read_report(work.store, RunPlace(work.place.experiment, found[""].run)).policies
+        report = read_report(work.store, RunPlace(work.place.experiment, found[""].run))
+        if report.units is not None and report.units.combine != (work.use_case and work.use_case.combining_digest):
+            return False
+        policies = report.policies
         return {policy.target for policy in policies.values()} == ({target} if target is not None else set())
 
     taken = take_earlier(work, lambda place: {"": place.inference}, {"": own}, fits)
@@ -120,6 +129,14 @@ def _report(
     folders, manifests = models
     seeds, by_seed = seeded
     past = read_past_runs(work)
+    baseline = _baseline(work, data.folder)
+    groups = _groups(work, data.folder) if work.settings.split_by else None
+    units = None
+    if read_units(work) is not None:
+        units = _unit_answers(work, answers, baseline, groups)
+        combined = combine_answers(work, answers, baseline)
+        answers, baseline = combined.answers, combined.baseline
+        by_seed = {seed: combine_answers(work, found, None).answers for seed, found in by_seed.items()}
     return build_report(
         experiment=work.place.experiment,
         run=work.place.number,
@@ -137,10 +154,10 @@ def _report(
             **({"use_case": work.use_case.describe()} if work.use_case else {}),
         },
         excerpts=read_excerpts(work),
-        baseline=_baseline(work, data.folder),
+        baseline=baseline,
         prepared=json.loads(work.store.get(f"{data.folder}/{SPLIT_METADATA}")).get("baseline"),
         group_column=work.settings.split_by,
-        groups=_groups(work, data.folder) if work.settings.split_by else None,
+        groups=groups,
         target=work.settings.auto_accept_precision,
         validation=answers.validation,
         seeds=SeedAnswers(
@@ -150,7 +167,25 @@ def _report(
         )
         if seeds
         else None,
+        units=units,
     )
+
+
+def _unit_answers(
+    work: Work, answers: SplitAnswers, baseline: pa.Table | None, groups: Mapping[str, str | None] | None
+) -> "UnitAnswers":
+    """What the report says of units: a unit depends on the others of its artifact, and of its SPLIT_BY group."""
+    from docml_assets.report.build import UnitAnswers
+    from docml_assets.report.predictions import with_baseline, with_probabilities
+
+    assert work.use_case is not None
+    table = with_probabilities(answers.predictions, answers.documents)
+    table = table if baseline is None else with_baseline(table, baseline)
+    group_of = {}
+    for guid in table["artifact_guid"].to_pylist():
+        group = (groups or {}).get(artifact_of(guid))
+        group_of[guid] = f"artifact {artifact_of(guid)}" if group is None else f"group {group}"
+    return UnitAnswers(table, with_units(table), group_of, work.use_case.combining_digest)
 
 
 def _baseline(work: Work, prepared_folder: str) -> pa.Table | None:
@@ -202,7 +237,10 @@ def read_excerpts(work: Work) -> Callable[[str], str]:
         keys.setdefault(row["artifact_guid"], {})[row["file"]] = row["key"]
 
     def excerpt(guid: str) -> str:
-        own = keys.get(guid, {})
+        artifact, unit = split_guid(guid)
+        own = keys.get(artifact, {})
+        if unit is not None:
+            own = {name: own[name] for name in files_of_unit(own, work.settings.model_input_files, unit)}
         read = (name for entry in work.settings.model_input_files for name in matching(own, entry))
         for name in dict.fromkeys([*read, *sorted(own)]):
             try:

@@ -13,7 +13,15 @@ from docml_assets.steps.inference import EXCERPT_CHARACTERS, read_excerpts, text
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest
 from docml_assets.tables import read_parquet
 from docml_contract.file_names import matches
-from docml_contract.names import LABEL_ROWS, PREDICTION_SUFFIX, PREDICTIONS, PROBABILITY_SUFFIX, SUSPECTS_TABLE
+from docml_contract.names import (
+    LABEL_ROWS,
+    PREDICTION_SUFFIX,
+    PREDICTIONS,
+    PROBABILITY_SUFFIX,
+    SUSPECTS_TABLE,
+    UNIT_PREDICTIONS,
+)
+from docml_contract.units import document_guid
 from resources.errors import ResourceError
 from resources.store.manifests import read_manifest
 
@@ -49,13 +57,15 @@ def read_suspects(work: "Work", limit: int | None) -> tuple[list[str], list[Row]
 
 
 def _answers(work: "Work") -> Mapping[str, Row]:
-    """What the run's own models say, by test document; nothing before there is a report."""
-    if read_manifest(work.store, work.place.inference) is None:
+    """What the run's own models say, by test document (a unit, where units are the documents); nothing before there is a report."""
+    manifest = read_manifest(work.store, work.place.inference)
+    if manifest is None:
         return {}
-    table = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
+    units = UNIT_PREDICTIONS in {entry.path for entry in manifest.files}
+    table = read_parquet(work.store.get(f"{work.place.inference}/{UNIT_PREDICTIONS if units else PREDICTIONS}"))
     models = [name for name in work.settings.model_names if name + PREDICTION_SUFFIX in table.column_names]
     return {
-        row["artifact_guid"]: {
+        document_guid(row["artifact_guid"], row.get("unit")): {
             key: value
             for name in models
             for key, value in (

@@ -3,6 +3,7 @@
     run_<N>/predictions/<id>/   predictions.parquet, documents.parquet (the versions of the documents), MANIFEST.json
                                 while the job needs them: documents/ (copies), parts/ (what is finished)
 
+Where units are the model's documents, predictions.parquet is about artifacts and unit_predictions.parquet about their units.
 <id> hashes the deployment folder (so the model and its functions) and the documents' versions: the same documents again launch no job,
 documents that an earlier table has in the same version are taken from it, and a prediction that was cut off goes on where it stopped.
 """
@@ -15,9 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from docml_assets.report.schema import read_report
-from docml_assets.steps.deployment import choose_model, manifest_sha256, read_context, read_deployment
-from docml_assets.steps.documents import DocumentSet, documents_of
+from docml_assets.steps.deployment import (
+    choose_model,
+    manifest_sha256,
+    read_context,
+    read_deployment,
+    read_use_case,
+    reported_policy,
+)
+from docml_assets.steps.documents import DocumentSet, choose_files, copy_documents, documents_of, process_documents
 from docml_assets.steps.specs import prediction_spec
+from docml_assets.steps.units import combine_predictions, units_with_known
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import parquet_bytes, read_parquet, schema_of
 from docml_contract.base import IncompleteArtifact, UnreadableDocument, digest, short
@@ -34,13 +43,15 @@ from docml_contract.names import (
     PREDICTION_PARTS,
     PREDICTIONS,
     STAGED_DOCUMENTS,
+    UNIT_PREDICTIONS,
 )
-from docml_contract.untrusted_files import MARKER
+from docml_contract.units import artifact_of, document_guid, files_of_unit, units_in
 from resources.jobs.interface import JobResult
 from resources.store.manifests import check_finished, read_manifest
 
 SCHEMA = schema_of({name: kind for name, (kind, _) in PREDICTION_COLUMNS.items()})
 VERSION = "version"
+NO_UNIT = "the document has no unit: none of its files fits a pattern of MODEL_INPUT_FILES = {}"
 EARLIER_TABLES = 20  # that are looked at for documents which were classified before
 
 
@@ -101,6 +112,9 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
     """
     deployment = read_deployment(work, model)
     context = read_context(work, model)
+    code = read_use_case(work, model)
+    if code is not None:
+        documents = choose_files(code, work.environment, documents)
     identity = prediction_id(deployment, documents)
     folder = work.place.prediction(identity)
     manifest = read_manifest(work.store, folder)
@@ -108,19 +122,23 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
         check_finished(work.store, manifest, folder)
         table = read_parquet(work.store.get(f"{folder}/{PREDICTIONS}"))
         return PredictionResult(folder, manifest, table, context.labels, known=table.num_rows)
-    known = _known_rows(work, deployment, documents)
+    known, known_units = _known_rows(work, deployment, documents)
     new = documents.without(known["artifact_guid"].to_pylist())
     if known.num_rows:
         work.reporter.say(f"{known.num_rows:,} of {len(documents):,} documents were classified before, in this version")
     staged = f"{folder}/{STAGED_DOCUMENTS}"
     errors = dict(new.errors)
-    errors |= _copy(work, new, staged)
+    errors |= copy_documents(work, new, staged)
     if context.has_process_func:
-        errors |= _process(work, new, staged, errors)
+        errors |= process_documents(work, new, staged, errors)
     jobs: tuple[JobResult, ...] = ()
-    tables = [known, _error_rows(errors)]
-    if len(errors) < len(new):
-        artifacts = _artifacts(work, new, staged, errors)
+    tables = [known]
+    artifacts = _artifacts(work, new, staged, errors, units=code is not None and code.units)
+    answered = set(artifacts["artifact_guid"].to_pylist())
+    for guid in new.files.keys() - errors.keys() - set(map(artifact_of, answered)):
+        errors[guid] = NO_UNIT.format(", ".join(work.settings.model_input_files))
+    tables.append(_error_rows(errors))
+    if answered:
         files = {ARTIFACTS_TABLE: parquet_bytes(artifacts)}
         spec = prediction_spec(
             work,
@@ -134,7 +152,13 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
             inputs={DEPLOYMENT: deployment.data_version},
         )
         jobs = (work.jobs.run(spec, files, holder=work.holder, listener=work.reporter.listener(None)),)
-        tables.append(_predicted(work, jobs[0], set(new.files) - set(errors)))
+        tables.append(_predicted(work, jobs[0], answered))
+    units: pa.Table | None = None
+    if code is not None and code.units:
+        asked = pa.concat_tables(tables[1:])
+        policy = reported_policy(work, model)
+        tables = [known, combine_predictions(code, work.environment, context.labels, asked, policy)]
+        units = units_with_known(asked, known_units)
     table = pa.concat_tables(tables).sort_by("artifact_guid")
     versions = documents.versions
     manifest = work.publish(
@@ -142,6 +166,7 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
         folder,
         {
             PREDICTIONS: parquet_bytes(table),
+            **({UNIT_PREDICTIONS: parquet_bytes(units)} if units is not None else {}),
             DOCUMENTS: parquet_bytes(
                 pa.table(
                     {
@@ -177,13 +202,14 @@ def find_predictions(work: Work, deployment: Manifest) -> list[tuple[str, Manife
     return sorted(found, key=lambda entry: entry[1].created_at, reverse=True)
 
 
-def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> pa.Table:
-    """The answers about documents that were classified before in the same version, out of the newest tables of the same model.
+def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> tuple[pa.Table, list[pa.Table]]:
+    """The answers about documents that were classified before in the same version, out of the newest tables of the same model; and those
+    about their units, where they have any.
 
     Documents without an answer are tried again: what failed may have been a moment's trouble.
     """
     wanted = documents.versions
-    tables = [SCHEMA.empty_table()]
+    tables, units = [SCHEMA.empty_table()], list[pa.Table]()
     for folder, manifest in find_predictions(work, deployment)[:EARLIER_TABLES]:
         if not wanted:
             break
@@ -207,9 +233,13 @@ def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> pa.
                 pc.is_in(table["artifact_guid"], value_set=pa.array(same, pa.string())),
             )
             tables.append(table.filter(answered))
+            if UNIT_PREDICTIONS in {entry.path for entry in manifest.files}:
+                of_units = read_parquet(work.store.get(f"{folder}/{UNIT_PREDICTIONS}"))
+                taken = tables[-1]["artifact_guid"].combine_chunks()
+                units.append(of_units.filter(pc.is_in(of_units["artifact_guid"], value_set=taken)))
             for guid in tables[-1]["artifact_guid"].to_pylist():
                 del wanted[guid]
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables), units
 
 
 def _predicted(work: Work, job: JobResult, expected: set[str]) -> pa.Table:
@@ -233,78 +263,34 @@ def prediction_id(deployment: Manifest, documents: DocumentSet) -> str:
     return short(digest([PREDICTION, deployment.data_version, documents.versions, dict(documents.errors)]))
 
 
-def _copy(work: Work, documents: DocumentSet, staged: str) -> dict[str, str]:
-    """Copy the documents' files; why some could not be copied, by GUID."""
-    there = {stored.key: stored.size for stored in work.store.list(staged)}
-    pairs = {
-        f"{staged}/{guid}/{file}": (guid, source.key)
-        for guid, files in documents.files.items()
-        for file, source in files.items()
-        if there.get(f"{staged}/{guid}/{file}") != source.size
-    }
-    done = 0
+def _artifacts(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str], *, units: bool) -> pa.Table:
+    """artifacts.parquet: one row a file that encode_data gets; a document without any has a row without a file.
 
-    def copied() -> None:
-        nonlocal done
-        done += 1
-        work.reporter.progress("files copied", done, len(pairs))
-
-    gone = work.store.copy_many(documents.source, [(key, target) for target, (_, key) in pairs.items()], copied=copied)
-    return {pairs[lost.target][0]: f"{lost.source} has gone while it was copied" for lost in gone}
-
-
-def _process(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> dict[str, str]:
-    """Let process_func make its files anew, in the sandboxed workers of reconciliation; why it failed, by GUID."""
-    from docml_assets.reconcile.process import ArtifactTask, cores, process_artifacts
-
-    done = {
-        stored.key.split("/")[-2] for stored in work.store.list(staged) if stored.key.split("/")[-1].startswith(MARKER)
-    }
-    tasks = [
-        ArtifactTask({"artifact_guid": guid, **documents.rows.get(guid, {})}, f"{staged}/{guid}", tuple(files))
-        for guid, files in documents.files.items()
-        if guid not in errors and guid not in done
-    ]
-    finished = 0
-
-    def processed() -> None:
-        nonlocal finished
-        finished += 1
-        work.reporter.progress("artifacts processed", finished, len(tasks))
-
-    if not tasks:
-        return {}
-    failures = process_artifacts(
-        tasks,
-        store=work.store,
-        functions_source=work.functions_source,
-        environment=work.environment,
-        processes=min(work.settings.reconciliation_processes or cores(), len(tasks)),
-        processed=processed,
-    )
-    return {failure.artifact_guid: failure.reason for failure in failures}
-
-
-def _artifacts(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> pa.Table:
-    """artifacts.parquet: one row a file that encode_data gets; a document without any has a row without a file."""
+    units: whether the documents of the model are those documents' units; one without any has no row then.
+    """
     wanted = work.settings.model_input_files
     found: dict[str, list[str]] = {guid: [] for guid in documents.files if guid not in errors}
     for stored in work.store.list(staged):
         guid, file = stored.key.removeprefix(f"{staged}/").split("/", 1)
         if guid in found and any(matches(file, entry) for entry in wanted):
             found[guid].append(file)
-    rows: list[tuple[str, str | None]] = []
+    rows: list[tuple[str, str | None, str | None]] = []  # GUID, unit, file
     for guid, files in found.items():
-        rows += [(guid, file) for file in files] or [(guid, None)]
+        if units:
+            rows += [
+                (guid, unit, file) for unit in units_in(files, wanted) for file in files_of_unit(files, wanted, unit)
+            ]
+        else:
+            rows += [(guid, None, file) for file in files] or [(guid, None, None)]
     copied = {(guid, file): stored.etag for guid, own in documents.files.items() for file, stored in own.items()}
     return pa.table(
         {
-            "artifact_guid": pa.array([guid for guid, _ in rows], pa.string()),
+            "artifact_guid": pa.array([document_guid(guid, unit) for guid, unit, _ in rows], pa.string()),
             "label": pa.array([""] * len(rows), pa.string()),
             "group": pa.nulls(len(rows), pa.string()),
-            "file": pa.array([file for _, file in rows], pa.string()),
-            "path": pa.array([f"{guid}/{file}" if file else None for guid, file in rows], pa.string()),
-            "etag": pa.array([copied.get((guid, file or "")) for guid, file in rows], pa.string()),
+            "file": pa.array([file for *_, file in rows], pa.string()),
+            "path": pa.array([f"{guid}/{file}" if file else None for guid, _, file in rows], pa.string()),
+            "etag": pa.array([copied.get((guid, file or "")) for guid, _, file in rows], pa.string()),
         }
     )
 

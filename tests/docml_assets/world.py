@@ -26,6 +26,7 @@ from docml_contract import names
 from docml_contract.base import digest
 from docml_contract.jobs import InferTask, JobSpec, PredictTask, PrepareTask, TrainTask
 from docml_contract.manifests import FileEntry, JobOutput, model_version
+from docml_contract.units import by_artifact, document_guid, split_guid
 from resources.jobs.interface import JobResult, Listener, Orphan
 from resources.store import Store
 
@@ -78,6 +79,12 @@ class World:
             json.dumps({"text": f"the text of {guid}, which is a {label} of some length"})
         )
         self.add_label(guid, label, customer=customer, file_hash=file_hash)
+
+    def add_pages(self, guid: str, count: int) -> None:
+        """Pages of a document in production, page_01.txt and so on."""
+        for number in range(1, count + 1):
+            path = self.root / "production" / guid / f"page_{number:02d}.txt"
+            path.write_text(f"page {number} of the document {guid}")
 
     def add_label(self, guid: str, label: str, *, customer: str = "", file_hash: str | None = None) -> None:
         with closing(self._database()) as database, database:
@@ -147,6 +154,7 @@ class World:
             holder="dagster-run",
             reporter=Notes(),
             performed=performed,
+            use_case=claim.use_case,
         )
 
 
@@ -257,7 +265,7 @@ class FakeJobs:
         folder = test.prefix.rpartition("/")[0]
         splits = _read(self.store.get(f"{folder}/{names.SPLITS_TABLE}"))
         rows, valid = ([row for row in splits if row["split"] == split] for split in ("test", "valid"))
-        predicted = [{"artifact_guid": row["artifact_guid"], "label": row["label"]} for row in rows]
+        predicted = [{"artifact_guid": _guid(row), "label": row["label"]} for row in rows]
         for index, row in enumerate(predicted):
             for model in task.model_names:
                 row[f"{model}_prediction"] = row["label"] if index else LABELS[1 - LABELS.index(row["label"])]
@@ -273,13 +281,27 @@ class FakeJobs:
 
 
 def _answers(rows: list[dict[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
-    """All probabilities of documents that are labelled rightly."""
-    probabilities = [[0.9 if label == row["label"] else 0.1 for label in LABELS] for row in rows]
+    """All probabilities: those of documents are right, those of units are what they are called."""
+    probabilities = [
+        said_of_unit(row["artifact_guid"], row["unit"])
+        if row.get("unit")
+        else [0.9 if label == row["label"] else 0.1 for label in LABELS]
+        for row in rows
+    ]
     return [
-        {"artifact_guid": row["artifact_guid"], "label": row["label"]}
-        | {f"{model}_probabilities": said for model in models}
+        {"artifact_guid": _guid(row), "label": row["label"]} | {f"{model}_probabilities": said for model in models}
         for row, said in zip(rows, probabilities, strict=True)
     ]
+
+
+def _guid(row: Mapping[str, Any]) -> str:
+    return document_guid(row["artifact_guid"], row.get("unit"))
+
+
+def said_of_unit(artifact: str, unit: str) -> list[float]:
+    """The probabilities that a job gives a unit, in float32's digits."""
+    share = hashlib.sha256(f"{artifact}/{unit}".encode()).digest()[0] / 256
+    return [share, 1 - share]
 
 
 def _predicted(files: Mapping[str, bytes], lost: str | None) -> tuple[dict[str, bytes], str]:
@@ -287,6 +309,11 @@ def _predicted(files: Mapping[str, bytes], lost: str | None) -> tuple[dict[str, 
     guids = sorted({row["artifact_guid"] for row in _read(files[names.ARTIFACTS_TABLE])} - {lost})
     row = {"prediction": "letter", "probability": 0.9, "probabilities": [0.1, 0.9], "tokens": 7}
     rows = [{"artifact_guid": guid, "accepted": None, "error": None} | row for guid in guids]
+    for answer in rows:
+        artifact, unit = split_guid(answer["artifact_guid"])
+        if unit:
+            said = said_of_unit(artifact, unit)
+            answer |= {"prediction": LABELS[said.index(max(said))], "probability": max(said), "probabilities": said}
     return {f"{names.PREDICTION_PARTS}/0.parquet": _parquet(rows)}, digest(guids)
 
 
@@ -297,11 +324,16 @@ def _prepared(task: PrepareTask, files: Mapping[str, bytes]) -> tuple[dict[str, 
     earlier = _read(files[names.PREVIOUS_SPLITS]) if names.PREVIOUS_SPLITS in files else []
     kept = {row["artifact_guid"]: row["split"] for row in earlier}
     rows = []
-    for position, row in enumerate(artifacts):
-        split = kept.get(row["artifact_guid"], ("train", "train", "valid", "test")[position // 2 % 4])
+    position_of = {
+        guid: position for position, guid in enumerate(by_artifact(row["artifact_guid"] for row in artifacts))
+    }
+    for row in artifacts:
+        artifact, unit = split_guid(row["artifact_guid"])
+        split = kept.get(artifact, ("train", "train", "valid", "test")[position_of[artifact] // 2 % 4])
         rows.append(
             {
-                "artifact_guid": row["artifact_guid"],
+                "artifact_guid": artifact,
+                **({"unit": unit} if unit else {}),
                 "label": row["label"],
                 "split": split,
                 "group": row["group"],
@@ -322,9 +354,7 @@ def _prepared(task: PrepareTask, files: Mapping[str, bytes]) -> tuple[dict[str, 
         "bytes_on_disk": 12,
         "documents_per_second": 99.0,
     }
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("artifact_guid", "label", "split", "group", "near_duplicate_group")]
-    )
+    schema = pa.schema([(name, pa.string()) for name in rows[0]])
     output = {
         **{
             f"{split}/data.arrow": json.dumps([r for r in rows if r["split"] == split]).encode()

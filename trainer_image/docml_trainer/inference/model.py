@@ -18,6 +18,7 @@ from docml_contract.file_names import is_optional
 from docml_contract.jobs import ExportedModel, PrepareTask
 from docml_contract.manifests import Manifest, ModelContext, sha256_file, verify_folder
 from docml_contract.policy import Policy
+from docml_contract.use_cases import UseCaseCode
 from docml_trainer.data.classifier import find_logits
 from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import fetch
@@ -166,6 +167,7 @@ class DeploymentFolder:
     context: ModelContext
     model: ModelFiles
     policy: Policy | None
+    use_case: UseCaseCode | None = None
 
     @classmethod
     def open(cls, folder: Path, manifest_sha256: str | None) -> "DeploymentFolder":
@@ -197,13 +199,22 @@ class DeploymentFolder:
                 f"{folder}: the model's {len(model.labels)} labels are not the {len(context.labels)} of {names.MODEL_CONTEXT}, "
                 "in its order; expected the same (prepare, train and deploy again)"
             )
-        policy = folder / names.POLICY
-        has_policy = any(entry.path == names.POLICY for entry in manifest.files)
-        return cls(folder, context, model, Policy.from_bytes(policy.read_bytes(), names.POLICY) if has_policy else None)
+        there = {entry.path for entry in manifest.files}
+        policy, use_case = None, None
+        if names.POLICY in there:
+            policy = Policy.from_bytes((folder / names.POLICY).read_bytes(), names.POLICY)
+        if names.USE_CASE_CODE in there:
+            use_case = UseCaseCode.from_bytes((folder / names.USE_CASE_CODE).read_bytes(), names.USE_CASE_CODE)
+        return cls(folder, context, model, policy, use_case)
 
     def accepts(self, probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_] | None:
         """Which answers may be accepted without a person: bool[...] for float32 or float64[..., labels]; None without a decision policy."""
         return None if self.policy is None else np.asarray(self.policy.accepts(probabilities))
+
+    @property
+    def has_units(self) -> bool:
+        """Whether the model's documents are units of those that are asked about."""
+        return self.use_case is not None and self.use_case.units
 
     @property
     def functions(self) -> Path:

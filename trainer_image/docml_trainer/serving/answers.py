@@ -5,13 +5,15 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
+from docml_contract.base import UseCaseError
+from docml_contract.use_cases import UseCaseWorker
 from docml_trainer.data.datasets import leaves
 from docml_trainer.data.shapes import main_feature
 from docml_trainer.errors import TrainerError
@@ -44,6 +46,9 @@ class Answers:
         except BaseException:
             asyncio.run(self._encoders.close())
             raise
+        self.has_units, self._calls = deployment.has_units, asyncio.Lock()
+        code = deployment.use_case
+        self._use_case = UseCaseWorker(code, os.environ, seconds) if code is not None else None
         self._batcher = Batcher(model, deployment.prefix, heard)
         # What is loaded stays: looking through it for garbage again and again would hold up a request for a tenth of a second.
         gc.collect()
@@ -55,20 +60,65 @@ class Answers:
             "torchscript_sha256": deployment.model.torchscript_sha256,
         }
 
-    async def answer(self, document: SentDocument) -> Floats:
-        """The document's probabilities float64[labels]. RequestError if there are none."""
-        return await self._batcher.predict(await self._encoders.encode(document))
+    async def answer(self, document: SentDocument) -> dict[str, Any]:
+        """What is answered about a document. RequestError if there is no answer."""
+        if self._use_case is None:
+            return self._content(await self._batcher.predict(await self._encoders.encode(document)))
+        return await self._answer_by_use_case(document, self._use_case)
 
-    def content(self, probabilities: Floats) -> dict[str, Any]:
-        """What is answered about a document."""
+    async def _answer_by_use_case(self, document: SentDocument, use_case: UseCaseWorker) -> dict[str, Any]:
+        artifact, names = {"artifact_guid": document.guid}, sorted(document.files)
+        (chosen,) = await self._in_use_case(use_case.files, [(artifact, names)])
+        document = replace(document, files={name: document.files[name] for name in chosen})
+        if not self.has_units:
+            return self._content(await self._batcher.predict(await self._encoders.encode(document)))
+        rows = await self._encoders.encode_units(document)
+        found = dict(zip(rows, await asyncio.gather(*map(self._predict_unit, rows.values())), strict=True))
+        known = {unit: answer for unit, answer in found.items() if not isinstance(answer, RequestError)}
+        refused = {unit: answer for unit, answer in found.items() if isinstance(answer, RequestError)}
+        if not known:
+            unit, reason = next(iter(refused.items()))
+            raise RequestError(422, f"{unit}: {reason}")
+        units = {document.guid: {unit: list(map(float, answer)) for unit, answer in known.items()}}
+        combined = await self._in_use_case(use_case.combine, self.context.labels, units)
+        details: list[dict[str, Any]] = [
+            {"unit": unit, **self._said(known[unit])} if unit in known else {"unit": unit, "error": str(refused[unit])}
+            for unit in rows
+        ]
+        return {**self._content(np.asarray(combined[document.guid], dtype=np.float32)), "units": details}
+
+    async def _predict_unit(self, row: Row | RequestError) -> Floats | RequestError:
+        """The unit's probabilities, or why it has none. RequestError where that is not the unit's fault."""
+        if isinstance(row, RequestError):
+            return row
+        try:
+            return await self._batcher.predict(row)
+        except RequestError as error:
+            if error.status != 422:
+                raise
+            return error
+
+    async def _in_use_case(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of the use case answers, one call at a time. RequestError if it does not."""
+        async with self._calls:
+            try:
+                return await asyncio.to_thread(function, *arguments)
+            except UseCaseError as error:
+                raise RequestError(422, str(error).splitlines()[0]) from None
+
+    def _said(self, probabilities: Floats) -> dict[str, Any]:
         best = int(probabilities.argmax())
         return {
             "label": self.context.labels[best],
             "probability": float(probabilities[best]),
             "probabilities": dict(zip(self.context.labels, probabilities.tolist(), strict=True)),
-            "accepted": None
-            if (accepted := self._accepts(probabilities.astype(np.float64))) is None
-            else bool(accepted),
+        }
+
+    def _content(self, probabilities: Floats) -> dict[str, Any]:
+        accepted = self._accepts(probabilities.astype(np.float64))
+        return {
+            **self._said(probabilities),
+            "accepted": None if accepted is None else bool(accepted),
             **self.identity,
         }
 
@@ -76,6 +126,8 @@ class Answers:
         """Answer what waits, then end all processes."""
         await asyncio.to_thread(self._batcher.close)
         await self._encoders.close()
+        if self._use_case is not None:
+            await asyncio.to_thread(self._use_case.close)
 
 
 @dataclass

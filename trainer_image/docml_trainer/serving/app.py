@@ -98,7 +98,7 @@ class Server:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def show_description(self, request: Request) -> Response:
-        return JSONResponse(describe(self._loaded().context))
+        return JSONResponse(describe(self._loaded().context, units=self._loaded().has_units))
 
     def _loaded(self) -> Answers:
         if self.answers is None:
@@ -136,7 +136,7 @@ class Server:
         return JSONResponse(found)
 
     async def _answer(self, answers: Answers, sent: SentDocument) -> dict[str, Any]:
-        answer = answers.content(await answers.answer(sent))
+        answer = await answers.answer(sent)
         self.metrics.documents.labels(answer["label"]).inc()
         return answer
 

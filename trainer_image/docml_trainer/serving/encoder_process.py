@@ -20,13 +20,14 @@ from typing import Any, NoReturn
 
 from docml_contract.file_names import is_pattern, matching
 from docml_contract.jobs import PrepareTask
+from docml_contract.units import document_guid, files_of_unit, units_in
 from docml_trainer.data.shapes import ARTIFACT_GUID
 from docml_trainer.errors import TrainerError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
 from docml_trainer.preparation.documents import Tally, read_batch
 from docml_trainer.preparation.encoder import Encoder
 
-ROW, UNREADABLE, LEFT_OUT, BROKEN, READY = "row", "unreadable", "left out", "broken", "ready"
+ROW, UNREADABLE, LEFT_OUT, BROKEN, READY, UNITS = "row", "unreadable", "left out", "broken", "ready", "units"
 SIZE_BYTES = 4  # of the length that stands before a reply
 
 
@@ -37,6 +38,7 @@ class EncoderSettings:
     functions: Path
     context: Context
     task: PrepareTask
+    units: bool = False  # whether the units of a document are encoded, each by itself
 
 
 def write_files(files: Mapping[str, bytes], directory: Path) -> None:
@@ -99,15 +101,27 @@ class DocumentEncoder:
     """encode_data, over folders of files."""
 
     def __init__(self, settings: EncoderSettings) -> None:
-        self._task = settings.task
+        self._task, self._units = settings.task, settings.units
         self._encoder = Encoder(
             UserFunctions.load(settings.functions), (settings.context,), False, lambda first, count: None
         )
         self.features = self._encoder.features
 
     def __call__(self, guid: str, directory: Path) -> tuple[str, Any]:
-        """(ROW, the row), or (why there is none, a sentence)."""
-        names = [path.name for path in directory.iterdir()]
+        """(ROW, the row), or (why there is none, a sentence); where units are encoded (UNITS, the same of each: name, kind, content)."""
+        names, entries = [path.name for path in directory.iterdir()], self._task.model_input_files
+        if not self._units:
+            return self._encode(guid, directory, names)
+        units = units_in(names, entries)
+        if not units:
+            return LEFT_OUT, f"the document has no unit: none of its files fits a pattern of {', '.join(entries)}"
+        encoded = (
+            (unit, self._encode(document_guid(guid, unit), directory, files_of_unit(names, entries, unit)))
+            for unit in units
+        )
+        return UNITS, [(unit, kind, content) for unit, (kind, content) in encoded]
+
+    def _encode(self, guid: str, directory: Path, names: list[str]) -> tuple[str, Any]:
         paths = [
             matching(names, entry) if is_pattern(entry) else [entry] if entry in names else []
             for entry in self._task.model_input_files

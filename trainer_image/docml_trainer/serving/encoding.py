@@ -30,6 +30,7 @@ from docml_trainer.serving.encoder_process import (
     READY,
     ROW,
     SIZE_BYTES,
+    UNITS,
     UNREADABLE,
     EncoderSettings,
     serve_encodings,
@@ -64,13 +65,26 @@ class Encoders:
 
     async def encode(self, document: SentDocument) -> Row:
         """The document's row. RequestError 422 if its functions do not take it, 503 if no process is free for too long."""
+        return _row(*await self._reply(document))
+
+    async def encode_units(self, document: SentDocument) -> dict[str, Row | RequestError]:
+        """The row of each of the document's units, or why it has none; RequestError as `encode`, where it is not about a unit."""
+        kind, content = await self._reply(document)
+        if kind != UNITS:
+            raise _refusal(kind, content)
+        for _, kind, said in content:
+            if kind == BROKEN:
+                raise _refusal(kind, said)
+        return {unit: said if kind == ROW else _refusal(kind, said) for unit, kind, said in content}
+
+    async def _reply(self, document: SentDocument) -> tuple[str, Any]:
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 encoder = await self._idle.get()
         except TimeoutError:
             raise RequestError(503, "all encoders were busy; try again later") from None
         try:
-            return await encoder.encode(document)
+            return await encoder.ask(document)
         finally:
             if encoder.is_running:
                 self._idle.put_nowait(encoder)
@@ -92,12 +106,25 @@ class Encoders:
         os.close(self._hold)
 
 
+def _row(kind: str, content: Any) -> Row:
+    if kind != ROW:
+        raise _refusal(kind, content)
+    row: Row = content
+    return row
+
+
+def _refusal(kind: str, sentence: str) -> RequestError:
+    return RequestError(500 if kind == BROKEN else 422, sentence)
+
+
 class _Encoder:
     """One process for encode_data, and one for process_func where there is one; started again after one had to be ended."""
 
     def __init__(self, deployment: DeploymentFolder, folder: Path, seconds: float) -> None:
         self._folder, self._seconds = folder, seconds
-        self._settings = EncoderSettings(deployment.functions, deployment.encoding_context, deployment.encoding_task(1))
+        self._settings = EncoderSettings(
+            deployment.functions, deployment.encoding_context, deployment.encoding_task(1), deployment.has_units
+        )
         self._folder.mkdir(mode=0o700)
         self._numbers = itertools.count()
         self._process: Any = None
@@ -151,7 +178,8 @@ class _Encoder:
         except UserCodeError as error:
             raise RequestError(500, str(error)) from None
 
-    async def encode(self, document: SentDocument) -> Row:
+    async def ask(self, document: SentDocument) -> tuple[str, Any]:
+        """The process's reply about the document: its kind, and what belongs to it."""
         if not self.is_running:
             await self.restart()
         directory, files = self._folder / f"document-{next(self._numbers)}", document.files
@@ -159,14 +187,10 @@ class _Encoder:
             if self._sandbox is not None:
                 await asyncio.to_thread(self._make_files, self._sandbox, document, directory)
                 files = {}
-            kind, content = await self._ask((document.guid, str(directory), files))
+            return await self._ask((document.guid, str(directory), files))
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        if kind == ROW:
-            row: Row = content
-            return row
-        raise RequestError(500 if kind == BROKEN else 422, content)
 
     def _make_files(self, sandbox: Worker, document: SentDocument, directory: Path) -> None:
         """The document's files, and those that process_func makes of them."""

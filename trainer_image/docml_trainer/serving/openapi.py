@@ -16,8 +16,8 @@ REFUSALS = {
 }
 
 
-def describe(context: ModelContext) -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def describe(context: ModelContext, *, units: bool = False) -> dict[str, Any]:
+    """OpenAPI 3.1. units: whether an answer tells those about the document's units, too."""
     content = {
         "oneOf": [
             {"type": "string"},
@@ -34,19 +34,23 @@ def describe(context: ModelContext) -> dict[str, Any]:
     }
     document = _object({"artifact_guid": {"type": "string"}, "files": files}, ["files"])
     number = {"type": "number", "minimum": 0, "maximum": 1}
-    answer = _object(
-        {
-            "label": {"type": "string", "enum": list(context.labels)},
-            "probability": number,
-            "probabilities": {"type": "object", "additionalProperties": number},
-            "accepted": {"type": ["boolean", "null"]},
-            "experiment": {"type": "string"},
-            "run": {"type": "integer"},
-            "model": {"type": "string"},
-            "torchscript_sha256": {"type": "string"},
-        },
-        ["label", "probability", "probabilities", "accepted", "experiment", "run", "model", "torchscript_sha256"],
-    )
+    said: dict[str, Any] = {
+        "label": {"type": "string", "enum": list(context.labels)},
+        "probability": number,
+        "probabilities": {"type": "object", "additionalProperties": number},
+    }
+    answer_properties: dict[str, Any] = {
+        **said,
+        "accepted": {"type": ["boolean", "null"]},
+        "experiment": {"type": "string"},
+        "run": {"type": "integer"},
+        "model": {"type": "string"},
+        "torchscript_sha256": {"type": "string"},
+    }
+    if units:
+        unit = _object({"unit": {"type": "string"}, **said, "error": {"type": "string"}}, ["unit"])
+        answer_properties["units"] = {"type": "array", "items": unit}
+    answer = _object(answer_properties, list(answer_properties))
     error = _object({"error": {"type": "string"}}, ["error"])
     return {
         "openapi": "3.1.0",
