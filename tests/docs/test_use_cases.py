@@ -1,4 +1,4 @@
-"""The plug-in package of docs/use-cases.md, built, installed into a folder of its own, and used by a validation."""
+"""docs/use-cases.md: its functions do what it says, and its plug-in package is built, installed into a folder of its own, and used."""
 
 import os
 import re
@@ -6,14 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from docml_assets.experiment.functions import check_module
+from docml_assets.experiment.use_case import PARAMETERS, UseCase
+from docml_assets.reconcile.findings import ReconciliationFindings
+from docml_assets.reconcile.use_case import UseCaseAtWork
+from docml_contract.use_cases import UseCaseWorker
 from tests.docml_assets.cli.here import DOCML, REPOSITORY
 from tests.docml_assets.experiment.experiments import settings_text, write_experiment
 
-pytestmark = pytest.mark.slow  # pip builds and installs a package
+
+def test_the_functions_of_the_documentation_work() -> None:
+    text = (REPOSITORY / "docs/use-cases.md").read_text(encoding="utf-8")
+    (functions,) = re.findall(r"```python\n(def labels.*?)```", text, re.DOTALL)
+    assert check_module(functions, "use_case.py", PARAMETERS) == []
+    case = UseCase(name="./use_case.py", text=functions)
+    assert case.functions == ("combine", "files", "labels")
+    table = pa.table({"artifact_guid": ["a", "b"], "label": [" Invoice", "UNKNOWN"], "file_hash": ["1", "2"]})
+    labelled = UseCaseAtWork(case, os.environ).label(table, ReconciliationFindings())
+    assert labelled.to_pylist() == [{"artifact_guid": "a", "label": "invoice", "file_hash": "1"}]
+    with UseCaseWorker(case.code(units=True), os.environ) as worker:
+        assert worker.files([({"artifact_guid": "a"}, ["x.json", "x.tmp.json"])]) == [("x.json",)]
+        units = {"a": {"page_01": [0.6, 0.4], "page_02": [0.2, 0.8]}}
+        assert worker.combine(["invoice", "letter"], units) == {"a": [0.2, 0.8]}
 
 
+@pytest.mark.slow  # pip builds and installs a package
 def test_the_package_of_the_documentation_works(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/use-cases.md").read_text(encoding="utf-8")
     project = tmp_path / "project"

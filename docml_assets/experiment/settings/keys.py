@@ -110,7 +110,8 @@ class Keys(BaseModel):
     max_label_rows: Annotated[int | None, OrNone] = key(None, "refuse more label rows than this", COUNT, ge=1)
     use_case: str = key(
         "classification",
-        "what becomes of the rows before they count: as they are, mapped by labels.csv, or a module's `labels` (docs/use-cases.md)",
+        "what becomes of rows and files before they count: as they are, mapped by labels.csv, each page a document, or what a module's "
+        "functions make of them (docs/use-cases.md)",
         ("classification, mapped, pages, ./use_case.py or the name of an installed plug-in", "./use_case.py"),
         pattern=r"^(\./use_case\.py|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$",
     )
