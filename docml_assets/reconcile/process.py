@@ -17,6 +17,7 @@ from typing import Any
 from docml_contract.manifests import sha256_file
 from docml_contract.sandbox import TIMEOUT_SECONDS, TaskOutcome, Worker
 from docml_contract.untrusted_files import MARKER, Misdeed, UntrustedFolder, find_misdeeds, open_made
+from docml_contract.use_cases import UseCaseCode, UseCaseWorker
 from resources.label_values import as_text
 from resources.store import Store
 
@@ -138,6 +139,15 @@ def _keep(folder: UntrustedFolder, task: ArtifactTask, store: Store) -> None:
         with open_made(folder, name) as stream:
             store.put_file(f"{task.folder}/{name}", stream)
     store.put(f"{task.folder}/{MARKER}{len(made | task.made)}", b"")
+
+
+@contextmanager
+def open_use_case(
+    code: UseCaseCode, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS
+) -> Iterator[UseCaseWorker]:
+    """A worker that calls the functions of a use case."""
+    with scratch_folder() as scratch, UseCaseWorker(code, environment, scratch / "use-case", timeout) as worker:
+        yield worker
 
 
 @contextmanager

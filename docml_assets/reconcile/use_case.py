@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -17,6 +18,7 @@ from docml_assets.reconcile.findings import (
     findings_table,
 )
 from docml_assets.reconcile.labels import as_texts, label_refusal, named_columns
+from docml_assets.reconcile.process import open_use_case
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import UseCaseError
 from docml_contract.sandbox import TIMEOUT_SECONDS
@@ -51,6 +53,7 @@ class UseCaseAtWork:
             returned = labelled.height
             if UNIT in labelled.columns:
                 self.units = _units(self._says("labels"), labelled)
+                findings.funnel["use case: units"] = self.units.height
                 labelled = _one_row_an_artifact(labelled, self.units)
         _count(rows, labelled, findings, self.use_case)
         findings.funnel["use case: rows out"] = returned
@@ -59,8 +62,8 @@ class UseCaseAtWork:
     def _says(self, function: str) -> str:
         return f"{function} of the use case {self.use_case.name}"
 
-    def _worker(self) -> UseCaseWorker:
-        return UseCaseWorker(self.use_case.code(units=False), self.environment, self.timeout)
+    def _worker(self) -> AbstractContextManager[UseCaseWorker]:
+        return open_use_case(self.use_case.code(units=False), self.environment, self.timeout)
 
     def _by_function(self, table: pa.Table) -> pl.DataFrame:
         try:

@@ -13,7 +13,7 @@ from docml_assets.steps.work import StepError, Work
 from docml_contract.base import canonical_json
 from docml_contract.file_names import is_optional, is_pattern, matches, refusal
 from docml_contract.untrusted_files import MARKER
-from docml_contract.use_cases import UseCaseCode, UseCaseWorker
+from docml_contract.use_cases import UseCaseCode
 from resources.label_values import as_text
 from resources.store import LINK_SIZE, Store, StoredObject
 
@@ -109,13 +109,15 @@ def documents_of(work: Work, query: str) -> DocumentSet:
 
 def choose_files(code: UseCaseCode, environment: Mapping[str, str], documents: DocumentSet) -> DocumentSet:
     """With those of each document's files that the use case's `files` takes. UseCaseError says what is wrong with it."""
+    from docml_assets.reconcile.process import open_use_case  # polars loads where it is used
+
     if "files" not in code.functions:
         return documents
     asked = [
         (json.loads(json.dumps({GUID: guid, **documents.rows.get(guid, {})}, default=as_text)), sorted(files))
         for guid, files in documents.files.items()
     ]
-    with UseCaseWorker(code, environment) as worker:
+    with open_use_case(code, environment) as worker:
         chosen = worker.files(asked)
     kept = zip(documents.files.items(), chosen, strict=True)
     return replace(documents, files={guid: {name: files[name] for name in names} for (guid, files), names in kept})

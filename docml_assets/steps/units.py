@@ -36,10 +36,12 @@ class CombinedAnswers:
 
 def combine_answers(work: Work, answers: SplitAnswers, baseline: pa.Table | None) -> CombinedAnswers:
     """Of the models' answers, and the baseline's, on units. UseCaseError says what is wrong with `combine`."""
+    from docml_assets.reconcile.process import open_use_case  # polars loads where it is used
+
     assert work.use_case is not None
     labels, models = read_labels(work), work.settings.model_names
     work.reporter.say(f"combining the answers about {answers.predictions.num_rows:,} units")
-    with UseCaseWorker(work.use_case.code(units=True), work.environment) as worker:
+    with open_use_case(work.use_case.code(units=True), work.environment) as worker:
         documents = _combined(worker, labels, models, answers.documents)
         validation = answers.validation
         if validation is not None:
@@ -120,8 +122,10 @@ def combine_predictions(
 
     Units without an answer are left out of their artifact's; an artifact none of whose units has one has its first unit's error.
     """
+    from docml_assets.reconcile.process import open_use_case  # polars loads where it is used
+
     answered = units.filter(pc.is_null(units["error"]))
-    with UseCaseWorker(code, environment) as worker:
+    with open_use_case(code, environment) as worker:
         found = combine_units(worker, labels, answered[GUID].to_pylist(), answered["probabilities"].to_pylist())
     tokens: dict[str, int] = {}
     for guid, count in zip(answered[GUID].to_pylist(), answered["tokens"].to_pylist(), strict=True):

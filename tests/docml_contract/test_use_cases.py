@@ -1,7 +1,9 @@
 """The functions of use cases in real workers."""
 
+import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,31 +23,45 @@ def combine(predictions):
 
 
 @pytest.fixture
-def opened() -> Iterator[list[UseCaseWorker]]:
+def opened(tmp_path: Path) -> Iterator[list[UseCaseWorker]]:
     workers: list[UseCaseWorker] = []
     yield workers
     for worker in workers:
         worker.close()
+    assert list(tmp_path.iterdir()) == []
 
 
-def worker(opened: list[UseCaseWorker], text: str, *functions: str) -> UseCaseWorker:
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """Folders that do not exist yet."""
+    return (tmp_path / str(number) for number in itertools.count())
+
+
+def worker(opened: list[UseCaseWorker], scratch: Iterator[Path], text: str, *functions: str) -> UseCaseWorker:
     code = UseCaseCode(name="mine", text=text, functions=functions, units=True)
-    opened.append(UseCaseWorker(code, {"PATH": os.environ["PATH"]}, timeout=60))
+    opened.append(UseCaseWorker(code, {"PATH": os.environ["PATH"]}, next(scratch), timeout=60))
     return opened[-1]
 
 
-def test_without_functions_all_files_are_taken_and_the_mean_answers(opened: list[UseCaseWorker]) -> None:
-    plain = worker(opened, "")
+def test_without_functions_all_files_are_taken_and_the_mean_answers(
+    opened: list[UseCaseWorker], scratch: Iterator[Path]
+) -> None:
+    plain = worker(opened, scratch, "")
     assert plain.files([({"artifact_guid": "a"}, ["y", "x"])]) == [("y", "x")]
     found = plain.combine(LABELS, UNITS)
     assert found["a"] == pytest.approx([0.55, 0.45])
     assert found["b"] == [0.25, 0.75]
 
 
-def test_combine_answers_about_every_artifact(opened: list[UseCaseWorker], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_combine_answers_about_every_artifact(
+    opened: list[UseCaseWorker], scratch: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for at_once in (1, 2):
         monkeypatch.setattr(use_cases, "ARTIFACTS_AT_ONCE", at_once)
-        assert worker(opened, MOST_CERTAIN, "combine").combine(LABELS, UNITS) == {"a": [0.9, 0.1], "b": [0.25, 0.75]}
+        assert worker(opened, scratch, MOST_CERTAIN, "combine").combine(LABELS, UNITS) == {
+            "a": [0.9, 0.1],
+            "b": [0.25, 0.75],
+        }
 
 
 @pytest.mark.parametrize(
@@ -67,12 +83,12 @@ def test_combine_answers_about_every_artifact(opened: list[UseCaseWorker], monke
     ],
 )
 def test_what_is_wrong_is_one_message_and_the_next_call_is_answered(
-    opened: list[UseCaseWorker], monkeypatch: pytest.MonkeyPatch, body: str, expected: str
+    opened: list[UseCaseWorker], scratch: Iterator[Path], monkeypatch: pytest.MonkeyPatch, body: str, expected: str
 ) -> None:
     monkeypatch.setattr(use_cases, "ROOM_BYTES", 2_000_000)
     one = "one = predictions.groupby('artifact_guid', as_index=False).first()"
     text = f"def combine(predictions):\n    {one}\n    if len(one) == 1:\n        return one\n    {body}\n"
-    broken = worker(opened, text, "combine")
+    broken = worker(opened, scratch, text, "combine")
     with pytest.raises(UseCaseError) as caught:
         broken.combine(LABELS, UNITS)
     assert expected in str(caught.value)

@@ -12,8 +12,8 @@ import pytest
 from docml_assets.experiment.functions import check_module
 from docml_assets.experiment.use_case import PARAMETERS, UseCase
 from docml_assets.reconcile.findings import ReconciliationFindings
+from docml_assets.reconcile.process import open_use_case
 from docml_assets.reconcile.use_case import UseCaseAtWork
-from docml_contract.use_cases import UseCaseWorker
 from tests.docml_assets.cli.here import DOCML, REPOSITORY
 from tests.docml_assets.experiment.experiments import settings_text, write_experiment
 
@@ -27,7 +27,7 @@ def test_the_functions_of_the_documentation_work() -> None:
     table = pa.table({"artifact_guid": ["a", "b"], "label": [" Invoice", "UNKNOWN"], "file_hash": ["1", "2"]})
     labelled = UseCaseAtWork(case, os.environ).label(table, ReconciliationFindings())
     assert labelled.to_pylist() == [{"artifact_guid": "a", "label": "invoice", "file_hash": "1"}]
-    with UseCaseWorker(case.code(units=True), os.environ) as worker:
+    with open_use_case(case.code(units=True), os.environ) as worker:
         assert worker.files([({"artifact_guid": "a"}, ["x.json", "x.tmp.json"])]) == [("x.json",)]
         units = {"a": {"page_01": [0.6, 0.4], "page_02": [0.2, 0.8]}}
         assert worker.combine(["invoice", "letter"], units) == {"a": [0.2, 0.8]}

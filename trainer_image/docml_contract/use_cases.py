@@ -84,9 +84,12 @@ class UseCaseWorker:
     Raises UseCaseError, which says what is wrong with a function, its answer or the module.
     """
 
-    def __init__(self, code: UseCaseCode, environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS) -> None:
-        self._code = code
-        self._scratch = Path(tempfile.mkdtemp(prefix="docml-use-case-"))
+    def __init__(
+        self, code: UseCaseCode, environment: Mapping[str, str], scratch: Path, timeout: float = TIMEOUT_SECONDS
+    ) -> None:
+        """scratch: an empty folder, or one that does not exist yet; gone after `close()`."""
+        self._code, self._scratch = code, scratch
+        scratch.mkdir(mode=0o700, exist_ok=True)
         self._worker = Worker(
             self._scratch / "worker",
             code.text + DRIVER,

@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -48,7 +50,10 @@ class Answers:
             raise
         self.has_units, self._calls = deployment.has_units, asyncio.Lock()
         code = deployment.use_case
-        self._use_case = UseCaseWorker(code, os.environ, seconds) if code is not None else None
+        self._use_case: UseCaseWorker | None = None
+        if code is not None:
+            scratch = Path(tempfile.mkdtemp(prefix="docml-serve-"))
+            self._use_case = UseCaseWorker(code, os.environ, scratch, seconds)
         self._batcher = Batcher(model, deployment.prefix, heard)
         # What is loaded stays: looking through it for garbage again and again would hold up a request for a tenth of a second.
         gc.collect()
