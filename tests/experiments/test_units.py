@@ -17,7 +17,7 @@ from tests.docml_assets.cli.test_predict import serving
 from tests.experiments import test_pages
 from tests.experiments.test_pages import EXPERIMENT, SIDE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 DOCUMENTS = 200
 
 
