@@ -265,6 +265,25 @@ def test_features_that_cannot_become_tensors_are_refused(
     assert complaint in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "padding", ['{"input_ids": 1, "attention_mask": 0}', '{"input_ids": 1, "input_ids_of_another": 1}', '{"words": 1}']
+)
+def test_padding_of_a_feature_or_of_another_models(tmp_path: Path, padding: str) -> None:
+    assert encoder(tmp_path, f"{HEAD}{ENCODE_DATA}\nPADDING = {padding}\n").schema.names
+
+
+def test_padding_of_one_of_two_alike(tmp_path: Path) -> None:
+    source = HEAD.replace('"input_ids"', '"input_ids_b": List(Value("int32")), "input_ids_a"')
+    assert source != HEAD
+    assert encoder(tmp_path, f'{source}{ENCODE_DATA}\nPADDING = {{"input_ids_a": 1}}\n').schema.names
+
+
+def test_misspelt_padding_is_named(tmp_path: Path) -> None:
+    misspelt = encoder(tmp_path, HEAD + ENCODE_DATA + '\nPADDING = {"input_idz": 1}\n')
+    with pytest.raises(UserCodeError, match=r"PADDING names input_idz; expected .* did you mean input_ids\?"):
+        _ = misspelt.schema
+
+
 def test_one_of_the_two_encoders_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match="neither encode_data nor encode_batch"):
         encoder(tmp_path, HEAD)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral
@@ -92,7 +93,8 @@ class Encoder:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of the rows: position, features of the declared types as lists, digest, signature, lengths."""
+        """Of the rows: position, features of the declared types as lists, digest, signature, lengths. UserCodeError for a misspelt PADDING."""
+        self._check_padding()
         fields: list[tuple[str, pa.DataType]] = [(POSITION, pa.int64())]
         for context in self.contexts:
             prefix = column_prefix(context.model_name, context.model_names)
@@ -154,6 +156,17 @@ class Encoder:
         if not kept:
             raise UserCodeError(f"{self.functions.path.name}: get_dataset_features declares no feature; expected some")
         return datasets.Features(kept)
+
+    def _check_padding(self) -> None:
+        """A misspelt name would leave its feature padded with 0. Any other may be of a model that is not in this run."""
+        padded = set(self.functions.padding)
+        declared = {name for features in self.declared.values() for name in features}
+        for name in sorted(padded - declared - {ATTENTION_MASK}):
+            if near := get_close_matches(name, sorted(declared - padded), n=1, cutoff=0.8):
+                raise UserCodeError(
+                    f"{self.functions.path.name}: PADDING names {name}; expected a feature that get_dataset_features declares: "
+                    f"did you mean {near[0]}?"
+                )
 
     def _encode(self, documents: Sequence[InputDocument], context: Context) -> list[Any]:
         """For each document what the encoder returned (a mapping or None), or its EncodingFailure."""
