@@ -87,6 +87,7 @@ def world(
                 "DAGSTER_HOME": str(root / "home"),
                 "DOCML_EXPERIMENTS": str(root / "experiments"),
                 "OMP_NUM_THREADS": "1",
+                "HOME": str(root / "home-of-somebody"),
                 "MY_SECRET": CANARY,
                 "DOCML_ENV": "aws",
                 "DOCML_STORE": running.store.url,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections import Counter
 from itertools import combinations
 from typing import Any
@@ -265,6 +266,15 @@ def test_many_labels_make_neither_a_large_file_nor_large_pictures() -> None:
     few = report(predictions_table(900, ("a", "b"), labels[:60]), labels[:60])
     for name in ("per_label.png", "confusion_a.png"):
         assert len(made.plots[name]) < 2 * len(few.plots[name])
+
+
+@pytest.mark.slow
+def test_two_thousand_labels_are_reported_in_a_minute() -> None:
+    labels = tuple(f"label {number:04d}" for number in range(2_000))
+    table = predictions_table(8_000, ("a", "b"), labels)
+    started = time.process_time()
+    assert len(report(table, labels).report.models) == 2
+    assert time.process_time() - started < 60
 
 
 def baseline_table(table: pa.Table, accuracy: float) -> pa.Table:
