@@ -40,6 +40,10 @@ def test_a_processs_events_carry_the_nonce_that_its_environment_had() -> None:
         line('{"event": "progress", "done": "many"}'),
         line('{"event": "progress", "done": -1}'),
         line('{"event": "progress", "done": 1, "total": "x"}'),
+        *(
+            line(f'{{"event": "progress", "done": 1, "total": {total}}}')
+            for total in ("[]", "{}", '""', "false", "0.0")
+        ),
         f" {line('{}')}",
     ],
 )

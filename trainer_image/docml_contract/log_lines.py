@@ -65,7 +65,8 @@ def parse_event(line: str, nonce: str = "") -> dict[str, Any] | None:
         return None
     if not isinstance(tame, dict) or not isinstance(tame.get("event"), str):
         return None
-    if tame["event"] == PROGRESS and not (_is_count(tame.get("done")) and _is_count(tame.get("total", 0) or 0)):
+    total = tame.get("total")
+    if tame["event"] == PROGRESS and not (_is_count(tame.get("done")) and (total is None or _is_count(total))):
         return None
     return tame
 
