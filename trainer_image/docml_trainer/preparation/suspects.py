@@ -4,9 +4,10 @@ Dataset Labels", JAIR 70) from the baseline's answers about documents that it wa
 A label's threshold is the mean probability that documents with this label are given for it. A document counts as confidently of the
 label whose probability, among those above their threshold, is the highest. Documents that are confidently of another label than theirs
 are the off-diagonal of the paper's confident joint. The number of those to which that label is also the likelier one estimates how many
-labels are wrong. As many are listed, out of all to which another label is likelier: those first whose own label has the least
-probability, as a share of its threshold. Only the own label's threshold takes part in that order: quotients by the thresholds of other,
-rare labels, which are low, would come first.
+labels are wrong. As many are listed, out of all to which another label is likelier: those first for whose own label the least speaks, by the
+geometric mean of two quotients: its probability over its threshold, and over the probability of the likeliest other label. The first alone
+finds labels that were flipped at random, the second alone those that were flipped between labels which are taken for each other anyway
+(bench/suspects.py). The thresholds of other labels take no part: those of rare ones are low, and quotients by them would come first.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ NEIGHBOURS_AT_ONCE = 100
 class Ranking:
     """Documents whose label looks wrong, the most doubtful first: positions int64[n] and likely labels int64[n].
 
-    confidence: float64[n], ascending: the probability of the given label, as a share of its mean over the documents that have it.
+    confidence: float64[n], ascending: what speaks for the given label (the module's head says how it is measured).
     margins: float64[n], below 0: by how much the given label is less probable than the likely one.
     """
 
@@ -55,7 +56,9 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
     margins = own - values[everyone, likely]
     count = int(((own > 0) & confident & (margins < 0)).sum())
     rows = np.flatnonzero((own > 0) & (margins < 0))
-    confidence = own[rows] / thresholds[labels[rows]]
+    others = values[rows]
+    others[np.arange(len(rows)), labels[rows]] = 0
+    confidence = own[rows] / np.sqrt(thresholds[labels[rows]] * others.max(axis=1, initial=0))
     order = np.argsort(confidence, kind="stable")[:count]
     rows = rows[order]
     return Ranking(rows, likely[rows], confidence[order], margins[rows])
@@ -72,7 +75,8 @@ def list_suspects(
     unfit: why the probabilities are none to doubt a label by; then nothing is listed, and that is said.
 
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
-    confidence (the label's probability as a share of its mean over the label's documents), split, nearest_same and
+    confidence (what speaks for the label: the geometric mean of its probability over the mean of it among the documents that have it, and over
+    the likeliest other label's), split, nearest_same and
     nearest_likely: the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there
     is none.
     """
