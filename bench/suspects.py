@@ -19,7 +19,7 @@ from docml_trainer.preparation.suspects import rank_suspects
 CLEANLAB = "cleanlab==2.9.0"
 SHARES = (0.04, 0.08, 0.16)
 KINDS = ("at random", "most confused")
-DOCUMENTS = 1_500
+DOCUMENTS = 600
 
 
 def run() -> list[dict[str, Any]]:
