@@ -40,6 +40,13 @@ def test_the_page_can_load_nothing() -> None:
     assert re.findall(r'(?:src|href)="((?!#)[^"]*)"', html) == ["data:,"]
 
 
+def test_a_thousand_documents_make_a_small_page() -> None:
+    html = page(
+        predictions_table(1000, ("a", "b"), accuracy=(0.6, 0.5)), excerpts=lambda _: "some words of a text " * 40
+    )
+    assert len(html.encode()) < 1_000_000
+
+
 def test_sections() -> None:
     table = predictions_table(100, ("a", "b"))
     html = page(table)
