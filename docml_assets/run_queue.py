@@ -1,7 +1,8 @@
 """Dagster's queue of runs (`run_coordinator` in dagster.yaml), which ends at once what a backfill has nothing to do for.
 
 A backfill makes a Dagster run for each of its partitions, and the process of each takes seconds to start. A run that is finished needs
-none: its files are verified here, and its versions reported again. So does a partition that is no run, which is skipped.
+none: its files are verified here, and its versions reported again. Everything else is queued, also what a process that does not know the
+deployment (its store, its credentials) cannot see: the run itself knows.
 """
 
 from collections.abc import Iterable
@@ -15,8 +16,6 @@ from docml_assets.deployment import Deployment
 from docml_assets.execution import ASSETS, JOB, finished_folders, is_checked
 from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG, run_place
 from docml_assets.runs.claims import Claim, read_claim
-from docml_assets.steps.snapshot import claimable_folder
-from docml_assets.steps.work import SKIPPED, UnclaimedRun
 from docml_contract.names import CLASSIFIED_DOCUMENTS
 from docml_contract.plain_text import plain
 from resources.store import Store
@@ -56,10 +55,6 @@ def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: 
     store = deployment.store.with_patience(PATIENCE_SECONDS)
     claim = read_claim(store, place.experiment, place.number)
     if claim is None:
-        try:
-            claimable_folder(store, place, deployment.experiment_folder(place.experiment), backfill=True)
-        except UnclaimedRun as error:
-            raise NothingToDo(f"{SKIPPED}: {error}") from error
         return
     selected = {key.to_user_string() for key in run.asset_selection or ()}
     if CLASSIFIED_DOCUMENTS in selected and claim.settings.predict_query is not None:

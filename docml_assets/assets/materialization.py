@@ -26,7 +26,7 @@ from docml_assets.partitions import (
 )
 from docml_assets.runs.claims import CLAIM_DIGEST, Claim
 from docml_assets.steps.snapshot import describe_folder, existing_claim, frozen_settings
-from docml_assets.steps.work import SKIPPED, Outcome, UnclaimedRun, Work
+from docml_assets.steps.work import Outcome, UnclaimedRun, Work
 from docml_contract import log_lines
 from docml_contract.manifests import CODE_VERSIONS
 from docml_contract.names import EXPERIMENT_SNAPSHOT, RunPlace
@@ -92,7 +92,7 @@ def _executed(context: dg.AssetExecutionContext, body: Body) -> Results:
     except UnclaimedRun as error:
         if BACKFILL_TAG not in context.run.tags:
             raise
-        context.log.info(f"{SKIPPED}: {error}")
+        context.log.info(f"Skipped, since a backfill executes claimed runs and RUN_NUM only: {error}")
 
 
 @contextmanager

@@ -83,15 +83,6 @@ def claim_from_ui(
     claim = read_claim(store, place.experiment, place.number)
     if claim is not None:
         return claim
-    experiment = claimable_folder(store, place, folder, backfill=backfill)
-    problems = validate(folder, environment)
-    if problems:
-        raise SettingsError(problems)
-    return claim_run(store, experiment, place.number, trigger=dict(trigger), request_id=holder)
-
-
-def claimable_folder(store: Store, place: RunPlace, folder: Path, *, backfill: bool) -> ExperimentFolder:
-    """The folder that an unclaimed run may be claimed from. UnclaimedRun if the run may not be claimed from here."""
     if not folder.is_dir():
         raise UnclaimedRun(
             f"{place.experiment} run {place.number} is not claimed, and there is no experiment folder {folder}: create it with "
@@ -109,7 +100,10 @@ def claimable_folder(store: Store, place: RunPlace, folder: Path, *, backfill: b
     free = next_run(store, place.experiment)
     if place.number not in ((number,) if backfill else (number, free)):
         raise UnclaimedRun(_not_yours(place, number, free, folder))
-    return experiment
+    problems = validate(folder, environment)
+    if problems:
+        raise SettingsError(problems)
+    return claim_run(store, experiment, place.number, trigger=dict(trigger), request_id=holder)
 
 
 def _not_yours(place: RunPlace, number: int, free: int, folder: Path) -> str:

@@ -39,10 +39,6 @@ class UnclaimedRun(StepError):
     """A run that nobody claimed, and that may not be claimed from here."""
 
 
-# What is said of a partition that a backfill reaches and that is no run.
-SKIPPED = "Skipped, since a backfill executes claimed runs and RUN_NUM only"
-
-
 class ModelsFailed(StepError):
     """Some models of a comparison failed; the finished ones are kept."""
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def ended(dev: DagsterDev, backfill: str) -> dict[str, Any]:
     return found
 
 
-def test_a_backfill_over_everything_ends_green_and_launches_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Page
-) -> None:
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterDev]:
+    """The UI over a home that knows 40 finished runs. Made before a browser starts, beside whose event loop Dagster could not run."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     world = World(tmp_path)
     prepare_dagster_home()
@@ -87,24 +88,31 @@ def test_a_backfill_over_everything_ends_green_and_launches_nothing(
             assert materialize(world, instance, run, experiment=NAMES[0]).success
         for name in NAMES[1:]:
             copy(world, instance, name)
-    files = sorted(path for path in (tmp_path / "storage").rglob("*") if path.is_file())
-    with dagster_dev(tmp_path / "home", world.environment) as dev:
-        params = {
-            "assetSelection": [{"path": [asset]} for asset, _ in ASSETS],
-            "partitionNames": [partition_key(name, run) for name in NAMES for run in RUNS],
-        }
-        begun = time.monotonic()
-        backfill = dev.query(LAUNCH, params=params)["launchPartitionBackfill"]["backfillId"]
-        found = ended(dev, backfill)
-        print(f"the backfill took {time.monotonic() - begun:.0f} s")
-        assert found["status"] == "COMPLETED_SUCCESS"
-        counts = found["assetBackfillData"]["assetBackfillStatuses"]
-        assert [tuple(each.values()) for each in counts] == [(40, 40, 0)] * len(ASSETS)
-        runs = [run for run in dev.runs() if run["tags"].get("dagster/backfill") == backfill]
-        assert Counter(run["status"] for run in runs) == {"SUCCESS": 40}
-        assert sorted(path for path in (tmp_path / "storage").rglob("*") if path.is_file()) == files
-        page.set_viewport_size(WIDE)
-        page.goto(f"{dev.url}/runs?show_runs_within_backfills=true")
-        page.wait_for_timeout(3000)
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / "backfill.png")
+    with dagster_dev(tmp_path / "home", world.environment) as started:
+        yield started
+
+
+def test_a_backfill_over_everything_ends_green_and_launches_nothing(
+    tmp_path: Path, dev: DagsterDev, page: Page
+) -> None:
+    storage = tmp_path / "storage"
+    files = sorted(path for path in storage.rglob("*") if path.is_file())
+    params = {
+        "assetSelection": [{"path": [asset]} for asset, _ in ASSETS],
+        "partitionNames": [partition_key(name, run) for name in NAMES for run in RUNS],
+    }
+    begun = time.monotonic()
+    backfill = dev.query(LAUNCH, params=params)["launchPartitionBackfill"]["backfillId"]
+    found = ended(dev, backfill)
+    print(f"the backfill took {time.monotonic() - begun:.0f} s")
+    assert found["status"] == "COMPLETED_SUCCESS"
+    counts = found["assetBackfillData"]["assetBackfillStatuses"]
+    assert [tuple(each.values()) for each in counts] == [(40, 40, 0)] * len(ASSETS)
+    runs = [run for run in dev.runs() if run["tags"].get("dagster/backfill") == backfill]
+    assert Counter(run["status"] for run in runs) == {"SUCCESS": 40}
+    assert sorted(path for path in storage.rglob("*") if path.is_file()) == files
+    page.set_viewport_size(WIDE)
+    page.goto(f"{dev.url}/runs?show_runs_within_backfills=true")
+    page.wait_for_timeout(3000)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "backfill.png")

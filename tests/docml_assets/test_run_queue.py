@@ -31,15 +31,10 @@ def backfilled(instance: dg.DagsterInstance, partition: str, *assets: str) -> dg
     return instance.create_run_for_job(job, tags=tags, asset_selection=selected)
 
 
-def test_a_partition_that_is_no_run_is_skipped(world: World, instance: dg.DagsterInstance) -> None:
+def test_what_is_no_run_here_is_left_to_the_run_itself(world: World, instance: dg.DagsterInstance) -> None:
     world.write_experiment(run_num=2)
-    for partition in ("EXP-1|7", "EXP-removed|1"):
-        with pytest.raises(
-            NothingToDo, match="Skipped, since a backfill executes claimed runs and RUN_NUM only"
-        ) as found:
-            look_for_work(instance, backfilled(instance, partition), world.deployment)
-        assert not found.value.made
-    look_for_work(instance, backfilled(instance, "EXP-1|2"), world.deployment)  # RUN_NUM is to be claimed by the run
+    for partition in ("EXP-1|2", "EXP-1|7", "EXP-removed|1"):
+        look_for_work(instance, backfilled(instance, partition), world.deployment)
     assert world.store.list_folders() == []
 
 
