@@ -74,28 +74,28 @@ def ended(dev: DagsterDev, backfill: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterDev]:
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
     """The UI over a home that knows 40 finished runs. Made before a browser starts, beside whose event loop Dagster could not run."""
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    world = World(tmp_path)
-    prepare_dagster_home()
-    with dg.DagsterInstance.get() as instance:
-        for name in NAMES:
-            world.write_experiment(name, run_num=2)
-        for run in RUNS:
-            world.claim(run, NAMES[0])
-            assert materialize(world, instance, run, experiment=NAMES[0]).success
-        for name in NAMES[1:]:
-            copy(world, instance, name)
-    with dagster_dev(tmp_path / "home", world.environment) as started:
+    root = tmp_path_factory.mktemp("backfill")
+    world = World(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(root / "home"))
+        prepare_dagster_home()
+        with dg.DagsterInstance.get() as instance:
+            for name in NAMES:
+                world.write_experiment(name, run_num=2)
+            for run in RUNS:
+                world.claim(run, NAMES[0])
+                assert materialize(world, instance, run, experiment=NAMES[0]).success
+            for name in NAMES[1:]:
+                copy(world, instance, name)
+    with dagster_dev(root / "home", world.environment) as started:
         yield started
 
 
-def test_a_backfill_over_everything_ends_green_and_launches_nothing(
-    tmp_path: Path, dev: DagsterDev, page: Page
-) -> None:
-    storage = tmp_path / "storage"
+def test_a_backfill_over_everything_ends_green_and_launches_nothing(dev: DagsterDev, page: Page) -> None:
+    storage = Path(dev.environment["DOCML_STORE"])
     files = sorted(path for path in storage.rglob("*") if path.is_file())
     params = {
         "assetSelection": [{"path": [asset]} for asset, _ in ASSETS],
