@@ -77,6 +77,8 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytes
         ("./use_case.py", "use_case.py", "def labels(rows): return rows", "def labels(rows)"),
         ("./use_case.py", "use_case.py", "def labels(table): pass", "labels with an empty body"),
         ("./use_case.py", "use_case.py", "def labels(table): table.pop('x')", "labels that returns nothing"),
+        ("./use_case.py", "use_case.py", "def files(names): return names", "def files(artifact, names)"),
+        ("./use_case.py", "use_case.py", "def combine(table): return table", "def combine(predictions)"),
         ("./use_case.py", "use_case.py", f"x = {'-' * 10_000}1", "nested more than"),
         ("./use_case.py", "use_case.py", "x" * 1_000_001, "use_case.py: more than 1,000,000 characters"),
         ("mapped", None, "", "labels.csv: No such file or directory"),
@@ -125,3 +127,30 @@ def test_only_what_labels_uses_decides_what_is_reconciled() -> None:
     assert of("label,becomes\n\na,b\nc,d\n\n", "mapped") == of("label,becomes\nc,d\na,b\n", "mapped"), (
         "empty lines mean nothing"
     )
+
+
+def test_units_and_files_decide_what_is_reconciled_and_combine_what_is_answered() -> None:
+    def of(text: str, name: str = "./use_case.py") -> UseCase:
+        return UseCase(name=name, text=text)
+
+    files = "def files(artifact, names):\n    return names[:1]\n"
+    combine = "def combine(predictions):\n    return predictions\n"
+    plain, chosen, combined = of(LOWER), of(LOWER + files), of(LOWER + combine)
+    assert (plain.functions, plain.makes_units, plain.combining_digest) == (("labels",), False, None)
+    assert chosen.functions == ("files", "labels")
+    assert combined.makes_units
+    assert len({case.reconciling_digest for case in (plain, chosen, combined)}) == 3
+    other = of(LOWER + combine.replace("return predictions", "return predictions.head()"))
+    assert other.reconciling_digest == combined.reconciling_digest, "the data are the same"
+    assert other.combining_digest != combined.combining_digest
+    pages = of("", "pages")
+    assert (pages.makes_units, pages.combining_digest, pages.files) == (True, None, {})
+
+
+def test_pages_is_frozen_without_a_file(tmp_path: Path) -> None:
+    folder = experiment(tmp_path, "pages")
+    store = Store.open(str(tmp_path / "store"), environment={})
+    claim = claim_run(store, folder, 1, trigger={}, request_id="1")
+    assert claim.use_case == UseCase(name="pages", text="")
+    claim.check_frozen(write_snapshot(store, claim), claim.digest)
+    assert changed_keys(claim, folder) == []

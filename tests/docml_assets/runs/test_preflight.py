@@ -210,3 +210,19 @@ def test_files_that_nothing_makes(tmp_path: Path) -> None:
     made = f"{FUNCTIONS}\n\ndef process_func(artifact, directory):\n    (directory / 'words.json').touch()\n"
     write_experiment(tmp_path, settings=settings_text("FILES_ON_RESEARCH = raw_text.json, words.json"), functions=made)
     assert validate(folder, environment(tmp_path)) == []
+
+
+def test_a_use_case_that_cannot_work_is_said_before_it_runs(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, settings=settings_text("USE_CASE = ./use_case.py"))
+    (folder / "use_case.py").write_text("import nowhere\n\n\ndef combine(predictions):\n    return predictions\n")
+    lacking, no_pages = validate(folder, environment(tmp_path))
+    if "nowhere" not in lacking.found:
+        lacking, no_pages = no_pages, lacking
+    assert lacking.found.startswith("import nowhere, which ")
+    assert lacking.place.endswith("use_case.py:1")
+    assert no_pages.found.startswith("USE_CASE = ./use_case.py with MODEL_INPUT_FILES = ")
+    assert "a pattern in MODEL_INPUT_FILES, such as page_*.png" in no_pages.expected
+    (folder / "use_case.py").write_text("def labels(table):\n    return table\n")
+    assert validate(folder, environment(tmp_path)) == []
+    lacking, *_ = validate(folder, environment(tmp_path, DOCML_WORKER_PYTHON="no-python"))
+    assert "no-python does not run" in lacking.found
