@@ -156,7 +156,7 @@ class Running:
             assert line, f"ended before it said {text!r}:\n{self.said}"
             self.said += line
 
-    def end(self, seconds: float = 300) -> int:
+    def end(self, seconds: float = 900) -> int:
         """Its exit code, once it has ended by itself."""
         said, _ = self.process.communicate(timeout=seconds)
         self.said += said
