@@ -56,7 +56,7 @@ def print_pairs(title: str, pairs: "tuple[Pair, ...]") -> None:
     from rich.text import Text
 
     seeded = any(pair.seeds for pair in pairs)
-    test = "means over seeds; p: t test" if seeded else "p: McNemar's"
+    test = "means over seeds; p: with other seeds" if seeded else "p: McNemar's"
 
     columns = (
         Column("a", shortened=True),

@@ -87,9 +87,8 @@ class SeedDifference(Document):
 
     f1_difference: Number = Field(description="mean macro-F1 of a minus that of b")
     f1_difference_ci95: Interval = Field(description="counts other seeds and other test documents")
-    p: Share = Field(description="two-sided, of the t test that counts both")
+    p: Share = Field(description="two-sided, of the test that counts both")
     p_holm: Share = Field(description="corrected by Holm's method over the pairs of this list")
-    degrees_of_freedom: Number = Field(description="of the t test, by Satterthwaite's formula")
 
 
 class Pair(Document):
