@@ -24,7 +24,7 @@ from resources.store.manifests import check_finished
 PATIENCE_SECONDS = 5.0  # with a store that does not answer; then the run itself waits for it
 
 
-class NothingToDo(Exception):
+class AlreadyFinished(Exception):
     """Why a run ends at once, and what it would have reported."""
 
     def __init__(self, reason: str, made: Iterable[dg.AssetMaterialization] = ()) -> None:
@@ -41,7 +41,7 @@ class RunQueue(dg.QueuedRunCoordinator):
         if BACKFILL_TAG in run.tags and not run.run_config:
             try:
                 look_for_work(self._instance, run, Deployment.current())
-            except NothingToDo as found:
+            except AlreadyFinished as found:
                 return end_without_process(self._instance, run, plain(str(found)), found.made)
             except Exception as error:  # the run meets it again and says so, in its own log
                 self._logger.info(f"run {run.run_id} is queued without a look at what it has to do: {error}")
@@ -49,7 +49,7 @@ class RunQueue(dg.QueuedRunCoordinator):
 
 
 def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: Deployment) -> None:
-    """NothingToDo if a backfill's run is not to be executed."""
+    """AlreadyFinished if a backfill's run is not to be executed."""
     partition = run.tags[PARTITION_TAG]
     place = run_place(partition)
     store = deployment.store.with_patience(PATIENCE_SECONDS)
@@ -61,7 +61,7 @@ def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: 
         return  # production may have new documents
     if is_verified(instance, store, claim):
         known = (last_materialization(instance, asset, partition) for asset, _ in ASSETS if asset in selected)
-        raise NothingToDo("finished; its files are verified", [retold(made) for made in known if made is not None])
+        raise AlreadyFinished("finished; its files are verified", [retold(made) for made in known if made is not None])
 
 
 def is_verified(instance: dg.DagsterInstance, store: Store, claim: Claim) -> bool:

@@ -47,7 +47,7 @@ SHORTEST = 12  # to which names are shortened
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     name: str
@@ -58,7 +58,7 @@ class Column:
 
 
 def print_table(
-    columns: Sequence[Column], rows: Sequence[Sequence["str | Text"]], title: str = "", note: str = ""
+    columns: Sequence[TableColumn], rows: Sequence[Sequence["str | Text"]], title: str = "", note: str = ""
 ) -> None:
     """A table that never breaks inside a word. Whole where it is piped; on a terminal, columns are dropped and names shortened."""
     from rich.table import Table
@@ -95,7 +95,7 @@ def print_table(
         terminal.print(Text(text, "dim"), soft_wrap=True)
 
 
-def _fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> tuple[list[int], list[int], list[str]]:
+def _fit(columns: Sequence[TableColumn], natural: Sequence[int], width: int) -> tuple[list[int], list[int], list[str]]:
     """Widths, the places of the columns that are shown, and the names of those that are not."""
     widths, shown = list(natural), list(range(len(columns)))
 

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 import click
 
 from docml_assets.numbers import signed
-from docml_assets.terminal import Column, print_table, say
+from docml_assets.terminal import TableColumn, print_table, say
 
 if TYPE_CHECKING:
     from docml_assets.deployment import Deployment
 
 
 HISTORY_COLUMNS = (
-    Column("entry", right=True, dropped=1),
-    Column("run", right=True),
-    Column("model", shortened=True),
-    Column("when", dropped=2),
-    Column("by", dropped=3),
-    Column("why", prose=True),
+    TableColumn("entry", right=True, dropped=1),
+    TableColumn("run", right=True),
+    TableColumn("model", shortened=True),
+    TableColumn("when", dropped=2),
+    TableColumn("by", dropped=3),
+    TableColumn("why", prose=True),
 )
 
 

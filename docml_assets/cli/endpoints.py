@@ -8,7 +8,7 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run, user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
-from docml_assets.terminal import Column, print_table, say
+from docml_assets.terminal import TableColumn, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,16 +124,16 @@ def endpoints() -> int:
 
 # Where a terminal is too narrow, what the name tells goes first.
 ENDPOINT_COLUMNS = (
-    Column("endpoint"),
-    Column("experiment", dropped=1),
-    Column("run", right=True, dropped=2),
-    Column("model", dropped=3),
-    Column("mode", dropped=6),
-    Column("state"),
-    Column("since", dropped=5),
-    Column("USD/h idle", right=True),
-    Column("expires", dropped=4),
-    Column("url", shortened=True),
+    TableColumn("endpoint"),
+    TableColumn("experiment", dropped=1),
+    TableColumn("run", right=True, dropped=2),
+    TableColumn("model", dropped=3),
+    TableColumn("mode", dropped=6),
+    TableColumn("state"),
+    TableColumn("since", dropped=5),
+    TableColumn("USD/h idle", right=True),
+    TableColumn("expires", dropped=4),
+    TableColumn("url", shortened=True),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
-from docml_assets.terminal import Column, print_table, say
+from docml_assets.terminal import TableColumn, print_table, say
 
 SHOWN = 20  # suspects on the terminal; a format writes all
 WORDS = 80  # characters of an excerpt on the terminal
@@ -100,7 +100,7 @@ def print_next(rows: list[dict[str, Any]]) -> None:
 
 def _print(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Texts stand in the last column, cut at a word, where the terminal is wide enough for them."""
-    shown = [Column(name, dropped=1 if name == "text" else 0, shortened=name != columns[0]) for name in columns]
+    shown = [TableColumn(name, dropped=1 if name == "text" else 0, shortened=name != columns[0]) for name in columns]
     cells = []
     for row in rows:
         words = " ".join(row[-1].split())

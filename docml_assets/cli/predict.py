@@ -12,7 +12,7 @@ from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
 from docml_assets.cli.home import COPIES, prepare_dagster_home
 from docml_assets.errors import DocmlError
 from docml_assets.numbers import number
-from docml_assets.terminal import Column, console, print_table, say
+from docml_assets.terminal import TableColumn, console, print_table, say
 
 if TYPE_CHECKING:
     from docml_assets.steps.documents import DocumentSet
@@ -84,9 +84,9 @@ def _documents(work: "Work", files: str | None, query: str | None) -> "DocumentS
 
 
 LABEL_COLUMNS = (
-    Column("label", shortened=True),
-    Column("documents", right=True),
-    Column("mean probability", right=True),
+    TableColumn("label", shortened=True),
+    TableColumn("documents", right=True),
+    TableColumn("mean probability", right=True),
 )
 
 

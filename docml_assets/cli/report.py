@@ -6,7 +6,7 @@ import click
 
 from docml_assets.cli.finished_run import Choice, RunChoice, find_run
 from docml_assets.numbers import number, p_value, score, share, signed
-from docml_assets.terminal import Column, console, print_table
+from docml_assets.terminal import TableColumn, console, print_table
 from docml_contract.names import REPORT_HTML, RunPlace
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def print_pairs(title: str, pairs: "tuple[Pair, ...]") -> None:
     test = "means over seeds; p: with other seeds" if seeded else "p: McNemar's"
 
     columns = (
-        Column("a", shortened=True),
-        Column("b", shortened=True),
-        Column("only a/b", right=True, dropped=1),
-        Column("F1 of a \N{MINUS SIGN} b (95 %)", right=True),
-        Column("p", right=True, dropped=2),
-        Column("verdict"),
+        TableColumn("a", shortened=True),
+        TableColumn("b", shortened=True),
+        TableColumn("only a/b", right=True, dropped=1),
+        TableColumn("F1 of a \N{MINUS SIGN} b (95 %)", right=True),
+        TableColumn("p", right=True, dropped=2),
+        TableColumn("verdict"),
     )
     rows = []
     for pair in pairs:
@@ -86,12 +86,12 @@ def print_pairs(title: str, pairs: "tuple[Pair, ...]") -> None:
 
 def _print_scores(report: "Report") -> None:
     columns = (
-        Column("model", shortened=True),
-        Column("macro-F1 (95 %)", right=True),
-        Column("accuracy", right=True),
-        Column("ECE", right=True, dropped=3),
-        Column("docs/s", right=True, dropped=2),
-        Column("one alone", right=True, dropped=1),
+        TableColumn("model", shortened=True),
+        TableColumn("macro-F1 (95 %)", right=True),
+        TableColumn("accuracy", right=True),
+        TableColumn("ECE", right=True, dropped=3),
+        TableColumn("docs/s", right=True, dropped=2),
+        TableColumn("one alone", right=True, dropped=1),
     )
     rows = [
         (
@@ -109,12 +109,12 @@ def _print_scores(report: "Report") -> None:
 
 def _print_seeds(report: "Report") -> None:
     columns = (
-        Column("model", shortened=True),
-        Column("mean macro-F1 (95 %)", right=True),
-        Column("std", right=True),
-        Column("lowest", right=True, dropped=2),
-        Column("highest", right=True, dropped=3),
-        Column("chosen seed", right=True, dropped=1),
+        TableColumn("model", shortened=True),
+        TableColumn("mean macro-F1 (95 %)", right=True),
+        TableColumn("std", right=True),
+        TableColumn("lowest", right=True, dropped=2),
+        TableColumn("highest", right=True, dropped=3),
+        TableColumn("chosen seed", right=True, dropped=1),
     )
     rows = []
     for name, found in report.seeds.items():
@@ -127,9 +127,9 @@ def _print_seeds(report: "Report") -> None:
 
 def _print_labels(report: "Report") -> None:
     columns = (
-        Column("label", shortened=True),
-        *(Column(name, right=True) for name in report.models),
-        Column("test documents", right=True, dropped=1),
+        TableColumn("label", shortened=True),
+        *(TableColumn(name, right=True) for name in report.models),
+        TableColumn("test documents", right=True, dropped=1),
     )
     f1 = {name: {row.label: row.f1 for row in model.per_label} for name, model in report.models.items()}
     rows = next(iter(report.models.values())).per_label

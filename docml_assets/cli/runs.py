@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from docml_assets.numbers import duration, score
-from docml_assets.terminal import Column, print_table, say
+from docml_assets.terminal import TableColumn, print_table, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
 if TYPE_CHECKING:
@@ -51,16 +51,16 @@ def runs(experiment: str | None, jobs: bool) -> None:
 
 # Where a terminal is too narrow: the jobs go first, then their time, then steps that are told by the ones after them.
 COLUMNS = (
-    Column("experiment", shortened=True),
-    Column("run", right=True),
-    Column("reconciliation", dropped=3),
-    Column("preparation", dropped=4),
-    Column("training", dropped=5),
-    Column("inference"),
-    Column("macro-F1 (95 %)", shortened=True),
-    Column("age", right=True, dropped=6),
-    Column("duration", right=True, dropped=2),
-    Column("jobs", right=True, dropped=1),
+    TableColumn("experiment", shortened=True),
+    TableColumn("run", right=True),
+    TableColumn("reconciliation", dropped=3),
+    TableColumn("preparation", dropped=4),
+    TableColumn("training", dropped=5),
+    TableColumn("inference"),
+    TableColumn("macro-F1 (95 %)", shortened=True),
+    TableColumn("age", right=True, dropped=6),
+    TableColumn("duration", right=True, dropped=2),
+    TableColumn("jobs", right=True, dropped=1),
 )
 
 
@@ -108,10 +108,10 @@ def _print_history(store: "Store", found: "list[RunSummary]") -> None:
 
 
 HISTORY_COLUMNS = (
-    Column("run", right=True),
-    Column("documents", right=True, dropped=1),
-    Column("macro-F1 (95 %)", shortened=True),
-    Column("changed", prose=True),
+    TableColumn("run", right=True),
+    TableColumn("documents", right=True, dropped=1),
+    TableColumn("macro-F1 (95 %)", shortened=True),
+    TableColumn("changed", prose=True),
 )
 
 

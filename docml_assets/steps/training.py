@@ -36,7 +36,7 @@ from resources.store.manifests import check_finished, read_manifest
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """One training of the run: a model, with one of SEEDS where there are any, and the folder that it is published in."""
 
     model: str
@@ -185,7 +185,7 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
         work.reporter.say(f"kept from before: {', '.join(kept)}")
     missing = [name for name in folders if name not in manifests]
     trainings = [
-        Training(name, seed, folders[name] if seed is None else work.place.seeded(name, seed))
+        PlannedTraining(name, seed, folders[name] if seed is None else work.place.seeded(name, seed))
         for name in missing
         for seed in work.seeds or (None,)
     ]
@@ -211,7 +211,7 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
     )
 
 
-def _train(work: Work, training: Training, cancel: threading.Event) -> JobResult:
+def _train(work: Work, training: PlannedTraining, cancel: threading.Event) -> JobResult:
     data, recorded = read_prepared(work), recorded_data(work)
     inputs = {ENCODED_SPLITS: data.data_version}
     files = {USER_FUNCTIONS: work.functions_source.encode()}
@@ -254,10 +254,10 @@ def _choose(work: Work, name: str, folder: str, seeds: SeedModels) -> None:
     work.reporter.say(f"{name}: seed {seeds.chosen} is the best on the validation split, and the run's model")
 
 
-Train = Callable[[Training, threading.Event], JobResult]
+Train = Callable[[PlannedTraining, threading.Event], JobResult]
 
 
-def _in_parallel(work: Work, trainings: list[Training], train: Train) -> dict[Training, JobResult]:
+def _in_parallel(work: Work, trainings: list[PlannedTraining], train: Train) -> dict[PlannedTraining, JobResult]:
     """Train, COMPARISON_PARALLEL_JOBS at once; one training's failure leaves the others to finish.
 
     ModelsFailed names every one that failed, with its reason. One at a time trains in this thread, where Dagster's interrupt
@@ -265,10 +265,10 @@ def _in_parallel(work: Work, trainings: list[Training], train: Train) -> dict[Tr
     """
     at_once = work.settings.comparison_parallel_jobs or (1 if work.kind == "local" else max(1, len(trainings)))
     cancel = threading.Event()
-    results: dict[Training, JobResult] = {}
-    failures: dict[Training, Exception] = {}
+    results: dict[PlannedTraining, JobResult] = {}
+    failures: dict[PlannedTraining, Exception] = {}
 
-    def attempt(training: Training) -> None:
+    def attempt(training: PlannedTraining) -> None:
         try:
             results[training] = train(training, cancel)
         except Exception as error:
@@ -293,9 +293,9 @@ def _in_parallel(work: Work, trainings: list[Training], train: Train) -> dict[Tr
 
 def _failed(
     work: Work,
-    trainings: list[Training],
-    results: Mapping[Training, JobResult],
-    failures: Mapping[Training, Exception],
+    trainings: list[PlannedTraining],
+    results: Mapping[PlannedTraining, JobResult],
+    failures: Mapping[PlannedTraining, Exception],
 ) -> Exception:
     if len(trainings) == 1:
         return failures[trainings[0]]

@@ -9,7 +9,7 @@ import pytest
 from docml_assets.dagster_internals import end_without_process
 from docml_assets.definitions import defs
 from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG
-from docml_assets.run_queue import NothingToDo, RunQueue, look_for_work
+from docml_assets.run_queue import AlreadyFinished, RunQueue, look_for_work
 from docml_contract.names import RunPlace
 from tests.docml_assets.assets.materializing import failure, materialize
 from tests.docml_assets.world import World
@@ -47,7 +47,7 @@ def test_a_finished_run_is_verified_and_told_again_without_a_process(
     result = materialize(world, instance, 1)
     assert result.success, failure(result)
     run = backfilled(instance, "EXP-1|1")
-    with pytest.raises(NothingToDo, match="verified") as found:
+    with pytest.raises(AlreadyFinished, match="verified") as found:
         look_for_work(instance, run, world.deployment)
     ended = end_without_process(instance, run, str(found.value), found.value.made)
     assert ended.status == dg.DagsterRunStatus.SUCCESS
@@ -70,7 +70,7 @@ def test_documents_of_production_may_be_new(world: World, instance: dg.DagsterIn
     result = materialize(world, instance, 1)
     assert result.success, failure(result)
     look_for_work(instance, backfilled(instance, "EXP-1|1", "classified_documents"), world.deployment)
-    with pytest.raises(NothingToDo):
+    with pytest.raises(AlreadyFinished):
         look_for_work(instance, backfilled(instance, "EXP-1|1"), world.deployment)
 
 

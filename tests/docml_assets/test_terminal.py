@@ -12,7 +12,7 @@ from rich.text import Text
 
 from docml_assets import terminal
 from docml_assets.display import PlainDisplay, TerminalDisplay
-from docml_assets.terminal import Column, console, print_table, say
+from docml_assets.terminal import TableColumn, console, print_table, say
 
 HOSTILE = "\x1b]0;owned\x07\x1b[1A\x9b2K \u202elabel\u200b [/red] [bold"
 PACKAGE = Path(terminal.__file__).parent
@@ -61,11 +61,11 @@ def test_lines_elsewhere_show_it_as_text(capsys: pytest.CaptureFixture[str]) -> 
 
 
 TABLE = (
-    Column("experiment", shortened=True),
-    Column("run", right=True),
-    Column("preparation", dropped=2),
-    Column("inference"),
-    Column("jobs", right=True, dropped=1),
+    TableColumn("experiment", shortened=True),
+    TableColumn("run", right=True),
+    TableColumn("preparation", dropped=2),
+    TableColumn("inference"),
+    TableColumn("jobs", right=True, dropped=1),
 )
 ROWS = [
     ("EXP-3333-longformer-with-a-long-name", "12", "done (run 11)", "done", "4"),
