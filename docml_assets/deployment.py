@@ -144,7 +144,7 @@ RESOURCES = {
     "production": _resource("production", "DOCML_PRODUCTION_FILES: the documents' files in production; only read."),
     "labels": _resource("labels", "DOCML_LABELS_URL: the database that LABELS_QUERY asks."),
     "jobs": _resource("jobs", "DOCML_ENV: jobs as subprocesses (local) or on SageMaker (aws), each run exactly once."),
-    "endpoints": _resource("endpoints", "DOCML_ENV: what answers, as processes (local) or on SageMaker (aws)."),
+    "endpoints": _resource("endpoints", "DOCML_ENV: endpoints as processes (local) or on SageMaker (aws)."),
     "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
 }
 

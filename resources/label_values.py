@@ -183,5 +183,6 @@ def describe_look_alikes(groups: Sequence[tuple[str, ...]]) -> str:
     shown = "; ".join(" = ".join(map(repr, group)) for group in groups[:5]) + ("; …" if len(groups) > 5 else "")
     return (
         f"{len(groups)} {'group of labels looks' if len(groups) == 1 else 'groups of labels look'} the same but for case, blanks, or the way accents or numbers are written: {shown}; they are "
-        "different classes: make them one in LABELS_QUERY (lower(trim(label)), say), or name those to leave out in IGNORED_LABELS"
+        "different classes: make them one in LABELS_QUERY (with lower(trim(label)), for example), or name those to leave out in "
+        "IGNORED_LABELS"
     )

@@ -126,7 +126,7 @@ def _check_node(node: exp.Expr) -> None:
             )
         if (template := _template(node)) is not None and not _has_small_widths(template):
             raise RefusedQuery(
-                f"LABELS_QUERY formats by {template.sql()[:100]}; expected a text with widths up to {MAX_PADDED:,} in it"
+                f"LABELS_QUERY formats with {template.sql()[:100]}; expected a literal format with widths up to {MAX_PADDED:,}"
             )
     elif type(node).__name__ not in _SHAPES:
         raise RefusedQuery(f"LABELS_QUERY contains {_name(node)}; expected one read-only SELECT")

@@ -42,8 +42,8 @@ NOT_ASKED = "nothing is deployed unless somebody asks: deploy: true in the run c
     group="serving",
     kinds={"torchscript"},
     config_schema=CONFIG,
-    description="An endpoint that answers with a model of the run. It counts once its answers on test documents are the report's. "
-    "Does nothing unless asked (deploy: true).",
+    description="An endpoint that answers with a model of the run. It goes into service once its answers on test "
+    "documents are the report's. Does nothing unless asked (deploy: true).",
 )
 def deployed_endpoint(context: dg.AssetExecutionContext) -> Results:
     """Deploy the run's model where the launch asks for it."""

@@ -17,7 +17,9 @@ CONFIG = {
         dg.Noneable(str), default_value=None, description="one SELECT yielding artifact_guid; none: PREDICT_QUERY"
     ),
     "model": dg.Field(
-        dg.Noneable(str), default_value=None, description="of a comparison; none: the best one of the report"
+        dg.Noneable(str),
+        default_value=None,
+        description="the model, where the run compares several; none: the best one in the report",
     ),
 }
 

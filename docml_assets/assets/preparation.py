@@ -27,7 +27,7 @@ SPLIT_TOLERANCE = 0.1
 
 COLUMNS = {
     "artifact_guid": "the document",
-    "unit": "which part of the artifact the document is, where these are the documents",
+    "unit": "which part of the artifact the document is, where the parts are documents of their own",
     "label": "its label",
     "split": "train, valid or test",
     "group": "its SPLIT_BY value; groups never straddle splits",

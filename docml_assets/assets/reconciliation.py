@@ -47,8 +47,9 @@ COLUMNS = {
     group="data",
     kinds={"parquet"},
     description="Every label with its files: joined with production, duplicates dropped by file hash, copied into the experiment, "
-    "processed by process_func, verified. The only asset that reads production. Whether production still is what a run was made of, its "
-    "check production_unchanged says, which new_data_sensor keeps up to date; the assets below it are as old as what they are made of.",
+    "processed by process_func, verified. The only asset that reads production. Its check production_unchanged, "
+    "which new_data_sensor keeps up to date, says whether production is still what a run was made of; the assets "
+    "below it are as old as what they are made of.",
 )
 def reconciled_data(context: dg.AssetExecutionContext) -> Results:
     """Join labels with files, and record the versions of production that were seen."""
@@ -142,14 +143,14 @@ def files_complete(work: Work) -> Finding:
 
 
 def optional_files_exist(work: Work) -> Finding:
-    """Every entry of FILES_OPTIONAL means a file of some document."""
+    """Every entry of FILES_OPTIONAL matches a file of some document."""
     files = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))["file"].unique().to_pylist()
     idle = [entry for entry in work.settings.files_optional if not any(matches(name, entry) for name in files)]
     return Finding(
         passed=not idle,
         text=f"no document has {', '.join(idle)} of FILES_OPTIONAL: correct or remove it"
         if idle
-        else "every entry of FILES_OPTIONAL means a file of some document",
+        else "every entry of FILES_OPTIONAL matches a file of some document",
     )
 
 
@@ -284,7 +285,9 @@ with preview_features():
 data_checks = make_checks(
     RECONCILED_DATA,
     Check("files_complete", "Every document has every file of FILES_ON_RESEARCH.", files_complete, blocking=True),
-    Check("optional_files_exist", "Every entry of FILES_OPTIONAL means a file of some document.", optional_files_exist),
+    Check(
+        "optional_files_exist", "Every entry of FILES_OPTIONAL matches a file of some document.", optional_files_exist
+    ),
     Check("duplicates_share", "Few label rows are duplicates of others by file hash.", duplicates_share),
     Check("refused_share", "Few label rows were refused.", refused_share),
 )

@@ -44,7 +44,7 @@ def deploy(
 ) -> None:
     """Let an endpoint answer with a model of run RUN (a number, or `champion`) of EXPERIMENT. Its name begins with the run's number.
 
-    It counts once its answers on test documents are the report's; otherwise it is taken down, and the alias stays.
+    It goes into service once its answers on test documents are the report's; otherwise it is taken down, and the alias stays.
     """
     from docml_assets.deployment import Deployment
     from docml_assets.display import make_display

@@ -130,7 +130,7 @@ def explained_home(home: Path) -> Iterator[None]:
     except (yaml.YAMLError, dg.DagsterInvalidConfigError) as error:
         first = " ".join(str(error).split())[:300]
         raise HomeError(
-            f"{home / SETTINGS} is not what Dagster expects ({first}): fix it, or remove it and docml puts its own there"
+            f"{home / SETTINGS} is not what Dagster expects ({first}): fix it, or remove it, and docml writes its own"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, CommandError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -128,7 +128,10 @@ def _regional_base(uri: str) -> str | None:
     name = _default("BASE_IMAGE").rpartition("/")[2]
     accounts = _accounts(name.partition(":")[2])
     if target["region"] not in accounts:
-        say(f"no registry of AWS's containers is known in {target['region']}: taking the public gallery's", fg="yellow")
+        say(
+            f"no registry of AWS's containers is known in {target['region']}: using the public gallery's image",
+            fg="yellow",
+        )
         return None
     return f"{accounts[target['region']]}.dkr.ecr.{target['region']}.{target['domain']}/{name}"
 
@@ -203,7 +206,7 @@ def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None)
         process = subprocess.Popen(line, stdin=subprocess.PIPE, stderr=heard, text=True)
     except FileNotFoundError as error:
         raise ImageError(
-            "docker is not installed, or not on the PATH: install Docker, or look with --dry-run"
+            "docker is not installed, or not on the PATH: install Docker, or see the commands with --dry-run"
         ) from error
     with process:
         assert process.stdin is not None
@@ -213,5 +216,5 @@ def _docker(arguments: list[str], dry_run: bool, *, password: str | None = None)
             said.append(text)
             say(text.removesuffix("\n"), err=True)
     if process.returncode:
-        message = f"docker {arguments[0]} failed with exit code {process.returncode}; its own message stands above"
+        message = f"docker {arguments[0]} failed with exit code {process.returncode}; its own message is above"
         raise ImageError(message, "".join(said))

@@ -33,7 +33,7 @@ def _check_out(context: click.Context, parameter: click.Parameter, value: Path |
 @click.argument("experiment")
 @click.argument("run", type=RunChoice())
 @click.option("--model", help="The model, where the run compares several.")
-@click.option("--files", help="A folder or s3://bucket/prefix: <guid>/<file>, or one file a document.")
+@click.option("--files", help="A folder or s3://bucket/prefix: <guid>/<file>, or one file per document.")
 @click.option("--query", help="A SELECT that yields the artifact_guid of documents in production.")
 @click.option("--out", type=click.Path(path_type=Path), callback=_check_out, help="Write the table here as well.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the job's own log lines as well.")
@@ -48,8 +48,8 @@ def predict(
 ) -> int:
     """Classify documents with run RUN (a number, or `champion`) of EXPERIMENT: one job, one table.
 
-    Documents that cannot be read are rows with an error; where they are more than MAX_FAILED_SHARE allows, the exit code is 1. The same
-    documents again launch no job.
+    Documents that cannot be read are rows with an error; where they are more than MAX_FAILED_SHARE allows, the exit code is 1.
+    Asking for the same documents again launches no job.
     """
     if (files is None) == (query is None):
         raise click.UsageError("expected --files or --query: where the documents are")
@@ -109,12 +109,12 @@ def _conclude(work: "Work", model: str, result: "PredictionResult", out: Path | 
     print_table(LABEL_COLUMNS, rows)
     accepted = pc.sum(result.table["accepted"]).as_py()
     if accepted is not None:
-        terminal.print(Text(f"{accepted:,} may be accepted without a person, says the decision policy of the run"))
+        terminal.print(Text(f"the run's decision policy accepts {accepted:,} without a person"))
     failed = frame.dropna(subset=["error"])
     for row in failed.head(SHOWN_ERRORS).itertuples():
         terminal.print(Text(f"no answer for {row.artifact_guid}: {row.error}"), soft_wrap=True)
     if len(failed) > SHOWN_ERRORS:
-        terminal.print(Text(f"… and for {len(failed) - SHOWN_ERRORS:,} more: column error of the table"))
+        terminal.print(Text(f"… and for {len(failed) - SHOWN_ERRORS:,} more: see the column error of the table"))
     for path in (work.store.uri(f"{result.folder}/{PREDICTIONS}"), *([str(out)] if out else [])):
         terminal.print(Text(f"Predictions: {path}"), soft_wrap=True)
     allowed = work.settings.max_failed_share
@@ -168,8 +168,8 @@ def _named(row: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("experiment")
 @click.argument("run", type=RunChoice())
 @click.option("--model", help="The model, where the run compares several.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on.")
 def serve(experiment: str, run: Choice, model: str | None, host: str, port: int) -> None:
     """Answer over HTTP with a model of run RUN (a number, or `champion`) of EXPERIMENT, as a SageMaker inference container does. Ctrl-C ends it.
 

@@ -125,14 +125,15 @@ def _coloured(status: str) -> "Text":
 @click.argument("experiment", required=False)
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def gc(experiment: str | None, dry_run: bool) -> None:
-    """Remove what no manifest and no unfinished run needs, of EXPERIMENT or of all experiments.
+    """Remove what no manifest and no unfinished run of EXPERIMENT, or of any experiment, needs.
 
     Versions of documents and prepared data stay while a run of the experiment has not finished the step that uses them.
     Claims, manifests, models, reports and job records are never removed. Do not start runs meanwhile: an experiment
     whose runs change after the listing is left alone.
 
-    Without EXPERIMENT the Dagster home is tidied as well: copies of deployment folders that `docml serve` has left there and
-    partition keys of experiments and runs that no store and no folder of this home has go, and the databases of ended runs are made small.
+    Without EXPERIMENT the Dagster home is tidied as well: it loses the copies of deployment folders that `docml serve` has left there,
+    and the partition keys of experiments and runs that are in no store and no folder used with this home. The databases of ended runs
+    are made small.
     """
     from docml_assets.deployment import Deployment
     from docml_assets.runs.garbage import collect, find_garbage, runs_of
@@ -200,7 +201,7 @@ def _known_runs(deployment: "Deployment", home: "Path") -> dict[str, set[int]] |
                 known[name] = known.get(name, set()) | runs
         except (*EXPLAINED_ERRORS, OSError, ValueError) as error:
             say(
-                f"The partition keys stay: what {note} names has used this home and cannot be read ({error}); "
+                f"The partition keys stay: the store or folder that {note} names was used with this home and cannot be read ({error}); "
                 "remove that file if it is gone for good",
                 err=True,
             )

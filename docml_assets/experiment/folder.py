@@ -92,7 +92,7 @@ def dockerfile_problems(folder: Path) -> list[Problem]:
         Problem(
             str(path),
             number,
-            f"{shown(line)} (a comment behind the instruction, of which Docker makes arguments)",
+            f"{shown(line)} (a comment after the instruction, which Docker takes for arguments)",
             "comments on lines of their own",
             "move it above the line",
         )

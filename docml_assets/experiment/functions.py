@@ -125,7 +125,12 @@ def _complaints(function: Function, parameters: tuple[str, ...]) -> Iterator[tup
     if isinstance(function, ast.AsyncFunctionDef):
         yield line, f"async def {name}", signature, "remove 'async': the platform calls it like any function"
     if not _takes(function.args, parameters):
-        yield line, f"def {name}({ast.unparse(function.args)})", signature, "name its parameters so, in this order"
+        yield (
+            line,
+            f"def {name}({ast.unparse(function.args)})",
+            signature,
+            "give its parameters these names, in this order",
+        )
     if _is_empty(function):
         remedy = "write it, or remove it if it is not needed" if name in OPTIONAL else "write it"
         yield line, f"{name} with an empty body", f"{signature} that does its work", remedy

@@ -174,13 +174,17 @@ def download_problems(source: str, path: str, folder: Path) -> list[Problem]:
     except (SyntaxError, ValueError, ExperimentError):
         return []
     remedy = (
-        f"bring the files with the image: in {DOCKERFILE} download them (RUN python -c …) and say ENV HF_HUB_OFFLINE=1; or set "
+        f"put the files into the image: download them in {DOCKERFILE} (RUN python -c …) and write ENV HF_HUB_OFFLINE=1; or set "
         "DOCML_SUBNETS_INTERNET = true if the subnets do have a way out"
     )
     found = [node for node in ast.walk(module) if isinstance(node, ast.Call) and _downloads(node)]
     return [
         Problem(
-            path, node.lineno, f"{ast.unparse(node)[:80]}, a download", "files that jobs without a way out have", remedy
+            path,
+            node.lineno,
+            f"{ast.unparse(node)[:80]}, a download",
+            "files that jobs have without internet access",
+            remedy,
         )
         for node in sorted(found, key=lambda node: node.lineno)
     ]

@@ -188,7 +188,7 @@ def _prediction_leftovers(store: Store, place: RunPlace) -> list[Garbage]:
         }
         if begun and begun <= classified:
             found.append(
-                _measure(store, place.experiment, folder, "prediction that was begun, and made by another since")
+                _measure(store, place.experiment, folder, "prediction that was begun, and that another has made since")
             )
     return [garbage for garbage in found if garbage.files]
 

@@ -110,7 +110,7 @@ def use_case_problems(folder: ExperimentFolder, environment: Mapping[str, str]) 
         line = parse_ini(folder.settings_text, path, SECTIONS).line("settings", "USE_CASE")
         names = ", ".join(folder.settings.model_input_files)
         expected = "a pattern in MODEL_INPUT_FILES, such as page_*.png: each file that it matches is a page"
-        remedy = "name one; pages that are no files yet are made by process_func"
+        remedy = "name one; pages that are not files yet are made by process_func"
         problems.append(
             Problem(path, line, f"USE_CASE = {found.name} with MODEL_INPUT_FILES = {names}", expected, remedy)
         )
@@ -251,7 +251,7 @@ def _tracking(settings: Settings, environment: Mapping[str, str], kind: str) -> 
         )
     if kind == "aws" and not has_way_out(environment) and not environment.get("WANDB_BASE_URL"):
         yield (
-            "WANDB_MODE = online with jobs in DOCML_SUBNETS, from which nothing leads to Weights & Biases",
+            "WANDB_MODE = online with jobs in DOCML_SUBNETS, which cannot reach Weights & Biases",
             "a tracker that jobs reach",
             "set WANDB_MODE = offline (the curves are kept for wandb sync) or WANDB_BASE_URL to a server in the network, or "
             "DOCML_SUBNETS_INTERNET = true if the subnets do have a way out (a NAT gateway)",

@@ -275,8 +275,8 @@ class Watch:
             return None
         if RECONCILIATION not in flagged_steps(folder):
             raise NewDataIgnored(
-                f"{' and '.join(changed(state))} changed and RERUN_ON_NEW_DATA is on, but RUN_RECONCILIATION is off: the next run "
-                "would not read what is new. Turn it on, or RERUN_ON_NEW_DATA off"
+                f"{' and '.join(changed(state))} changed and RERUN_ON_NEW_DATA is on, but RUN_RECONCILIATION is "
+                "off: the next run would not read what is new. Turn RUN_RECONCILIATION on, or RERUN_ON_NEW_DATA off"
             )
         trigger = {
             "kind": NAME,

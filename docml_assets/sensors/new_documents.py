@@ -157,7 +157,8 @@ def _next_attempt(instance: dg.DagsterInstance, found: Unclassified) -> int | No
         return None
     if failures >= ATTEMPTS:
         raise DocmlError(
-            f"classifying the new documents has failed {failures} times and is given up: see in Dagster's run list why, then materialize "
+            f"classifying the new documents has failed {failures} times and is given up: look in Dagster's run list "
+            "for the reason, then materialize "
             f"{CLASSIFIED_DOCUMENTS} of run {found.place.number}; other documents are classified as before"
         )
     return failures + 1

@@ -161,8 +161,8 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
 
 @dg.sensor(
     name="orphaned_endpoints_sensor",
-    description="Takes down endpoints that have expired, that were given up half-way, or that no record knows; starts those of this machine again "
-    "that have died.",
+    description="Takes down endpoints that have expired, that were given up half-way, or that no record knows; "
+    "restarts those of this machine that have died.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=300,
 )

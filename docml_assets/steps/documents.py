@@ -140,7 +140,7 @@ def copy_documents(work: Work, documents: DocumentSet, staged: str) -> dict[str,
         work.reporter.progress("files copied", done, len(pairs))
 
     gone = work.store.copy_many(documents.source, [(key, target) for target, (_, key) in pairs.items()], copied=copied)
-    return {pairs[lost.target][0]: f"{lost.source} has gone while it was copied" for lost in gone}
+    return {pairs[lost.target][0]: f"{lost.source} disappeared while it was being copied" for lost in gone}
 
 
 def process_documents(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> dict[str, str]:
@@ -183,7 +183,7 @@ def _by_guid(table: pa.Table) -> dict[str, dict[str, Any]]:
         if rows.setdefault(guid, row) != row:
             raise NoDocuments(
                 f"the query yields two rows of the document {guid} that differ in {', '.join(k for k in row if row[k] != rows[guid][k])}; "
-                f"expected one row a document: select fewer columns, or aggregate them (GROUP BY {GUID})"
+                f"expected one row per document: select fewer columns, or aggregate them (GROUP BY {GUID})"
             )
     return rows
 
@@ -230,7 +230,7 @@ def _checked(
         else:
             files[guid] = kept
         passed += len(own) - len(kept)
-    notes = (f"{passed} files are not input of the model ({', '.join(entries)}) and are passed over",) if passed else ()
+    notes = (f"{passed} files are not input of the model ({', '.join(entries)}) and are ignored",) if passed else ()
     return DocumentSet(source, files, errors, rows, notes)
 
 

@@ -209,7 +209,7 @@ def compare_answers(documents: list[TestDocument], invoke: Callable[[bytes], byt
     for batch in _batches(documents):
         answers = json.loads(invoke(json.dumps([_content(document) for document in batch]).encode()))
         if not isinstance(answers, list) or len(answers) != len(batch):
-            raise WrongAnswers(f"the endpoint gave something else than {len(batch)} answers to {len(batch)} documents")
+            raise WrongAnswers(f"the endpoint did not give {len(batch)} answers to {len(batch)} documents")
         for document, answer in zip(batch, answers, strict=True):
             _compare(document, answer)
     return len(documents)
@@ -219,13 +219,13 @@ def _compare(document: TestDocument, answer: Mapping[str, Any]) -> None:
     label, probability = answer.get("label"), answer.get("probability")
     if label != document.label:
         raise WrongAnswers(
-            f"test document {document.guid}: the endpoint answers {label!r}, the report has {document.label!r}: it does not count, and is "
-            "taken down; look at its log"
+            f"test document {document.guid}: the endpoint answers {label!r}, the report has {document.label!r}: it "
+            "does not go into service, and is taken down; look at its log"
         )
     if not isinstance(probability, int | float) or abs(probability - document.probability) > TOLERANCE:
         raise WrongAnswers(
             f"test document {document.guid}: the endpoint answers {label!r} with {probability}, the report has {document.probability}; "
-            f"expected at most {TOLERANCE:g} between them: it does not count, and is taken down"
+            f"expected at most {TOLERANCE:g} between them: it does not go into service, and is taken down"
         )
 
 

@@ -253,7 +253,7 @@ def _predicted(work: Work, job: JobResult, expected: set[str]) -> pa.Table:
     if len(found) != len(expected) or set(found) != expected:
         raise IncompleteArtifact(
             f"job {job.name} handed over {len(found):,} rows for {len(set(found) & expected):,} of {len(expected):,} documents "
-            f"({work.store.uri(prefix)}); expected one row a document: delete that folder, then predict again"
+            f"({work.store.uri(prefix)}); expected one row per document: delete that folder, then predict again"
         )
     return table
 

@@ -123,7 +123,7 @@ class Endpoints:
             age = time.monotonic() - begun
             if state is None:
                 if age > LAG_SECONDS:
-                    raise EndpointFailed(f"{spec.describe()} has vanished while it was made; deploy it again")
+                    raise EndpointFailed(f"{spec.describe()} disappeared while it was being created; deploy it again")
                 time.sleep(self.backend.poll_seconds)
                 continue
             if state.status == "InService" and (state.configuration == spec.configuration or said == state.status):
@@ -228,7 +228,7 @@ class Endpoints:
 
     def _settle(self, record: EndpointRecord, before: EndpointSpec) -> SweptEndpoint:
         """One step back to what the alias answered with before its move was given up: the next sweep goes on."""
-        reason = f"its move to run {record.spec.run} was asked for at {record.asked_at} and has never come to count"
+        reason = f"its move to run {record.spec.run} was asked for at {record.asked_at} and never took effect"
         try:
             state = self.backend.observe(before.name)
             if state is not None and state.status == "InService" and state.configuration == before.configuration:
@@ -285,8 +285,8 @@ def ask_patiently(ask: Callable[[], T], whom: str, pause: float, seconds: float 
         except BusyEndpoint as error:
             if time.monotonic() > deadline:
                 raise EndpointUnreachable(
-                    f"{whom} could not be asked for {seconds:.0f} s ({error}): what runs goes on; run the same command again and it goes on "
-                    "from there"
+                    f"{whom} has not answered for {seconds:.0f} s ({error}): what is running goes on; run the same "
+                    "command again to continue from there"
                 ) from error
             time.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 1.5, 15.0)
@@ -306,7 +306,7 @@ def _why_to_remove(record: EndpointRecord, now: datetime) -> str | None:
     if record.expires_at and datetime.fromisoformat(record.expires_at) <= now:
         return f"it expired at {record.expires_at}"
     if record.previous is None and _is_abandoned(record, now):
-        return f"it was asked for at {record.asked_at} and has never come to count"
+        return f"it was asked for at {record.asked_at} and never went into service"
     return None
 
 

@@ -118,12 +118,12 @@ class EndpointRecord(Document):
     status: Literal["asked", "up", "leaving"]
     by: str = Field(description="who asked")
     asked_at: str = Field(description="UTC, ISO 8601")
-    renewed_at: str | None = Field(None, description="when whoever brings it up last said so")
+    renewed_at: str | None = Field(None, description="when the process that brings it up last reported")
     up_since: str | None = None
     checked_documents: int | None = Field(None, description="test documents whose answers were equal to the report's")
     expires_at: str | None = Field(None, description="when the sweep takes it down")
     previous: EndpointSpec | None = Field(
-        None, description="what the alias answered with before, until this one counts"
+        None, description="what the alias answered with before, until this one goes into service"
     )
 
 

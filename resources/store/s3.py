@@ -143,7 +143,7 @@ class S3Backend:
         if too_large:
             return self._stream(other, source, target)
         if (copy := self.head(target)) is None:
-            raise StoreError(f"{self.uri(target)}: copied from {other.uri(source)}, and not there")
+            raise StoreError(f"{self.uri(target)}: was copied from {other.uri(source)}, but is not there")
         return copy
 
     def copy_many(
@@ -254,7 +254,7 @@ class _BulkCopy:
                 self.copied()
 
     async def _copied(self, source: str, target: str) -> bool:
-        """Whether the object was copied: not, where its source had gone or somebody stops the whole."""
+        """Whether the object was copied; False where its source is gone or the whole copy is being stopped."""
         outage = Outage(self.source.uri(source), self.target.clients.patience)
         while not self.stop:
             try:

@@ -101,8 +101,8 @@ def open_made(folder: UntrustedFolder, name: str) -> BinaryIO:
 def _complaint(name: str, status: os.stat_result) -> str | None:
     if is_hollow(status):
         return (
-            f"process_func left {name!r}, which is {status.st_size} bytes long and holds next to nothing: a sparse file would be copied to "
-            "its full length; write what is needed, and not beyond"
+            f"process_func left {name!r}, which is {status.st_size} bytes long and holds next to nothing: a sparse "
+            "file would be copied to its full length; write only what is needed"
         )
     if status.st_size > FILE_BYTES:
         return f"process_func left {name!r} of {status.st_size} bytes; a file may have {FILE_BYTES} at most"

@@ -200,7 +200,7 @@ def _checked(what: str, answers: Iterable[Any], asked: Mapping[str, Any], labels
         if guid not in asked:
             raise UseCaseError(f"{what} answered about {guid!r}, of which it got no unit")
         if guid in found:
-            raise UseCaseError(f"{what} answered twice about {guid!r}; expected one row an artifact")
+            raise UseCaseError(f"{what} answered twice about {guid!r}; expected one row per artifact")
         if len(values) != labels:
             raise UseCaseError(
                 f"{what} gave {len(values)} probabilities for {guid!r}; expected one for each of {labels} labels"

@@ -137,7 +137,7 @@ def read_value(name: str, text: str) -> Any:
             )
         return tuple(item for item, _ in items)
     if field.annotation in (int, int | None) and _THOUSANDS.fullmatch(text):
-        raise ValueError("a point where some write thousands; whole numbers are written in digits alone")
+        raise ValueError("a point as a thousands separator; whole numbers are written in digits alone")
     if name not in (*QUERIES, "metric_definitions") and not is_quoted(text) and is_pattern(text):
         raise ValueError("a pattern, which only FILES_… and MODEL_INPUT_FILES take; a name with * ? [ stands in quotes")
     return unquoted(text)

@@ -74,7 +74,7 @@ def volume(default: int, what: str) -> Any:
 
 def max_runtime(longest: int, what: str) -> Any:
     """The key for a job's time limit, seconds."""
-    meaning = f"the {what} job is stopped after so many seconds, and has failed then"
+    meaning = f"seconds after which the {what} job is stopped and counts as failed"
     return key(DAY, meaning, (f"60 to {longest}", "7200"), operational=True, ge=60, le=longest)
 
 
@@ -143,10 +143,16 @@ class Keys(BaseModel):
         allow_inf_nan=False,
     )
     reconciliation_processes: Annotated[int | None, OrAuto] = key(
-        None, "worker processes of process_func; auto: one a core", COUNT, operational=True, shown="auto", ge=1, le=512
+        None,
+        "worker processes of process_func; auto: one per core",
+        COUNT,
+        operational=True,
+        shown="auto",
+        ge=1,
+        le=512,
     )
     preparation_processes: Annotated[int | None, OrAuto] = key(
-        None, "encoding processes of a machine; auto: one a core", COUNT, operational=True, shown="auto", ge=1, le=512
+        None, "encoding processes per machine; auto: one per core", COUNT, operational=True, shown="auto", ge=1, le=512
     )
     cpu_processes: int = key(1, "training processes on a machine without GPU", COUNT, operational=True, ge=1, le=512)
 
@@ -158,10 +164,10 @@ class Keys(BaseModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
     )
     max_artifacts: Annotated[int | None, OrNone] = key(
-        None, "at most so many documents, stratified by label, for partial data sets", COUNT, ge=1
+        None, "at most this many documents, stratified by label, for partial data sets", COUNT, ge=1
     )
     model_input_files: FileNames = required(
-        "files handed to encode_data: for a name its path (None where it is optional and missing), for a pattern a list of paths",
+        "files passed to encode_data: for a name its path (None where it is optional and missing), for a pattern a list of paths",
         ("file names and patterns out of FILES_ON_RESEARCH", "raw_text.json"),
         min_length=1,
     )
@@ -178,13 +184,13 @@ class Keys(BaseModel):
     )
     baseline: Flag = key(
         True,
-        "fit TF-IDF with logistic regression beside the encoded data, and judge every model beside it",
+        "fit TF-IDF with logistic regression when the data are encoded, and judge every model against it",
         FLAG,
     )
     seeds: Seeds = key(
         (),
-        "train each model once with each of these seeds: scores come with their spread, verdicts count it, and the run's model is the one "
-        "with the highest validation macro-F1",
+        "train each model once with each of these seeds: scores come with their spread, verdicts take it into "
+        "account, and the run's model is the one with the highest validation macro-F1",
         ("two to twenty whole numbers from 0, comma-separated", "13, 14, 15"),
         shown="none: once, with `seed`",
         max_length=20,
@@ -211,7 +217,10 @@ class Keys(BaseModel):
     training_volume_gb: int = volume(100, "training")
     training_max_runtime_seconds: int = max_runtime(28 * DAY, "training")
     training_use_spot: Flag = key(
-        False, "train on spare capacity, cheaper and interruptible; checkpoints carry on", FLAG, operational=True
+        False,
+        "train on spare capacity, cheaper and interruptible; training resumes from checkpoints",
+        FLAG,
+        operational=True,
     )
     training_max_wait_seconds: Annotated[int | None, OrNone] = key(
         None,
@@ -224,7 +233,7 @@ class Keys(BaseModel):
     )
     training_keep_alive_seconds: Annotated[int | None, OrNone] = key(
         None,
-        "keep the machines warm for the next training so long, at full price",
+        "seconds for which the machines stay warm for the next training, at full price",
         ("0 to 21600", "1800"),
         operational=True,
         ge=0,
@@ -251,10 +260,10 @@ class Keys(BaseModel):
 
     # Tuning
     objective_metric_name: str = key(
-        "valid_f1", "the metric that tuning looks at", ("a metric's name", "valid_f1"), pattern=r"^\S{1,255}$"
+        "valid_f1", "the metric that tuning optimizes", ("a metric's name", "valid_f1"), pattern=r"^\S{1,255}$"
     )
     objective_type: Annotated[Literal["Maximize", "Minimize"], any_case("Maximize", "Minimize")] = key(
-        "Maximize", "which way is better", ("Maximize or Minimize", "Maximize")
+        "Maximize", "whether a higher or a lower value is better", ("Maximize or Minimize", "Maximize")
     )
     metric_definitions: MetricDefinitions = key(
         (),
@@ -264,13 +273,13 @@ class Keys(BaseModel):
         max_length=30,
     )
     max_jobs: int = key(10, "trainings of a search", ("1 to 750", "20"), ge=1, le=750)
-    max_parallel_jobs: int = key(1, "trainings of a search at once", ("1 to 100", "2"), ge=1, le=100)
+    max_parallel_jobs: int = key(1, "trainings of a search that run at the same time", ("1 to 100", "2"), ge=1, le=100)
     tuning_strategy: Annotated[Literal["Bayesian", "Random", "Grid"], any_case("Bayesian", "Random", "Grid")] = key(
         "Bayesian", "how the search chooses; Grid takes choices only", ("Bayesian, Random or Grid", "Bayesian")
     )
     comparison_parallel_jobs: Annotated[int | None, OrNone] = key(
         None,
-        "trainings at once, of the models of a comparison and of SEEDS",
+        "trainings that run at the same time, of the models of a comparison and of SEEDS",
         COUNT,
         operational=True,
         shown="1 locally, all on aws",
@@ -299,7 +308,9 @@ class Keys(BaseModel):
         False, "let the data sensor start the next run when labels or files change", FLAG, operational=True
     )
     worse_than_previous: Annotated[Literal["warn", "block"], any_case("warn", "block")] = key(
-        "warn", "what a report that is worse than the previous run's means", ("warn or block", "warn")
+        "warn",
+        "what follows when the report is worse than the previous run's: a warning, or an error that blocks deployment",
+        ("warn or block", "warn"),
     )
     max_cost_usd: Annotated[float | None, OrNone] = key(
         None,

@@ -107,7 +107,7 @@ def _optional_files_are_wanted(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
             "FILES_OPTIONAL",
             f"{', '.join(unwanted)}, which is neither in FILES_FROM_PROD nor in FILES_ON_RESEARCH",
             f"names and patterns as they stand there ({', '.join(dict.fromkeys(wanted))})",
-            "write them as there, or remove them here: files that nobody names need not be optional",
+            "write them as they stand there, or remove them here: files that nobody names need not be optional",
         )
 
 
@@ -121,7 +121,7 @@ def _baseline_has_its_name(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
     if keys.baseline and BASELINE in keys.model_names:
         yield Broken(
             "MODEL_NAMES",
-            f"a model named {BASELINE}, as the report names its baseline",
+            f"a model named {BASELINE}, which is the report's name for its baseline",
             "another name",
             "rename the model, or write BASELINE = false",
         )
@@ -133,7 +133,7 @@ def _seeds(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         yield Broken(
             "SEEDS",
             f"SEEDS = {keys.seeds[0]}",
-            "at least two seeds: from one nothing can be said of the spread",
+            "at least two seeds: one says nothing about the spread",
             f"write seed = {keys.seeds[0]} under [hyperparameters], or more seeds",
         )
     if keys.seeds and keys.run_tuning:

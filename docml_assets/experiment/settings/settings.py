@@ -182,7 +182,7 @@ def _drop_slips(ini: Ini) -> frozenset[str]:
         if slip is None and section != "settings" and (line := _INNER_ENTRY.search(entry.value)):
             slip = (
                 f"{line[1]} inside of it",
-                "one key a line, not indented",
+                "one key per line, not indented",
                 "give it a line of its own, or put a text in quotes",
             )
         if slip:

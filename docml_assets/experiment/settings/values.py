@@ -38,7 +38,7 @@ def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | No
         name = unicodedata.name(strange, "a control character").lower()
         return f"the character U+{ord(strange):04X} ({name})", "plain blanks", _QUOTE_IT.format("delete it")
     if (_SQL_COMMENT if sql else _COMMENT).search(bare):
-        return "a comment behind the value", "comments on lines of their own", _QUOTE_IT.format("move it above the key")
+        return "a comment after the value", "comments on lines of their own", _QUOTE_IT.format("move it above the key")
     if text.startswith("="):
         return "a second '='", "one '=' between key and value", _QUOTE_IT.format("remove it")
     if re.search(r"\\$", bare, re.MULTILINE):
@@ -52,7 +52,7 @@ def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | No
     if swallowed:
         return (
             f"{swallowed[1]} inside of it",
-            "one key a line, not indented",
+            "one key per line, not indented",
             _QUOTE_IT.format("give it a line of its own"),
         )
     if (set(bare) if sql else {*text[:1], *text[-1:]}) & set(_TYPOGRAPHIC):
@@ -172,7 +172,7 @@ def find_constant_slip(text: str, *, strict: bool = True) -> Slip | None:
         )
     if text[0] in "[{" and isinstance(_json(text), _Broken):
         return (
-            "a list or mapping that is no JSON",
+            "a list or mapping that is not JSON",
             'JSON, for example [1, 2] or ["a", "b"]',
             "correct it, or put a text in quotes",
         )

@@ -48,8 +48,8 @@ def read_status(found: Mapping[str, Any]) -> Status:
     said = found["EndpointStatus"]
     if said not in STATUSES:
         raise EndpointFailed(
-            f"endpoint {found['EndpointName']} is {said!r}, says SageMaker; expected one of {', '.join(STATUSES)}: look at it in the console, "
-            "and take a docml that knows this status"
+            f"endpoint {found['EndpointName']} is {said!r} according to SageMaker; expected one of "
+            f"{', '.join(STATUSES)}: look at it in the console, and install a version of docml that knows this status"
         )
     return STATUSES[said]
 
@@ -151,7 +151,7 @@ class SageMakerEndpoints:
         except Missing as error:
             raise BusyEndpoint(f"{what}: its model or configuration is not visible yet") from error
         except Exists as error:
-            raise BusyEndpoint(f"{what}: somebody else makes it, too") from error
+            raise BusyEndpoint(f"{what}: another process is creating it, too") from error
 
     def observe(self, name: str) -> EndpointState | None:
         """What Describe answers; None if there is no endpoint of this name."""

@@ -216,7 +216,7 @@ class Attempts:
             self._refuse(job, "its name is taken by a job with another spec")
             raise JobRefused(
                 f"job {job.name} exists already and does other work (spec {found or 'unknown'}): was the store "
-                f"{self.context.store.url} deleted and made anew? Take the next run number"
+                f"{self.context.store.url} deleted and created again? Take the next run number"
             )
 
     # -- concluding

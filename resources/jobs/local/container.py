@@ -223,8 +223,8 @@ class Container:
         for path in self.output.rglob("*"):
             if path.is_file() and is_hollow(path.stat()):
                 return (
-                    f"{path.relative_to(self.output)} is {path.stat().st_size} bytes long and holds next to nothing: a sparse file "
-                    "would be copied out to its full length; write what is needed, and not beyond"
+                    f"{path.relative_to(self.output)} is {path.stat().st_size} bytes long and holds next to "
+                    "nothing: a sparse file would be copied out to its full length; write only what is needed"
                 )
         return None
 

@@ -127,7 +127,7 @@ def _translate_local(error: Exception, what: str) -> Exception:
 def _credentials(said: str) -> JobUnreachable:
     return JobUnreachable(
         f"{said}: renew the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; "
-        "AWS_REGION names the region), then run again: a job that runs goes on and is attached to"
+        "AWS_REGION names the region), then run again: a job that is running goes on, and the new run attaches to it"
     )
 
 

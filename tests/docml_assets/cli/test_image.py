@@ -117,7 +117,7 @@ def test_the_base_comes_from_the_images_region(
         ("registry.example/docml:1", ""),
         (
             "123456789012.dkr.ecr.xx-north-9.amazonaws.com/docml:1",
-            "no registry of AWS's containers is known in xx-north-9: taking the public gallery's",
+            "no registry of AWS's containers is known in xx-north-9: using the public gallery's image",
         ),
     ],
 )

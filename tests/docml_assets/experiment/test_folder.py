@@ -46,7 +46,7 @@ def test_the_dockerfile_is_read_too(tmp_path: Path) -> None:
     (folder / "sagemaker.Dockerfile").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (problem,) = dockerfile_problems(folder)
     assert problem.line == 3
-    assert "a comment behind the instruction" in problem.found
+    assert "a comment after the instruction" in problem.found
     (folder / "sagemaker.Dockerfile").write_bytes(b"\xff")
     (problem,) = dockerfile_problems(folder)
     assert "not UTF-8" in problem.found

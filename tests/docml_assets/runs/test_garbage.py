@@ -225,7 +225,7 @@ def test_partition_keys_of_other_stores_of_the_home_stay(
 
         told = note.read_text()
         note.write_text(told[:20])
-        assert "The partition keys stay: what" in tidied()
+        assert "The partition keys stay: the store or folder that" in tidied()
         assert "EXP-8-removed" in instance.get_dynamic_partitions("experiment")
         note.write_text(told)
         tidied()

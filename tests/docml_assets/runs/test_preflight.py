@@ -125,7 +125,7 @@ TRACKER = {"WANDB_API_KEY": "secretsmanager:wandb#key"}
         (
             NO_WAY_OUT | TRACKER,
             "WANDB_MODE = online",
-            "WANDB_MODE = online with jobs in DOCML_SUBNETS, from which nothing leads to Weights & Biases",
+            "WANDB_MODE = online with jobs in DOCML_SUBNETS, which cannot reach Weights & Biases",
         ),
         (NO_WAY_OUT | {"DOCML_SUBNETS_INTERNET": "yes"}, "", "DOCML_SUBNETS_INTERNET = yes"),
     ],

@@ -60,7 +60,7 @@ def test_what_failed_is_tried_again_a_few_times_and_then_said(world: World, inst
     instance.report_run_failed(instance.get_runs()[0])
     assert daemon.tick() == []
     assert daemon.skipped is not None
-    assert "has failed 3 times and is given up: see in Dagster's run list why" in daemon.skipped
+    assert "has failed 3 times and is given up: look in Dagster's run list for the reason" in daemon.skipped
     assert daemon.tick() == []
     assert "is given up" in (daemon.skipped or "")
     world.add_document("doc-99", "letter")

@@ -26,7 +26,7 @@ def complaint(settings: str, tunable: str = "") -> str:
             "FILES_ON_RESEARCH without raw_text.json",
         ),
         ("MODEL_INPUT_FILES = other.json", "", "other.json, which no artifact needs to have"),
-        ("SEEDS = 14", "", "from one nothing can be said of the spread; write seed = 14 under [hyperparameters]"),
+        ("SEEDS = 14", "", "one says nothing about the spread; write seed = 14 under [hyperparameters]"),
         ("SEEDS = 13, 13", "", "13 more than once"),
         ("SEEDS = 13, 013", "", "13 more than once"),
         ("SEEDS = 13, -1", "", "whole numbers from 0"),

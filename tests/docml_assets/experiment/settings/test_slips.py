@@ -79,12 +79,12 @@ def test_understood(settings: str, hyperparameters: str, attribute: str, value: 
 
 
 REFUSED = [  # lines of [settings], which begin on line 6, and what is said
-    ("WANDB_PROJECT = docs ; team", "a comment behind the value"),
-    ("IGNORED_LABELS = other # for now", "a comment behind the value"),
-    ("IGNORED_LABELS = # none yet", "a comment behind the value"),
-    ('IGNORED_LABELS = "other" ; for now', "a comment behind the value"),
-    ("RUN_INFERENCE = true ; x", "a comment behind the value"),
-    ("SPLIT_BY = customer // not yet", "a comment behind the value"),
+    ("WANDB_PROJECT = docs ; team", "a comment after the value"),
+    ("IGNORED_LABELS = other # for now", "a comment after the value"),
+    ("IGNORED_LABELS = # none yet", "a comment after the value"),
+    ('IGNORED_LABELS = "other" ; for now', "a comment after the value"),
+    ("RUN_INFERENCE = true ; x", "a comment after the value"),
+    ("SPLIT_BY = customer // not yet", "a comment after the value"),
     ("IGNORED_LABELS = a; b", "a semicolon or a tab"),
     ("IGNORED_LABELS = a\tb", "a semicolon or a tab"),
     ('IGNORED_LABELS = ["a", "b"]', "a list in brackets"),
@@ -111,8 +111,8 @@ REFUSED = [  # lines of [settings], which begin on line 6, and what is said
     ("SPLIT = 0,8, 0,1, 0,1", "found SPLIT"),
     ("NEAR_DUPLICATE_THRESHOLD = none", "1 turns it off"),
     ("RUN_TRAINING = none", "neither true nor false"),
-    ("MAX_ARTIFACTS = 1.000", "a point where some write thousands"),
-    ("SPLIT_SEED = 10.000", "a point where some write thousands"),
+    ("MAX_ARTIFACTS = 1.000", "a point as a thousands separator"),
+    ("SPLIT_SEED = 10.000", "a point as a thousands separator"),
     ("DOCKER_IMAGE = null", "what other formats write for nothing"),
     ("WANDB_ENTITY = ~", "what other formats write for nothing"),
     ("SPLIT = 80/10/10", "found SPLIT = 80/10/10; expected three shares"),
@@ -135,8 +135,8 @@ def test_refused_at_its_line(settings: str, said: str) -> None:
 
 
 REFUSED_QUERIES = [
-    ("SELECT artifact_guid, label, file_hash FROM labels # all of them", "a comment behind the value"),
-    ("SELECT artifact_guid, label, file_hash FROM labels ; all of them", "a comment behind the value"),
+    ("SELECT artifact_guid, label, file_hash FROM labels # all of them", "a comment after the value"),
+    ("SELECT artifact_guid, label, file_hash FROM labels ; all of them", "a comment after the value"),
     ("SELECT artifact_guid, label, file_hash FROM labels WHERE label <> \u2018x\u2019", "typographic quotes"),
     ("SELECT artifact_guid, label,\u00a0file_hash FROM labels", "the character U+00A0"),
     ("SELECT artifact_guid, label, file_hash FROM labels\n  RUN_NUM = 2", "RUN_NUM inside of it"),
@@ -153,8 +153,8 @@ def test_a_query_is_refused_at_its_line(query: str, said: str) -> None:
 
 
 REFUSED_HYPERPARAMETERS = [
-    ("max_length = 128 ; tokens", "a comment behind the value"),
-    ("epochs = 3 # few", "a comment behind the value"),
+    ("max_length = 128 ; tokens", "a comment after the value"),
+    ("epochs = 3 # few", "a comment after the value"),
     ("max_length = 1,024", "nearly a number"),
     ("dropout = .5", "nearly a number"),
     ("dropout = 0,5", "nearly a number"),
@@ -168,7 +168,7 @@ REFUSED_HYPERPARAMETERS = [
     ("lower = off", "read as a text"),
     ("value = None", "read as a text"),
     ("value =", "nothing behind the '='"),
-    ("layers = [1, 2", "no JSON"),
+    ("layers = [1, 2", "not JSON"),
     ('tokenizer = "C:\\temp\\new"', "backslashes in double quotes"),
     ("tokenizer = \u201cbert\u201d", "typographic quotes"),
     ("tokenizer = bert\n  mine = 3", "mine inside of it"),
@@ -225,7 +225,7 @@ def test_a_hyperparameter_is_refused_at_its_line(line: str, said: str) -> None:
         ("x = 8|16", "nearly a number"),
         ("x = (8, 16)", "nearly a number"),
         ("x = a, ~", "other formats write for nothing"),
-        ("x = 8, 16 # few", "a comment behind the value"),
+        ("x = 8, 16 # few", "a comment after the value"),
         ("x = yes, no", "read as a text"),
         ("x = 1e400, 1", "a number larger than any"),
         ("max_length = 128, 512.0", "whole numbers from 1"),

@@ -259,7 +259,7 @@ def test_a_status_that_nobody_knows_is_a_failure_that_names_it(bench: Bench) -> 
     first, second = bench.endpoints().list_endpoints()
     assert first.state is not None
     assert first.state.status == "Failed"
-    assert "is 'Hibernating', says SageMaker; expected one of Creating, Updating" in first.state.reason
+    assert "is 'Hibernating' according to SageMaker; expected one of Creating, Updating" in first.state.reason
     assert second.is_up
 
 
