@@ -73,10 +73,10 @@ def choose_partition(page: Page, key: str) -> None:
 
 
 def test_the_ui_says_where_it_is_once_it_answers_and_its_home_has_no_second_one(server: DagsterDev) -> None:
+    ready = f"The Dagster UI is ready: {server.url}  (Ctrl-C stops it)"
+    server.wait_for(lambda: ready in server.log.read_text(), "it says that it is ready")
     said = server.log.read_text()
-    assert said.index(f"Starting the Dagster UI with the runs of {server.home} …") < said.index(
-        f"The Dagster UI is ready: {server.url}  (Ctrl-C stops it)"
-    )
+    assert said.index(f"Starting the Dagster UI with the runs of {server.home} …") < said.index(ready)
     assert "warning" not in said.lower(), said
     second = subprocess.run(
         [sys.executable, "-m", "docml_assets.cli.home", "--port", "1"],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from docml_assets.cli.home import dagster_instance
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.partitions import PROCESS_TAG
 from resources.jobs.engine.records import JobRecord
@@ -154,9 +155,15 @@ def test_terminating_a_run_stops_its_training_and_the_next_one_resumes(server: S
     assert not server.said(again, "starting the job EXP-6-slow-r1-preparation")
 
 
-def test_a_killed_worker_leaves_a_failed_run_that_gains_nothing_and_the_next_attaches_to_its_job(server: Slow) -> None:
+def test_a_killed_worker_leaves_a_failed_run_that_gains_nothing_and_the_next_attaches_to_its_job(
+    server: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = server.start(2)
-    os.kill(int(server.run(run_id)["tags"][PROCESS_TAG].split()[1]), signal.SIGKILL)
+    monkeypatch.setenv("DAGSTER_HOME", str(server.dev.home))
+    with dagster_instance(server.dev.home) as instance:  # a tag that the UI does not show
+        run = instance.get_run_by_id(run_id)
+    assert run is not None
+    os.kill(int(run.tags[PROCESS_TAG].split()[1]), signal.SIGKILL)
     server.wait_for_status(run_id, "FAILURE", seconds=180)  # the code server sees it, or else orphaned_jobs_sensor
     assert server.trainers()
     again = server.reexecute(run_id)

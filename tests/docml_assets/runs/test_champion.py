@@ -57,7 +57,7 @@ def test_a_worse_model_is_refused_unless_forced_and_a_rollback_goes_back(store: 
     assert (first.sequence, said) == (1, "there was no champion")
     with pytest.raises(
         ChampionError,
-        match=r"run 2 bad is shown to be worse than run 1 good on 200 test documents of both: macro-F1 -0\.",
+        match=r"run 2 bad is shown to be worse than run 1 good on 200 test documents of both: macro-F1 −0\.",
     ):
         promote(store, EXPERIMENT, 2, "bad", by="ann", force=None)
     assert read_champion(store, EXPERIMENT).run == 1
