@@ -44,7 +44,7 @@ only the further ones, and only these enter the version of prepared data. Values
 unnoticed. A text of that kind stands in quotes.
 
 Of the further keys one means something to the platform: `max_length`, a whole number, says how long a document may become, in values of
-its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export holds at one shape only
+its token feature (`input_ids`). `encode_data` has to truncate to it; nothing else does. A model whose export is valid for one shape only
 (Longformer, for one) is exported for documents of that length, without `max_length` for the longest document of training and
 validation; longer ones are refused when they are to be predicted.
 

@@ -126,7 +126,7 @@ def test_a_hanging_function_is_stopped_with_all_it_started(tmp_path: Path) -> No
     )
     with worker(source, timeout=3.0) as one:
         outcome = one.run({"hangs": True}, tmp_path)
-        assert outcome.error == "process_func was stopped after 3 seconds without an end"
+        assert outcome.error == "process_func did not end within 3 seconds and was stopped"
         for name in ("child", "apart", "orphan"):
             _wait_until_gone(int((tmp_path / name).read_text()))
         assert one.run({"hangs": False}, tmp_path).error is None

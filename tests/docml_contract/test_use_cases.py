@@ -68,7 +68,7 @@ def test_combine_answers_about_every_artifact(
     ("body", "expected"),
     [
         ("raise ValueError('no')", "combine of the use case mine: ValueError: no"),
-        ("return 5", "it returned int; expected a pandas DataFrame, a row an artifact"),
+        ("return 5", "it returned int; expected a pandas DataFrame, one row per artifact"),
         ("return predictions[['artifact_guid', 'prediction']]", "expected probabilities too"),
         ("return predictions", "answered twice about 'a'"),
         ("return predictions.tail(1)", "gave no answer about 'a'"),

@@ -303,7 +303,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("encode_data hangs", document("encodehangs"), 422, "has not returned within 8 s"),
     ("encode_data ends its process", document("encodedies"), 422, "ended its process (exit code 3)"),
     ("encode_data exits", document("encodeexits"), 422, "called sys.exit"),
-    ("too long for the model", document("word " * 500), 500, "the model fails at this document"),
+    ("too long for the model", document("word " * 500), 500, "the model failed on this document"),
     ("encode_data is wrong", document("encodewrong"), 500, "encode_data returned a wrong encoding"),
 ]
 
@@ -518,4 +518,4 @@ def test_a_folder_that_was_changed_never_answers(tmp_path: Path, damage: Any, sa
 def test_a_port_that_is_taken_is_said(tmp_path: Path, folder: Path, served: Served) -> None:
     with serving(folder, tmp_path, SAGEMAKER_BIND_TO_PORT=str(served.port)) as second:
         assert second.process.wait(120) == 1
-        assert f"port {served.port} of 127.0.0.1 cannot be listened on" in second.log.read_text()
+        assert f"cannot listen on port {served.port} of 127.0.0.1" in second.log.read_text()

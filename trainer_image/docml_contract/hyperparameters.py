@@ -34,11 +34,11 @@ class TrainingHyperparameters(BaseModel):
     )
     train_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
         16,
-        description="documents a micro-batch and process; auto: as many as the GPU's memory takes (16 on a CPU), of steps that train on "
-        "16 × gradient_accumulation_steps documents a process",
+        description="documents per micro-batch and process; auto: as many as fit into the GPU's memory (16 on a "
+        "CPU), in steps that train on 16 × gradient_accumulation_steps documents per process",
     )
-    eval_batch_size: int = Field(32, ge=1, le=65_536, description="documents a validation batch and process")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="micro-batches an optimizer step")
+    eval_batch_size: int = Field(32, ge=1, le=65_536, description="documents per validation batch and process")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="micro-batches per optimizer step")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decay, not applied to biases and norms")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the optimizer steps that warm up")
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
@@ -52,8 +52,8 @@ class TrainingHyperparameters(BaseModel):
     )
     weights_dtype: Literal["float32", "as_loaded"] = Field(
         "float32",
-        description="type of the weights that train: float32, whatever a checkpoint was stored in; as_loaded: as load_model returns "
-        "them, though steps smaller than bfloat16 or float16 resolves are lost",
+        description="data type of the weights that are trained: float32, whatever the checkpoint was stored in; "
+        "as_loaded: as load_model returns them, though updates smaller than bfloat16 or float16 can resolve are lost",
     )
     seed: int = Field(13, ge=0, le=2**32 - 1, description="of initialization, order and dropout")
     early_stopping_patience: int | None = Field(
@@ -65,17 +65,18 @@ class TrainingHyperparameters(BaseModel):
     gradient_checkpointing: bool = Field(False, description="trade time for memory, where the model supports it")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="compile the model's layers, at most eight graphs of them, and replay the work of packed ones as CUDA graphs where one "
-        "process trains; auto: on a GPU, where the training takes minutes",
+        description="compile the model's layers, into at most eight graphs, and replay packed layers as CUDA graphs "
+        "where one process trains; auto: on a GPU, where the training takes minutes",
     )
     packing: bool | Literal["auto"] = Field(
         "auto",
-        description="compute without padding, with flash attention over lengths, where the model takes it (BERT, RoBERTa, XLM-RoBERTa, "
+        description="compute without padding, with variable-length flash attention, where the model supports it "
+        "(BERT, RoBERTa, XLM-RoBERTa, "
         "CamemBERT, ELECTRA, DistilBERT); auto: on a GPU in half precision",
     )
 
 
-DEFAULT_BATCH = 16  # documents a micro-batch and process, where train_batch_size = auto does not say otherwise
+DEFAULT_BATCH = 16  # documents per micro-batch and process, where train_batch_size = auto does not say otherwise
 KNOWN = tuple(TrainingHyperparameters.model_fields)
 # Those that came when there were runs already: settings hold them only where they are written, so that versions and hashes of runs
 # that know nothing of them stay as they are.

@@ -82,7 +82,7 @@ class PrepareTask(Document):
     split_by: str | None = None
     max_failed_share: float = 0.0
     baseline: bool = Field(False, description="fit the baseline beside the encoded data; no row depends on it")
-    processes: int | None = Field(None, description="encoding processes a host; none: one a core")
+    processes: int | None = Field(None, description="encoding processes per host; none: one per core")
 
 
 class Tracking(Document):
@@ -145,7 +145,7 @@ class PredictTask(Document):
 
     command: Literal["predict"] = "predict"
     manifest_sha256: str = Field(description="of the deployment folder's MANIFEST.json")
-    processes: int | None = Field(None, description="encoding processes; none: one a core")
+    processes: int | None = Field(None, description="encoding processes; none: one per core")
 
 
 # Of a spec: machines, provenance, and the hashes by which a job finds damage in its input.

@@ -36,7 +36,7 @@ class Policy(Document):
 
     schema_version: int = 1
     target: float = Field(
-        gt=0, lt=1, description="AUTO_ACCEPT_PRECISION: the precision that accepted documents shall have"
+        gt=0, lt=1, description="AUTO_ACCEPT_PRECISION: the precision that accepted documents must have"
     )
     temperature: float = Field(gt=0, description="by which logits are divided, chosen on the validation split")
     threshold: float = Field(

@@ -163,12 +163,12 @@ class Worker:
             last_words = self._last_words()
             self.stop()
             return TaskOutcome(
-                f"{self._function} was stopped after {self.timeout:g} seconds without an end", last_words
+                f"{self._function} did not end within {self.timeout:g} seconds and was stopped", last_words
             )
         except BadReply as error:
             self.stop()
             return TaskOutcome(
-                f"{self._function} wrote into docml's own channel ({error}); leave file descriptors alone that you did not open"
+                f"{self._function} wrote into docml's own channel ({error}); leave alone file descriptors that you did not open"
             )
         if reply is None:
             return self._died()

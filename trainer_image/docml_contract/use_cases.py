@@ -55,7 +55,7 @@ def docml_use_case(task, directory):
         given = json.loads((directory / {UNITS!r}).read_text())
         table = pandas.DataFrame(given["rows"], columns=given["columns"])
         table.attrs["labels"] = given["labels"]
-        answer = frame(combine(table), "a row an artifact")
+        answer = frame(combine(table), "one row per artifact")
         lacking = [name for name in ("artifact_guid", "probabilities") if name not in answer.columns]
         if lacking:
             raise TypeError(

@@ -68,6 +68,6 @@ def _listen() -> socket.socket:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
         raise FolderError(
-            f"port {port} of {host} cannot be listened on ({error.strerror}); expected a free one: give another with --port "
+            f"cannot listen on port {port} of {host} ({error.strerror}); expected a free port: give another with --port "
             "(SAGEMAKER_BIND_TO_PORT)"
         ) from error

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_one_message(monkeypatch: pytest.MonkeyPatch, body: str
 
 
 def test_one_that_runs_for_ever_is_stopped() -> None:
-    with pytest.raises(ReconciliationError, match=r"labels was stopped after 1 seconds without an end"):
+    with pytest.raises(ReconciliationError, match=r"labels did not end within 1 seconds and was stopped"):
         apply("import time\ndef labels(table):\n    time.sleep(3600)\n    return table\n", timeout=1)
 
 

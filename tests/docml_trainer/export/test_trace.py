@@ -76,7 +76,7 @@ def test_longformer_holds_at_one_shape_only(tmp_path: Path, capsys: pytest.Captu
     longest = max(len(ids) for seed, count in ((1, 40), (2, 20)) for ids in split(count, seed)["input_ids"])
     assert result.content["fixed_shape"] == {"input_ids": [1, longest]}, "as long as the longest document"
     assert len(result.content["cases"]) >= 9
-    assert "The trace holds only at the shape it was made at (case 'batch 1" in capsys.readouterr().out
+    assert "The trace is valid only for the shape it was made with (case 'batch 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("max_length", "length"), [(48, 48), (20, 20), (29, 29), (4000, 29)])

@@ -32,7 +32,7 @@ def test_both_forms_of_output(tmp_path: Path, outputs: str) -> None:
 def test_a_model_with_other_outputs_than_its_labels(tmp_path: Path) -> None:
     ask = predictor(tmp_path, Positional(bert(num_labels=5)))
     with pytest.raises(
-        DataError, match=r"found logits of shape \[2, 5\] for 2 documents, expected one row a document and 3 labels"
+        DataError, match=r"found logits of shape \[2, 5\] for 2 documents, expected one row per document and 3 labels"
     ):
         ask(np.array([0, 1]))
 

@@ -90,5 +90,5 @@ def test_two_hosts_with_nothing_but_eth0_between_them_train_what_one_trains(
 
 def test_a_leader_that_is_never_known_is_named() -> None:
     hosts = ResourceConfig("algo-2", ("algo-1.invalid", "algo-2"), None)
-    with pytest.raises(TrainingError, match=r"algo-2 has not found the host algo-1\.invalid for 0 s"):
+    with pytest.raises(TrainingError, match=r"algo-2 could not resolve the name of the host algo-1\.invalid for 0 s"):
         leader(hosts, None, patience=0.0)

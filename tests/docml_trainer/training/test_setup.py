@@ -107,8 +107,8 @@ def test_a_decoder_without_a_pad_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("old", "new", "reason"),
     [
         pytest.param(MASKED, "pooled = self.embedding(input_ids).mean(dim=1)", r"line 20: return Bag\(.*: the loaded model answers differently for a document alone and padded in a batch with a longer one \(a logit by .* use attention_mask", id="padding-counts"),
-        pytest.param(RETURNED, RETURNED.replace("self.dropout(pooled)", "self.norm(pooled)"), r"failed in epoch 1, step 1: ValueError: Expected more than 1 value per channel when training.*line \d+, in forward: .*; batch normalization needs two documents a batch: raise train_batch_size", id="batch-norm-of-one"),
-        pytest.param("Embedding(60,", "Embedding(50,", r"IndexError: index out of range in self \(user_defined_funcs.py, line 15, in forward: .*; an id among the features is beyond", id="ids-out-of-range"),
+        pytest.param(RETURNED, RETURNED.replace("self.dropout(pooled)", "self.norm(pooled)"), r"failed in epoch 1, step 1: ValueError: Expected more than 1 value per channel when training.*line \d+, in forward: .*; batch normalization needs two documents per batch: raise train_batch_size", id="batch-norm-of-one"),
+        pytest.param("Embedding(60,", "Embedding(50,", r"IndexError: index out of range in self \(user_defined_funcs.py, line 15, in forward: .*; a feature holds an id beyond", id="ids-out-of-range"),
         pytest.param(RETURNED, RETURNED.replace("pooled))", "pooled)).detach()"), r"failed in epoch 1, step 1: RuntimeError: .*does not require grad.*\(user_defined_funcs.py, line 20: return Bag.*; forward\(\) cuts the gradient", id="detached"),
         pytest.param("self.dropout(pooled)", "torch.nn.functional.dropout(pooled, 0.5)", r"answers differently each time it is asked .*functional.dropout needs training=self.training", id="random-in-evaluation"),
         pytest.param(RETURNED, "        if self.training: raise KeyError('page')\n" + RETURNED, r"failed in epoch 1, step 1: KeyError: 'page' \(user_defined_funcs.py, line 16, in forward", id="raises-in-training"),
@@ -155,7 +155,7 @@ def test_batch_normalization_sees_no_batch_of_one(
     ("change", "reason"),
     [
         pytest.param(('["input_ids", "attention_mask"]', '["input_ids", "words"]'), "ordered_input_keys returned words, which are not features of the encoded data; expected some of input_ids, attention_mask", id="unknown"),
-        pytest.param(('["input_ids", "attention_mask"]', '["input_ids"]'), "ordered_input_keys returned input_ids, without attention_mask; expected all that forward() of the loaded model insists on", id="incomplete"),
+        pytest.param(('["input_ids", "attention_mask"]', '["input_ids"]'), "ordered_input_keys returned input_ids, without attention_mask; expected all that forward() of the loaded model requires", id="incomplete"),
         pytest.param(("input_ids, attention_mask):", "input_ids, attention_mask, labels):"), "ordered_input_keys returned input_ids, attention_mask, without labels; expected all", id="labels"),
     ],
 )  # fmt: skip

@@ -20,10 +20,10 @@ INDEPENDENCE_TOLERANCE = 1e-3  # of a logit, relative to the largest one; the ex
 # What models say when something common is wrong, and what to do about it.
 REMEDIES = {
     "no padding token": "set config.pad_token_id to the value that PADDING has for input_ids, before or after the model is made",
-    "more than 1 value per channel": "batch normalization needs two documents a batch: raise train_batch_size, or use LayerNorm",
-    "index out of range": "an id among the features is beyond the model's embeddings: of its vocabulary, or of its positions",
+    "more than 1 value per channel": "batch normalization needs two documents per batch: raise train_batch_size, or use LayerNorm",
+    "index out of range": "a feature holds an id beyond the model's embeddings, of its vocabulary or of its positions",
     "expanded size of the tensor": "a document may be longer than the model has positions: truncate it in encode_data",
-    "must have the same dtype": "parts of the model differ in their type: call .float() on all of it in load_model",
+    "must have the same dtype": "parts of the model have different data types: call .float() on the whole model in load_model",
     "meta tensor": "the weights are not loaded: load_model must put them on the CPU (no device_map, no init_empty_weights)",
     "does not require grad": "forward() cuts the gradient: look for torch.no_grad, .detach() or .item()",
 }
@@ -117,7 +117,7 @@ def check_trainable(model: torch.nn.Module, functions: UserFunctions) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserCodeError(
             f"{line_of(functions, 'requires_grad')}: load_model returned a model whose weights are all frozen; expected at least "
-            "one that trains (leave the classification head its gradient: model.classifier.requires_grad_(True))"
+            "one that trains (let the classification head train: model.classifier.requires_grad_(True))"
         )
 
 
@@ -168,7 +168,8 @@ def check_model(classifier: Classifier, batch: Batch, num_labels: int, functions
     if num_labels > 1 and _are_probabilities(logits):
         raise UserCodeError(
             f"{line_of(functions, 'softmax')}: forward() of the loaded model returned probabilities, which sum to 1; expected logits, of "
-            "which docml takes the softmax itself: twice would hide how sure the model is (return what goes into softmax, or its log)"
+            "which docml takes the softmax itself: softmax of softmax would hide how sure the model is (return what "
+            "goes into softmax, or the log of the probabilities)"
         )
 
 
@@ -180,7 +181,7 @@ def _are_probabilities(logits: torch.Tensor) -> bool:
 
 
 def check_keys(keys: Sequence[str], features: Sequence[str], classifier: Classifier, functions: UserFunctions) -> None:
-    """UserCodeError if ordered_input_keys names what the data do not have, or leaves out what forward() insists on."""
+    """UserCodeError if ordered_input_keys names what the data do not have, or leaves out what forward() requires."""
     unknown = [key for key in keys if key not in features]
     if unknown:
         raise UserCodeError(
@@ -191,7 +192,7 @@ def check_keys(keys: Sequence[str], features: Sequence[str], classifier: Classif
     if missing:
         raise UserCodeError(
             f"{line_of(functions, 'def ordered_input_keys')}: ordered_input_keys returned {', '.join(keys)}, without "
-            f"{', '.join(missing)}; expected all that forward() of the loaded model insists on (name it too, or give the parameter a "
+            f"{', '.join(missing)}; expected all that forward() of the loaded model requires (name it too, or give the parameter a "
             "default: labels are unknown where a model is used)"
         )
 
@@ -220,7 +221,8 @@ def check_independence(
     if difference > INDEPENDENCE_TOLERANCE:
         raise UserCodeError(
             f"{line_of(functions)}: the loaded model answers differently for a document alone and padded in a batch with a longer "
-            f"one (a logit by {difference:.2g} of the largest); expected equal answers. Usually forward() lets padding count: use "
+            f"one (a logit by {difference:.2g} of the largest); expected equal answers. Usually forward() lets "
+            "padding affect the answer: use "
             "attention_mask, also in means over tokens, name it in ordered_input_keys, and pad with the value that the model was "
             "made with (PADDING)"
         )

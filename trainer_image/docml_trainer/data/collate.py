@@ -107,9 +107,7 @@ class Collator:
         extents = [_extent(value) for value in values]
         for extent, row in zip(extents, rows, strict=True):
             if len(extent) != shape.rank:
-                raise DataError(
-                    f"feature {name!r}{_of(row)}: found {len(extent)} axes, expected {shape} as it is declared"
-                )
+                raise DataError(f"feature {name!r}{_of(row)}: found {len(extent)} axes, expected {shape} as declared")
         if name in self.fixed_shape:
             fixed = self.fixed_shape[name]
             self._check_fits(name, fixed, extents, rows)
@@ -132,13 +130,13 @@ class Collator:
     ) -> None:
         if len(rows) > fixed[0]:
             raise DataError(
-                f"a batch of {len(rows)} rows; expected at most {fixed[0]}, the only size the export holds at"
+                f"a batch of {len(rows)} rows; expected at most {fixed[0]}, the only size that the export is valid for"
             )
         for extent, row in zip(extents, rows, strict=True):
             if any(length > room for length, room in zip(extent, fixed[1:], strict=True)):
                 raise DataError(
                     f"feature {name!r}{_of(row)}: shape {extent}, expected at most {fixed[1:]}, "
-                    "the only shape the export holds at (truncate in encode_data)"
+                    "the only shape that the export is valid for (truncate in encode_data)"
                 )
 
 
@@ -199,7 +197,7 @@ def _check_padding(name: str, shape: Shape, value: float) -> None:
             holds = {np.uint8: "bytes", np.bool_: "booleans"}.get(dtype, "whole numbers")
             raise DataError(f"PADDING of {name!r} is {value}; expected {low} to {high}, since {name} holds {holds}")
     elif math.isnan(value):
-        raise DataError(f"PADDING of {name!r} is {value}; expected a number: everything computed with it would be none")
+        raise DataError(f"PADDING of {name!r} is {value}; expected a number: everything computed with it would be NaN")
 
 
 def _of(row: Mapping[str, Any]) -> str:

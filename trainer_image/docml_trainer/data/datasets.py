@@ -24,7 +24,7 @@ def load_split(folder: Path, prefix: str) -> datasets.Dataset:
     """A split with the labels and this model's columns. DataError if it is missing or empty."""
     if not (folder / "dataset_info.json").is_file():
         raise DataError(
-            f"{folder}: no data set; expected the split that preparation wrote (a training never goes without)"
+            f"{folder}: no data set; expected the split that preparation wrote (training never runs without it)"
         )
     if not any(folder.glob("*.arrow")) or not len(split := datasets.load_from_disk(str(folder))):
         raise DataError(f"{folder}: the split has no documents; expected at least one (raise its share in SPLIT)")

@@ -44,8 +44,9 @@ def export(
         own = compare(eager, eager, independence, TOLERANCE)
     if own.failure is not None:
         raise ExportError(
-            f"the trained model's answer about a document depends on the others of its batch: {own.failure}. Usually padding counts: "
-            "use attention_mask in forward(), also in means over tokens, name it in ordered_input_keys, and pad with the value that the "
+            f"the trained model's answer about a document depends on the others of its batch: {own.failure}. "
+            "Usually padding affects the answer: use attention_mask in forward(), also in means over tokens, name "
+            "it in ordered_input_keys, and pad with the value that the "
             "model was made with (PADDING)"
         )
     fixed_shape: dict[str, list[int]] | None = None
@@ -53,7 +54,7 @@ def export(
     if parity.failure is not None:
         fixed_shape = samples.fixed_shape(eager)
         print(
-            f"The trace holds only at the shape it was made at ({parity.failure}); it is made anew for "
+            f"The trace is valid only for the shape it was made with ({parity.failure}); it is made again for "
             f"{fixed_shape}, to which inference will pad.",
             flush=True,
         )
@@ -62,8 +63,8 @@ def export(
         path.unlink(missing_ok=True)
         raise ExportError(
             f"the TorchScript model differs from the trained one, also at the one shape {fixed_shape}: {parity.failure}. "
-            f"Expected a relative difference of at most {TOLERANCE} in every case. Usually forward() decides by the values of its "
-            "inputs (if, while, .item()): express that with torch.where or a mask"
+            f"Expected a relative difference of at most {TOLERANCE} in every case. Usually forward() branches on "
+            "the values of its inputs (if, while, .item()): express that with torch.where or a mask"
         )
     example = samples.trace_example(fixed_shape).inputs
     content = {

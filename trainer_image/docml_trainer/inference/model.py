@@ -111,8 +111,8 @@ class TorchScriptModel:
             raise ModelFileError(f"the TorchScript model returned {type(answer).__name__}, expected logits")
         if output.ndim != 2 or output.shape[0] < len(rows) or output.shape[1] != len(self.files.labels):
             raise DataError(
-                f"model {self.files.name!r}: found logits of shape {list(output.shape)} for {len(rows)} documents, expected "
-                f"one row a document and {len(self.files.labels)} labels"
+                f"model {self.files.name!r}: found logits of shape {list(output.shape)} for {len(rows)} documents, "
+                f"expected one row per document and {len(self.files.labels)} labels"
             )
         logits = output[: len(rows)].float().cpu().numpy()  # an export of one shape was filled up with repeated rows
         wrong = ~np.isfinite(logits).all(axis=1)

@@ -213,7 +213,7 @@ class Encoder:
 
     def _rows(self, returned: Any, documents: Sequence[InputDocument]) -> list[Any]:
         """What encode_batch returned, document by document: it may return a list, or a mapping of lists as tokenizers do."""
-        expected = f"a list of {len(documents)} (one entry a document), or a mapping of such lists"
+        expected = f"a list of {len(documents)} (one entry per document), or a mapping of such lists"
         of_batch = f"for {len(documents)} documents from artifact {documents[0].guid}"
         if isinstance(returned, Mapping):
             for name, values in returned.items():

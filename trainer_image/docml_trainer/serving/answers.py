@@ -230,7 +230,7 @@ class Batcher:
                     self._answer([waiting])
                 return
             known = isinstance(error, TrainerError)
-            refusal = RequestError(422 if known else 500, str(error) if known else "the model fails at this document")
+            refusal = RequestError(422 if known else 500, str(error) if known else "the model failed on this document")
             loop.call_soon_threadsafe(_deliver, batch, [refusal])
         else:
             loop.call_soon_threadsafe(_deliver, batch, answers)

@@ -150,11 +150,11 @@ class Server:
             except RequestError as error:
                 response = refusal(error.status, str(error))
             except ClientDisconnect:
-                response = refusal(400, "the request was broken off")
+                response = refusal(400, "the request was cut off before its end")
             except Exception as error:
                 frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
                 log("error", "failed", error=type(error).__name__, frames=frames[-8:])
-                response = refusal(500, "the server failed at this request; its log says where")
+                response = refusal(500, "the server failed on this request; its log says where")
             seconds = time.perf_counter() - started
             if request.url.path == "/invocations":
                 self.metrics.requests.labels(str(response.status_code)).inc()

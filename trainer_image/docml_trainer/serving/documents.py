@@ -136,7 +136,7 @@ def read_documents(body: bytes, context: ModelContext, references: References) -
     if len(items) > MAX_DOCUMENTS:
         raise RequestError(
             413,
-            f"{len(items)} documents; expected at most {MAX_DOCUMENTS} a request: send several, or use docml predict",
+            f"{len(items)} documents; expected at most {MAX_DOCUMENTS} per request: send several requests, or use docml predict",
         )
     followed = _FollowedReferences(references)
     return [

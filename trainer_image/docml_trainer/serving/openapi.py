@@ -7,10 +7,10 @@ from docml_contract.manifests import ModelContext
 from docml_trainer.serving.documents import MAX_DOCUMENTS
 
 REFUSALS = {
-    "400": "something is missing or malformed; the sentence names it",
+    "400": "something is missing or malformed; the error names it",
     "413": "the request is too large",
     "415": "the content type is not application/json",
-    "422": "the experiment's functions do not take the document: they raise, return None, hang, or it does not fit the model",
+    "422": "the experiment's functions do not accept the document: they raise, return None, hang, or it does not fit the model",
     "500": "the experiment's functions, or the server, are at fault",
     "503": "the model is being loaded, or too many documents wait",
 }
@@ -63,7 +63,7 @@ def describe(context: ModelContext, *, units: bool = False) -> dict[str, Any]:
                 "post": {
                     "requestBody": {"required": True, "content": _json(_one_or_many(document, MAX_DOCUMENTS))},
                     "responses": {
-                        "200": {"description": "an answer a document", "content": _json(_one_or_many(answer, None))},
+                        "200": {"description": "one answer per document", "content": _json(_one_or_many(answer, None))},
                         **{status: {"description": text, "content": _json(error)} for status, text in REFUSALS.items()},
                     },
                 }

@@ -50,7 +50,7 @@ def choose_batch(
             raise
         found = 1
     found = min(gather_object([found]))
-    processes.say(f"train_batch_size = auto: {found} documents a micro-batch, of {share} a step and process")
+    processes.say(f"train_batch_size = auto: {found} documents per micro-batch, {share} per step and process")
     return found
 
 

@@ -130,13 +130,14 @@ def leader(hosts: ResourceConfig, address: str | None, patience: float = START_S
         except OSError as error:
             if time.monotonic() - begun > patience:
                 raise TrainingError(
-                    f"{hosts.current_host} has not found the host {name} for {patience:.0f} s ({error}); expected a name that the network "
+                    f"{hosts.current_host} could not resolve the name of the host {name} for {patience:.0f} s "
+                    f"({error}); expected a name that the network "
                     "of the job knows (do the security groups let the job's hosts talk to each other and to DNS?)"
                 ) from error
         else:
             return name
         if not is_told:
-            print(f"Waiting until the name of the host {name} is known.", flush=True)
+            print(f"Waiting until the name of the host {name} can be resolved.", flush=True)
         is_told = True
         time.sleep(1)
 
@@ -161,7 +162,7 @@ def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> Non
         raise TrainingError(
             f"training process {rank} was killed by {signal.Signals(number).name}"
             + (
-                " (SIGKILL usually means that the machine ran out of memory: lower train_batch_size, or take a larger one)"
+                " (SIGKILL usually means that the machine ran out of memory: lower train_batch_size, or take a larger machine)"
                 if number == signal.SIGKILL
                 else ""
             )

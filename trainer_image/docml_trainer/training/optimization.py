@@ -84,7 +84,7 @@ def parameter_groups(model: torch.nn.Module, settings: TrainingHyperparameters) 
     if settings.head_learning_rate and not any(p.requires_grad for name, p in model.named_parameters() if name in head):
         raise TrainingError(
             f"head_learning_rate = {settings.head_learning_rate} applies to nothing: the model has neither a trained part outside its "
-            f"base_model_prefix nor one by the name of {', '.join(sorted(HEAD_MODULES))}; expected one of them "
+            f"base_model_prefix nor one named {', '.join(sorted(HEAD_MODULES))}; expected one of them "
             "(rename the head's module, or leave head_learning_rate out)"
         )
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}

@@ -45,9 +45,9 @@ def find_packing(
     name = type(classifier.module).__name__
     packing = Packing.find(classifier.module, longest)
     if packing is None:
-        problem: str | None = f"{name} is not a model that is known to take it"
+        problem: str | None = f"{name} is not a model that is known to support packing"
     elif on_gpu and not half:
-        problem = "attention over lengths needs bf16 or fp16 on a GPU"
+        problem = "variable-length attention needs bf16 or fp16 on a GPU"
     else:
         problem = packing.try_on(classifier, processes, examples)
     if problem is None:
