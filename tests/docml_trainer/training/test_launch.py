@@ -83,7 +83,7 @@ def test_two_hosts_with_nothing_but_eth0_between_them_train_what_one_trains(
     jobs = [training_job(tmp_path / host, hyperparameters=halves, use_distributed=True) for host in HOSTS]
     first, second = run_on_two_hosts(tmp_path, jobs)
     assert "2 process(es) on cpu" in first
-    assert "Waiting until the name of the host algo-1 is known." in second
+    assert "Waiting until the name of the host algo-1 can be resolved." in second
     for name, expected in weights(alone).items():
         torch.testing.assert_close(weights(jobs[0])[name], expected, atol=1e-6, rtol=0)
 
