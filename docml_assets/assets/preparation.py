@@ -180,7 +180,7 @@ def _largest_group(work: Work) -> str:
     rows = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SPLITS_TABLE}"))
     for column, what in (
         ("group", f"have one value of SPLIT_BY = {work.settings.split_by}"),
-        ("near_duplicate_group", "are near-duplicates of one another (NEAR_DUPLICATE_THRESHOLD = 1 tells them apart)"),
+        ("near_duplicate_group", "are near-duplicates of one another (NEAR_DUPLICATE_THRESHOLD = 1 turns this off)"),
     ):
         sizes = Counter(group for group in rows[column].to_pylist() if group is not None)
         if sizes and 2 * max(sizes.values()) > rows.num_rows:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     help="async: requests and answers lie in the store, large ones are taken, and nothing runs (or costs) without work.",
 )
 @click.option("--alias", help="A stable endpoint that is moved to this run once its answers have been compared.")
-@click.option("--expire", type=click.FloatRange(min=0, min_open=True), metavar="HOURS", help="Take it down then.")
+@click.option(
+    "--expire", type=click.FloatRange(min=0, min_open=True), metavar="HOURS", help="Take it down after this many hours."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be asked for, and what it costs.")
 def deploy(
     experiment: str,

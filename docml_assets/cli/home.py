@@ -169,7 +169,7 @@ UI_LOCK = ".ui.lock"  # held while the UI runs; holds its address
 @click.command()
 @click.option("--port", "-p", type=click.IntRange(1, 65_535), default=3000, show_default=True)
 def main(port: int) -> None:
-    """Replace this process by `dagster dev`; a forked one says when it answers."""
+    """Replace this process with `dagster dev`; a forked one says when it answers."""
     from docml_assets.deployment import Deployment
 
     address = f"http://{HOST}:{port}"

@@ -141,7 +141,7 @@ def _accounts(tag: str) -> dict[str, str]:
     try:
         path = metadata.distribution("sagemaker-core").locate_file(_REGISTRIES)
     except metadata.PackageNotFoundError as error:
-        raise ImageError("AWS's registries are not known here: pip install 'docml[aws]', or name --base") from error
+        raise ImageError("AWS's registries are not known here: pip install 'docml[aws]', or give --base") from error
     versions = json.loads(Path(str(path)).read_text(encoding="utf-8"))["training"]["versions"]
     accounts: dict[str, str] = versions[".".join(tag.split(".")[:2])]["registries"]
     return accounts

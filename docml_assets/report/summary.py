@@ -117,7 +117,7 @@ def _doubts(predictions: Predictions, best: str, models: Mapping[str, ModelRepor
     most, share = predictions.labels[int(counts.argmax())], counts.max() / len(predictions)
     for name, ids in predictions.predicted.items():
         if share < 1 and len(np.unique(ids)) == 1:
-            said.append(f"{name} says {predictions.labels[ids[0]]} of every document")
+            said.append(f"{name} gives every document the label {predictions.labels[ids[0]]}")
         elif models[name].accuracy <= share < 1:
             said.append(f"{name} labels no more correctly than saying {most} always would ({100 * share:.1f} %)")
     return "".join(f"; {text}" for text in said)
@@ -154,7 +154,7 @@ def _verdicts(models: Mapping[str, ModelReport], comparison: Sequence[Pair]) -> 
         if len(comparison) == 1:
             found = comparison[0].seeds or comparison[0]
             low, high = found.f1_difference_ci95
-            over = " in the mean over seeds" if comparison[0].seeds else ""
+            over = " on average over seeds" if comparison[0].seeds else ""
             return (
                 f"Between {open_pairs[0]} {NO_DIFFERENCE}: macro-F1 differs by {signed(found.f1_difference)}{over} "
                 f"(95 % interval {signed(low)} to {signed(high)})."

@@ -57,7 +57,9 @@ class Claim(Document):
     use_case: UseCase | None = Field(None, description="what USE_CASE names, where that is not classification")
     dialect: int = Field(1, ge=1, description="of settings_text: how its values are read (experiment/settings/ini.py)")
     trigger: dict[str, Any] = Field(description="what started the run, for people")
-    request_id: str = Field(min_length=1, description="of the request that claimed; settles a lost response")
+    request_id: str = Field(
+        min_length=1, description="of the claiming request; tells whether one whose response was lost succeeded"
+    )
     created_at: str = Field(description="UTC, ISO 8601")
     parent_run: int | None = Field(
         None, description="the run whose settings and functions were taken, if not the folder's"

@@ -51,7 +51,7 @@ class JobRecord(Document):
     spec_hash: str
     spec: JobSpec
     request: dict[str, Any] = Field(description="the request as it was sent")
-    nonce: str = Field("", description="with which the job's events begin, so that nothing else in its log is one")
+    nonce: str = Field("", description="prefix of the job's events, so that nothing else in its log is taken for one")
     holder: str = Field(description="the Dagster run that asked")
     created_at: float = Field(description="seconds since the epoch")
     status: Literal["Asked", "Refused", "Completed", "Failed", "Stopped"] = Field(

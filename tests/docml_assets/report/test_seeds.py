@@ -97,7 +97,7 @@ def test_the_verdict_counts_the_seeds() -> None:
     (pair,) = loose.comparison
     assert pair.mcnemar_p_holm < 0.001
     assert pair.verdict == NO_DIFFERENCE
-    assert "in the mean over seeds" in loose.summary[1]
+    assert "on average over seeds" in loose.summary[1]
 
 
 def test_the_baseline_is_a_model_with_one_seed() -> None:

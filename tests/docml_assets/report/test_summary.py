@@ -34,7 +34,7 @@ def test_a_model_that_says_one_label_always_is_told_in_the_first_sentence() -> N
     table = predictions_table(200, ("a", "b"))
     constant = table.set_column(2, "a_prediction", pa.array(["letter"] * 200))
     first = assessed(constant).summary[0]
-    assert first.endswith("; a says letter of every document.")
+    assert first.endswith("; a gives every document the label letter.")
     assert "labels no more" not in first
     poor = assessed(predictions_table(200, ("a",), accuracy=(0.05,))).summary[0]
     assert re.search(r"; a labels no more correctly than saying \w+ always would \(\d+\.\d %\)\.$", poor)
