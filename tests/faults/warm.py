@@ -11,6 +11,7 @@ import json
 import os
 import pkgutil
 import random
+import select
 import signal
 import socket
 import sys
@@ -74,7 +75,7 @@ def main(address: str) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """In a process between: start the command, tell its number, wait, tell its exit code."""
+    """In a process between: start the command, tell its number, wait, tell its exit code. A killed test takes its command along."""
     request = json.loads(connection.makefile().readline())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
@@ -84,6 +85,10 @@ def _answer(connection: socket.socket) -> None:
     code = 1
     try:
         connection.sendall(f"{pid}\n".encode())
+        if (
+            connection in select.select([connection, os.pidfd_open(pid)], [], [])[0]
+        ):  # closed: nothing more is ever sent
+            os.killpg(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         connection.sendall(f"{code}\n".encode())
     except OSError:  # nobody listens any more
