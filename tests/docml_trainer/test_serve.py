@@ -288,7 +288,7 @@ BAD: list[tuple[str, Any, int, str]] = [
         "process_func does not take this document: JSONDecodeError",
     ),
     ("process_func raises", document("processfails"), 422, "ValueError: no words today"),
-    ("process_func hangs", document("processhangs"), 422, "stopped after 8 seconds"),
+    ("process_func hangs", document("processhangs"), 422, "did not end within 8 seconds"),
     ("process_func exits", document("processexits"), 422, "SystemExit: enough"),
     ("process_func ends its process", document("processdies"), 422, "the worker process died (exit code 4)"),
     ("process_func leaves a folder", document("processleaves"), 422, "left 'folder', which is not a plain file"),
