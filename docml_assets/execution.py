@@ -1,6 +1,6 @@
 """One run of an experiment, executed in this process on Dagster's persistent instance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,10 +74,11 @@ def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
     return [asset for asset, _ in ASSETS[: last + 1]]
 
 
-def is_checked(instance: dg.DagsterInstance, job: dg.JobDefinition, store: Store, claim: Claim) -> bool:
-    """Whether every step of the run is finished, and this instance knows the report and has a finding of each check: they would be the same."""
+def is_checked(
+    instance: dg.DagsterInstance, job: dg.JobDefinition, claim: Claim, finished: Mapping[str, Manifest] | None
+) -> bool:
+    """Whether every step of the run is finished (`finished_folders`), and this instance knows the report and has a finding of each check: they would be the same."""
     partition = partition_key(claim.experiment, claim.run)
-    finished = finished_folders(store, claim)
     return (
         finished is not None
         and recorded_version(instance, INFERENCE_REPORT, partition) == finished[claim.place.inference].data_version

@@ -68,9 +68,10 @@ def is_verified(instance: dg.DagsterInstance, store: Store, claim: Claim) -> boo
     """Whether a run is finished, with all its files, and this instance has its versions and its checks' findings."""
     from docml_assets.definitions import defs  # only the process that submits backfills loads them
 
-    if not is_checked(instance, defs.resolve_job_def(JOB), store, claim):
+    finished = finished_folders(store, claim)
+    if finished is None or not is_checked(instance, defs.resolve_job_def(JOB), claim, finished):
         return False
-    for folder, manifest in (finished_folders(store, claim) or {}).items():
+    for folder, manifest in finished.items():
         check_finished(store, manifest, folder)
     return True
 

@@ -107,7 +107,7 @@ def _execute(
     home = prepare_dagster_home()
     from docml_assets.definitions import defs
     from docml_assets.display import shown_on
-    from docml_assets.execution import JOB, execute, is_checked, selection
+    from docml_assets.execution import JOB, execute, finished_folders, is_checked, selection
     from docml_assets.history import RUNS, shrink
     from docml_assets.partitions import run_tags
     from docml_assets.sensors.run_failures import sweep
@@ -134,7 +134,8 @@ def _execute(
                 claim,
                 assets=selection(performed, whole=steps is None),
                 tags=run_tags(performed, settings, claim.trigger),
-                checks=steps is not None or not is_checked(instance, job, deployment.store, claim),
+                checks=steps is not None
+                or not is_checked(instance, job, claim, finished_folders(deployment.store, claim)),
             )
     shrink(home / RUNS / f"{executed.dagster_run_id}.db")
     return _conclude(deployment, claim, executed)

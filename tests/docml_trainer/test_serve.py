@@ -76,19 +76,23 @@ def encode_data(instance, context):
 def deployment_folder(folder: Path, module: torch.nn.Module) -> Path:
     """A deployment folder as the orchestrator makes it."""
     write_model(folder, module)
-    context = ModelContext(
+    files = ("raw_text.json", "page_*.txt")
+    context = toy_context(production_files=files, model_input_files=("words.json",), has_process_func=True)
+    return seal(folder, context, FUNCTIONS, "torch\n")
+
+
+def toy_context(**files: Any) -> ModelContext:
+    """What a deployment folder says of a model that takes optional pages. files: which files it takes, and whether process_func makes them."""
+    return ModelContext(
         experiment="EXP-1",
         run=3,
         model_name="toy",
         model_names=("toy",),
         labels=tuple(LABELS),
         own_hyperparameters={},
-        production_files=("raw_text.json", "page_*.txt"),
-        model_input_files=("words.json",),
         optional_files=("page_*.txt",),
-        has_process_func=True,
+        **files,
     )
-    return seal(folder, context, FUNCTIONS, "torch\n")
 
 
 @dataclass

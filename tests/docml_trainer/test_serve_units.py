@@ -7,11 +7,9 @@ import pytest
 
 from bench._deployments import seal
 from docml_contract import names
-from docml_contract.manifests import ModelContext
 from docml_contract.use_cases import UseCaseCode
 from tests.docml_trainer.inferences import Positional, bert, write_model
-from tests.docml_trainer.test_serve import Served, await_ready, expected, serving
-from tests.docml_trainer.trainings import LABELS
+from tests.docml_trainer.test_serve import Served, await_ready, expected, serving, toy_context
 
 FUNCTIONS = """
 def get_dataset_features(context):
@@ -44,18 +42,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_model(folder, Positional(bert()))
     code = UseCaseCode(name="./use_case.py", text=USE_CASE, functions=("combine", "files"), units=True)
     (folder / names.USE_CASE_CODE).write_bytes(code.to_bytes())
-    context = ModelContext(
-        experiment="EXP-1",
-        run=3,
-        model_name="toy",
-        model_names=("toy",),
-        labels=tuple(LABELS),
-        own_hyperparameters={},
-        production_files=("page_*.txt",),
-        model_input_files=("page_*.txt",),
-        optional_files=("page_*.txt",),
-        has_process_func=False,
-    )
+    pages = ("page_*.txt",)
+    context = toy_context(production_files=pages, model_input_files=pages, has_process_func=False)
     with serving(seal(folder, context, FUNCTIONS), tmp_path_factory.mktemp("base")) as server:
         await_ready(server)
         yield server
