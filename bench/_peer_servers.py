@@ -17,9 +17,10 @@ class Model:
     def __init__(self, folder: Path) -> None:
         import torch
 
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.module = torch.jit.load(str(folder / "model.pt")).eval()
+            self.module = torch.jit.load(str(folder / "model.pt"), map_location=self.device).eval()
         self.labels = json.loads((folder / "export.json").read_text())["labels"]
         functions: dict[str, Any] = {}
         exec((folder / "user_defined_funcs.py").read_text(), functions)
@@ -38,7 +39,8 @@ class Model:
         for row, document in enumerate(documents):
             ids[row, : len(document)], mask[row, : len(document)] = torch.tensor(document), 1
         with torch.inference_mode():
-            found: list[list[float]] = self.module(ids, mask)["logits"].softmax(1).tolist()
+            logits = self.module(ids.to(self.device), mask.to(self.device))["logits"]
+            found: list[list[float]] = logits.softmax(1).tolist()
         return found
 
     def content(self, probabilities: list[float]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Sixteen clients keep their connections and send their next request as soon as th
 meanwhile; the median of their turns counts. What a lone request costs beside the model's own call is measured on one document, in turns with
 that call alone.
 
-The models are a BERT of two layers of width 128 and MiniLM: what answers on two cores without a GPU. The documents are as long as messages or tickets
-are (20 to 120 words), and with MiniLM posts of 20 Newsgroups as well, to 512 tokens.
+The models are a BERT of two layers of width 128 and MiniLM: what answers on two cores without a GPU; where there is one, all servers take it.
+The documents are as long as messages or tickets are (20 to 120 words), and with MiniLM posts of 20 Newsgroups as well, to 512 tokens.
 
 LitServe comes into a folder of its own (bench/.cache), with the libraries that it brings, so that it changes nothing of docml's environment.
 """
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ import numpy as np
 
 from bench import inference
 from bench._deployments import deployment_folder
-from docml_contract import names
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(__file__).parent / ".cache"
@@ -43,6 +41,7 @@ SECONDS, WARM_UP_SECONDS = 4.0, 2.0  # of a turn
 ALONE = {"tiny": 800, "minilm": 200}  # requests of one client
 REQUESTS = 100_000  # over which memory is measured
 DOCUMENTS = 200
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # of the environment
 SERVERS = ("docml", "litserve", "threads", "plain")
 FUNCTIONS = """
 import json
@@ -157,9 +156,7 @@ def serving(server: str, deployment: Path, folder: Path) -> Iterator[Served]:
     """A server, halted once it answers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    kept = {
-        key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS")
-    }
+    kept = {key: value for key, value in os.environ.items() if key in KEPT}
     if server == "docml":
         command = [sys.executable, "-m", "docml_trainer", "serve"]
         kept |= {
@@ -255,26 +252,20 @@ def measure_alone(served: Served, deployment: Path, name: str, sent: bytes) -> l
 
 
 def bare_calls(deployment: Path, sent: bytes, count: int) -> list[float]:
-    """Seconds of the model's call on a document that is encoded already."""
+    """Seconds of the model's call on a document that is encoded already, until its logits are there."""
     import torch
 
-    ids = torch.tensor([_encoded(deployment, sent)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.jit.load(str(deployment / names.TORCHSCRIPT)).eval()
+    from bench._peer_servers import Model
+
+    model = Model(deployment)
+    ids = torch.tensor([model.encode(json.loads(sent.partition(b"\r\n\r\n")[2]))])
     mask, took = torch.ones_like(ids), []
     with torch.inference_mode():
         for _ in range(count + 10):
             started = time.perf_counter()
-            module(ids, mask)
+            model.module(ids.to(model.device), mask.to(model.device))["logits"].cpu()
             took.append(time.perf_counter() - started)
     return took[10:]
-
-
-def _encoded(deployment: Path, sent: bytes) -> list[int]:
-    from bench._peer_servers import Model
-
-    return Model(deployment).encode(json.loads(sent.partition(b"\r\n\r\n")[2]))
 
 
 def measure_together(servers: Mapping[str, Served], what: str, sent: Sequence[bytes]) -> list[dict[str, Any]]:
