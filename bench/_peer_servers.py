@@ -21,6 +21,11 @@ class Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.module = torch.jit.load(str(folder / "model.pt"), map_location=self.device).eval()
+        for part in self.module.modules():  # the trace makes its masks on the device that it was traced on
+            for name in part._c._method_names():
+                for node in part._c._get_method(name).graph.findAllNodes("prim::Constant"):
+                    if node.output().type().kind() == "DeviceObjType":
+                        node.s_("value", self.device)
         self.labels = json.loads((folder / "export.json").read_text())["labels"]
         functions: dict[str, Any] = {}
         exec((folder / "user_defined_funcs.py").read_text(), functions)

@@ -30,7 +30,8 @@ def main(folders: Folders) -> None:
     errors: list[BaseException] = []
 
     def load(heard: Callable[[int], None]) -> Answers:
-        return Answers(DeploymentFolder.open(folder, os.environ.get("DOCML_MANIFEST_SHA256")), heard)
+        deployment = DeploymentFolder.open(folder, os.environ.get("DOCML_MANIFEST_SHA256"))
+        return Answers(deployment, heard, lambda text: log("warning", text))
 
     def failed(error: BaseException) -> None:
         errors.append(error)

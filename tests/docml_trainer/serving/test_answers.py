@@ -39,7 +39,7 @@ def test_the_first_and_those_of_about_its_length(
 
 
 class CountingModel:
-    """Its logits are a document's length and 0; it refuses one of 13."""
+    """Its logits are a document's length and 0; it refuses one of 13 and breaks at one of 17."""
 
     collate = SimpleNamespace(shapes={"input_ids": Shape((None,), "int64")})
     device = SimpleNamespace(type="cpu")
@@ -50,15 +50,18 @@ class CountingModel:
         time.sleep(0.001)
         if 13 in lengths:
             raise DataError("thirteen")
+        if 17 in lengths:
+            raise ValueError("seventeen secret words")
         return np.array([[length / 100, 0.0] for length in lengths], dtype=np.float32)
 
 
 def test_each_gets_its_own_answer_alone_and_in_company() -> None:
     shared: list[int] = []
-    batcher = Batcher(CountingModel(), "", shared.append)  # type: ignore[arg-type]
+    warnings: list[str] = []
+    batcher = Batcher(CountingModel(), "", shared.append, warnings.append)  # type: ignore[arg-type]
 
     async def ask() -> None:
-        lengths = [int(length) for length in np.random.default_rng(0).integers(1, 200, 300)] + [13, 14]
+        lengths = [int(length) for length in np.random.default_rng(0).integers(1, 200, 300)] + [13, 14, 17]
         for some in (lengths[:5], [13], lengths):
             answers = await asyncio.gather(
                 *(batcher.predict({"input_ids": np.zeros(length)}) for length in some), return_exceptions=True
@@ -67,6 +70,9 @@ def test_each_gets_its_own_answer_alone_and_in_company() -> None:
                 if length == 13:
                     assert isinstance(answer, RequestError)
                     assert (answer.status, str(answer)) == (422, "thirteen")
+                elif length == 17:
+                    assert isinstance(answer, RequestError)
+                    assert (answer.status, str(answer)) == (500, "the model failed on this document")
                 else:
                     assert isinstance(answer, np.ndarray)
                     assert answer == pytest.approx(softmax(np.array([[length / 100, 0.0]]))[0], abs=1e-6)
@@ -79,3 +85,4 @@ def test_each_gets_its_own_answer_alone_and_in_company() -> None:
 
     asyncio.run(ask())
     assert max(shared) > 1
+    assert set(warnings) == {"the model failed on a document with ValueError"}  # whose words may be the document's

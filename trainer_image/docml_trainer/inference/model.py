@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from docml_trainer.errors import DataError, FolderError, ModelFileError
 from docml_trainer.functions import Context
 
 Floats = npt.NDArray[np.float32]
+DEVICE_TOLERANCE = 1e-3  # of a probability, between the GPU and the CPU
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class TorchScriptModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, and what production loads
             module = torch.jit.load(str(files.folder / names.TORCHSCRIPT), map_location=self.device)
+        make_tensors_on(self.device, module)
+        if self.device.type == "cuda":  # the first calls, and those of a new batch size, would compile for 50 to 300 ms
+            torch._C._jit_set_profiling_mode(False)
         self.module = module.eval()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
@@ -123,6 +127,55 @@ class TorchScriptModel:
                 f"artifact {guid} among them; expected finite logits (did the training diverge?)"
             )
         return np.asarray(logits, dtype=np.float32)
+
+
+def make_tensors_on(device: torch.device, module: torch.jit.ScriptModule) -> None:
+    """Have a module, which has not run yet, make tensors of its own (positions, masks) on `device`, where torch.jit.load has put its weights.
+
+    A trace names the device on which the model made them when it was traced.
+    """
+    for part in module.modules():
+        for name in part._c._method_names():
+            for node in part._c._get_method(name).graph.findAllNodes("prim::Constant"):
+                if node.output().type().kind() == "DeviceObjType":
+                    node.s_("value", str(device))
+
+
+def objection_to_gpu(name: str, on_gpu: Callable[[], Floats], on_cpu: Floats) -> str | None:
+    """Why a model has to stay on the CPU: a GPU does not give the logits, or those of other probabilities. None where it may take the GPU."""
+    try:
+        difference = float(np.abs(softmax(on_gpu()) - softmax(on_cpu)).max())
+    except RuntimeError as error:  # whatever TorchScript and CUDA raise
+        return f"{name} does not run on the GPU as it was traced; it runs on the CPU. {str(error).strip()[-300:]}"
+    if difference > DEVICE_TOLERANCE:
+        return f"{name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU."
+    return None
+
+
+class CheckedModel:
+    """A model whose first answers decide where it runs: on the GPU, if it answers there as on the CPU. `object_to` learns why it does not."""
+
+    def __init__(self, on_gpu: TorchScriptModel, on_cpu: TorchScriptModel, object_to: Callable[[str], None]) -> None:
+        self._chosen, self._reference, self._object_to = on_gpu, on_cpu, object_to
+        self._is_decided = False
+        self.files, self.collate = on_gpu.files, on_gpu.collate
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, as far as is known."""
+        return self._chosen.device
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
+        """As TorchScriptModel answers."""
+        if self._is_decided:
+            return self._chosen(rows)
+        answer = self._reference(rows)
+        if objection := objection_to_gpu(self.files.name, lambda: self._chosen(rows), answer):
+            self._object_to(objection)
+            self._chosen = self._reference
+        del self._reference
+        self._is_decided = True
+        return answer
 
 
 class Predictor:

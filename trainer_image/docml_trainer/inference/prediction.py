@@ -13,13 +13,12 @@ from docml_contract.log_lines import ProgressEvents
 from docml_contract.names import TORCHSCRIPT
 from docml_trainer.data.datasets import Rows, document_lengths
 from docml_trainer.data.shapes import main_feature, model_shapes
-from docml_trainer.inference.model import ModelFiles, Predictor, softmax
+from docml_trainer.inference.model import ModelFiles, Predictor, objection_to_gpu, softmax
 from docml_trainer.inference.pool import MeasuredLogits, Pool, predict_here, predict_in_processes, processes_for
 
 LATENCY_DOCUMENTS = 20
 WARM_UP = 3  # TorchScript optimizes a graph while it runs for the first times
 SECONDS_BETWEEN_LINES = 5.0
-DEVICE_TOLERANCE = 1e-3  # of a probability, between the GPU and the CPU
 # Padded tokens and documents of a batch. On a CPU the activations of larger batches leave the caches: MiniLM answers 6 % slower
 # with 2,048 tokens than with 512 to 1,024, a model a tenth of its size equally fast from 1,024 on. A GPU wants more.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -122,27 +121,17 @@ class LoadedModel:
 
 
 def on_best_device(model: ModelFiles, test: datasets.Dataset, prefix: str, rows: Rows) -> Predictor:
-    """The model on the GPU, where there is one and it answers as on the CPU; else on the CPU.
-
-    A trace remembers the device that some of its constants were made on, so that a model traced on the CPU need not run elsewhere.
-    """
+    """The model on the GPU, where there is one and it answers as on the CPU; else on the CPU."""
     on_cpu = Predictor(model, test, prefix, "cpu")
     if not torch.cuda.is_available():
         return on_cpu
     few = rows[: model.fixed_batch or 4]
-    try:
-        on_gpu = Predictor(model, test, prefix, "cuda")
-        difference = float(np.abs(softmax(on_gpu(few)) - softmax(on_cpu(few))).max())
-    except RuntimeError as error:  # whatever TorchScript and CUDA raise
-        print(
-            f"{model.name} does not run on the GPU as it was traced; it runs on the CPU. {str(error).strip()[-300:]}",
-            flush=True,
-        )
-        return on_cpu
-    if difference > DEVICE_TOLERANCE:
-        print(f"{model.name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU.", flush=True)
-        return on_cpu
-    return on_gpu
+    on_gpu = Predictor(model, test, prefix, "cuda")
+    objection = objection_to_gpu(model.name, lambda: on_gpu(few), on_cpu(few))
+    if objection is None:
+        return on_gpu
+    print(objection, flush=True)
+    return on_cpu
 
 
 def batches_by_length(lengths: Rows, device: str, fixed_batch: int | None = None) -> list[Rows]:

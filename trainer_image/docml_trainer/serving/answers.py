@@ -19,7 +19,7 @@ from docml_contract.use_cases import UseCaseWorker
 from docml_trainer.data.datasets import leaves
 from docml_trainer.data.shapes import main_feature
 from docml_trainer.errors import TrainerError
-from docml_trainer.inference.model import DeploymentFolder, Floats, TorchScriptModel, softmax
+from docml_trainer.inference.model import CheckedModel, DeploymentFolder, Floats, TorchScriptModel, softmax
 from docml_trainer.inference.prediction import BATCH_DOCUMENTS, BATCH_TOKENS
 from docml_trainer.preparation.pool import stuck_seconds
 from docml_trainer.serving.documents import References, RequestError, SentDocument
@@ -34,7 +34,8 @@ CALL_TOKENS = {"cpu": 40, "cuda": 4096}
 class Answers:
     """Encodes and predicts; made once, when the server starts."""
 
-    def __init__(self, deployment: DeploymentFolder, heard: Callable[[int], None]) -> None:
+    def __init__(self, deployment: DeploymentFolder, heard: Callable[[int], None], warn: Callable[[str], None]) -> None:
+        """`heard` learns how many documents shared a batch, `warn` what an operator should know."""
         self.context = deployment.context
         self._accepts = deployment.accepts
         self.references = References(os.environ)
@@ -43,8 +44,7 @@ class Answers:
         self._encoders = Encoders(deployment, max(1, min(MAX_ENCODERS, cores)), seconds)
         try:
             features = datasets.Features.from_dict(self._encoders.start())
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = TorchScriptModel(deployment.model, features, deployment.prefix, device)
+            model = load_model(deployment, features, warn)
         except BaseException:
             asyncio.run(self._encoders.close())
             raise
@@ -54,7 +54,7 @@ class Answers:
         if code is not None:
             scratch = Path(tempfile.mkdtemp(prefix="docml-serve-"))
             self._use_case = UseCaseWorker(code, os.environ, scratch, seconds)
-        self._batcher = Batcher(model, deployment.prefix, heard)
+        self._batcher = Batcher(model, deployment.prefix, heard, warn)
         # What is loaded stays: looking through it for garbage again and again would hold up a request for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -135,6 +135,17 @@ class Answers:
             await asyncio.to_thread(self._use_case.close)
 
 
+def load_model(
+    deployment: DeploymentFolder, features: datasets.Features, warn: Callable[[str], None]
+) -> TorchScriptModel | CheckedModel:
+    """On the GPU, if there is one and the first documents do not object to it."""
+    on_cpu = TorchScriptModel(deployment.model, features, deployment.prefix, "cpu")
+    if not torch.cuda.is_available():
+        return on_cpu
+    on_gpu = TorchScriptModel(deployment.model, features, deployment.prefix, "cuda")
+    return CheckedModel(on_gpu, on_cpu, warn)
+
+
 @dataclass
 class _Waiting:
     row: Row
@@ -147,11 +158,18 @@ class Batcher:
 
     A call that is alone has all cores; several share them, since whole batches are shared between cores better than a matrix product
     is. It is the first thread that makes the lone calls: the threads that OpenMP starts for it then wait for each other without sleeping,
-    which they give up where there are more of them than cores. `heard` learns how many documents shared a batch.
+    which they give up where there are more of them than cores. `heard` learns how many documents shared a batch, `warn` of documents
+    on which the model failed.
     """
 
-    def __init__(self, model: TorchScriptModel, prefix: str, heard: Callable[[int], None]) -> None:
-        self._model, self._heard = model, heard
+    def __init__(
+        self,
+        model: TorchScriptModel | CheckedModel,
+        prefix: str,
+        heard: Callable[[int], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._model, self._heard, self._warn = model, heard, warn
         main = main_feature(model.collate.shapes)
         self._column = None if main is None else prefix + main
         self._cores = torch.get_num_threads()
@@ -230,6 +248,8 @@ class Batcher:
                     self._answer([waiting])
                 return
             known = isinstance(error, TrainerError)
+            if not known:  # its message may hold something of the document
+                self._warn(f"the model failed on a document with {type(error).__name__}")
             refusal = RequestError(422 if known else 500, str(error) if known else "the model failed on this document")
             loop.call_soon_threadsafe(_deliver, batch, [refusal])
         else:
