@@ -51,7 +51,8 @@ class Encoders:
     def __init__(self, deployment: DeploymentFolder, count: int, seconds: float) -> None:
         self._scratch, self._hold = _make_scratch(deployment.context.has_process_func)
         self._encoders = [_Encoder(deployment, self._scratch / str(index), seconds) for index in range(count)]
-        self._idle: asyncio.Queue[_Encoder] = asyncio.Queue()
+        # The one that encoded last comes first: its memory is in the caches still.
+        self._idle: asyncio.LifoQueue[_Encoder] = asyncio.LifoQueue()
         self._restarts: set[asyncio.Task[None]] = set()
 
     def start(self) -> dict[str, Any]:
