@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from docml_trainer.preparation.baseline import EncodedDocuments
+from docml_trainer.preparation.baseline_inputs import EncodedDocuments
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(__file__).resolve().parent / ".cache"

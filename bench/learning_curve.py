@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from bench._texts import SETS, encode, read_set
-from docml_trainer.preparation.baseline import FOLDS, answer, choose_strength, count_terms
+from docml_trainer.preparation.baseline import FOLDS, answer, choose_strength
+from docml_trainer.preparation.baseline_inputs import count_terms
 from docml_trainer.preparation.learning_curve import draw_parts, forecast
 
 RESAMPLES = 50

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bench._texts import CACHE, SETS, encode, read_set
-from docml_trainer.preparation.baseline import Baseline, EncodedDocuments, Ids, fit_documents
+from docml_trainer.preparation.baseline import Baseline, fit_documents
+from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Ids
 from docml_trainer.preparation.suspects import rank_suspects
 
 CLEANLAB = "cleanlab==2.9.0"

@@ -1,7 +1,7 @@
 """Everything that the folder `inference/` of a run holds, made from what the inference job left."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots
 from docml_assets.report.policy import model_policy
 from docml_assets.report.predictions import (
+    BASELINE_OF_VALUES,
     GROUP,
     GUID,
     LABEL,
@@ -54,7 +55,7 @@ from docml_assets.report.statistics import (
 from docml_assets.report.summary import summarize, warnings
 from docml_assets.tables import parquet_bytes
 from docml_contract.base import digest
-from docml_contract.names import PREDICTION_SUFFIX, PROBABILITIES_SUFFIX, PROBABILITY_SUFFIX
+from docml_contract.names import BASELINE, PREDICTION_SUFFIX, PROBABILITIES_SUFFIX, PROBABILITY_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def build_report(
     table = table if groups is None else with_groups(table, groups)
     table = table.select(_columns(table)).sort_by(GUID)
     read = read_predictions(table, labels, f"predictions of {experiment} run {run}")
+    if (prepared or {}).get("inputs") == "pooled values":
+        read = replace(read, baseline=BASELINE_OF_VALUES)
     policies = {}
     if target is not None and validation is not None:
         policies = {
@@ -175,6 +178,7 @@ def assess(
         num_test=len(read),
         labels=read.labels,
         models=models,
+        baseline=read.baseline if BASELINE in models else None,
         comparison=tuple(comparison),
         label_winners=_label_winners(own, scores),
         disagreements=len(disagreements(own)),

@@ -18,13 +18,17 @@ Floats = npt.NDArray[np.float64]
 GUID, LABEL, GROUP = "artifact_guid", "label", "group"
 
 
+BASELINE_OF_TOKENS = "TF-IDF with logistic regression"
+BASELINE_OF_VALUES = "logistic regression on pooled values"
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What every model said about every test document.
 
     guids: str[n], sorted and unique. labels: in the order of their ids. truth: int64[n]. predicted: model -> int64[n].
     probability: model -> float64[n], of the predicted label. groups: int64[n] where documents of a group (SPLIT_BY) depend on
-    each other, else None.
+    each other, else None. baseline: what the model `baseline` is, in words.
     """
 
     guids: npt.NDArray[Any]
@@ -33,6 +37,7 @@ class Predictions:
     predicted: Mapping[str, Ids]
     probability: Mapping[str, Floats]
     groups: Ids | None
+    baseline: str = BASELINE_OF_TOKENS
 
     @property
     def models(self) -> tuple[str, ...]:

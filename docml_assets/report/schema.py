@@ -270,6 +270,7 @@ class Report(Document):
     models: dict[str, ModelReport] = Field(
         description="the run's models in their order, then the baseline where there is one"
     )
+    baseline: str | None = Field(None, description="what the baseline is; null without one, and in older reports")
     majority_share: Share | None = Field(
         None, description="share of the test documents that have the most frequent label; null in older reports"
     )

@@ -110,9 +110,7 @@ def _doubts(predictions: Predictions, best: str, models: Mapping[str, ModelRepor
             ahead = (lead if pair.a == best else -lead) > 0
             open_verdict = "is not shown to beat" if ahead else "does not beat"
             verb = {best: "beats", BASELINE: "is worse than"}.get(pair.verdict, open_verdict)
-            said.append(
-                f"{best} {verb} the baseline (TF-IDF with logistic regression, {models[BASELINE].f1_macro:.3f})"
-            )
+            said.append(f"{best} {verb} the baseline ({predictions.baseline}, {models[BASELINE].f1_macro:.3f})")
     counts = np.bincount(predictions.truth, minlength=len(predictions.labels))
     most, share = predictions.labels[int(counts.argmax())], counts.max() / len(predictions)
     for name, ids in predictions.predicted.items():

@@ -184,7 +184,7 @@ class Keys(BaseModel):
     )
     baseline: Flag = key(
         True,
-        "fit TF-IDF with logistic regression when the data are encoded, and judge every model against it",
+        "fit TF-IDF (without tokens: pooled values) with logistic regression when the data are encoded, and judge every model against it",
         FLAG,
     )
     seeds: Seeds = key(

@@ -299,6 +299,13 @@ def test_the_baseline_is_a_row_of_its_own() -> None:
     assert (alone.disagreements, alone.label_winners) == (made.disagreements, made.label_winners)
 
 
+def test_a_baseline_on_pooled_values_is_called_so() -> None:
+    table = predictions_table(300, ("a",), accuracy=(0.9,))
+    made = report(table, baseline=baseline_table(table, 0.25), prepared={"inputs": "pooled values"})
+    assert "; a beats the baseline (logistic regression on pooled values, " in made.summary[0]
+    assert "The baseline is logistic regression on pooled values, fitted on" in made.html.decode()
+
+
 def test_what_preparation_has_found_is_shown() -> None:
     table = predictions_table(300, ("a",), accuracy=(0.9,))
     said = {"now": 0.7, "forecast": 0.75, "interval80": [0.7, 0.8]}

@@ -11,10 +11,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from docml_trainer.preparation import baseline as module
-from docml_trainer.preparation.baseline import Baseline, count_terms, fit_baseline
+from docml_trainer.preparation.baseline import Baseline, fit_baseline
+from docml_trainer.preparation.near_duplicates import nearest_train
 from docml_trainer.preparation.splits import SplitAssignment
+from docml_trainer.preparation.suspects import list_suspects
 
 LABELS = ("invoice", "letter", "memo")
 datasets.disable_progress_bars()
@@ -47,6 +50,38 @@ def write(folder: Path, documents: int = 240, *, chunks: bool = False, groups: i
     names = [None if groups is None else f"group {number // 15 % groups}" for number in range(documents)]
     guids, labels = [row[0] for row in rows], [LABELS[row[1]] for row in rows]
     return SplitAssignment(guids, labels, names, [None] * documents, list(splits))
+
+
+def write_pages(folder: Path, documents: int = 240) -> SplitAssignment:
+    """Splits of pictures and vectors without tokens; a label shows in a corner of the picture."""
+    random = np.random.default_rng(6)
+    labels = np.arange(documents) % len(LABELS)
+    pages = random.integers(0, 200, (documents, 3, 16, 16), dtype=np.uint8)
+    for number, label in enumerate(labels):
+        pages[number, label, :4, :4] += 55
+    columns = {
+        "page": list(pages),
+        "page_ids": [[7]] * documents,
+        "vector": list(random.random((documents, 5), dtype=np.float32)),
+    }
+    features = datasets.Features(
+        {
+            "artifact_guid": datasets.Value("string"),
+            "labels": datasets.ClassLabel(names=list(LABELS)),
+            "page": datasets.Array3D((3, 16, 16), "uint8"),
+            "page_ids": datasets.List(datasets.Value("int32"), length=1),
+            "vector": datasets.List(datasets.Value("float32"), length=5),
+        }
+    )
+    guids = [f"doc-{number:04d}" for number in range(documents)]
+    splits = ["train" if number % 5 < 3 else "valid" if number % 5 == 3 else "test" for number in range(documents)]
+    for split in ("train", "valid", "test"):
+        rows = [number for number, name in enumerate(splits) if name == split]
+        chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
+        own = {"artifact_guid": [guids[row] for row in rows], "labels": labels[rows].tolist()}
+        datasets.Dataset.from_dict({**own, **chosen}, features=features).save_to_disk(str(folder / split))
+    none = [None] * documents
+    return SplitAssignment(guids, [LABELS[label] for label in labels], none, none, list(splits))
 
 
 def fitted(folder: Path, assignment: SplitAssignment) -> Baseline:
@@ -90,6 +125,34 @@ def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path, chunks: bool) -> N
     assert made.facts["terms"] == len(pipeline[0].vocabulary_)
 
 
+def test_without_tokens_it_equals_a_pipeline_of_scikit_learn_on_pooled_values(tmp_path: Path) -> None:
+    assignment = write_pages(tmp_path)
+    made = fit_baseline(tmp_path, None, assignment, LABELS)
+    assert isinstance(made, Baseline), made
+    assert made.facts["feature"] == "page, vector"
+    assert (made.facts["inputs"], made.facts["terms"], made.facts["hashed"]) == ("pooled values", 3 * 8 * 16 + 5, False)
+    values, labels = {}, {}
+    for split in ("train", "valid", "test"):
+        rows = datasets.load_from_disk(str(tmp_path / split)).with_format("numpy")[:]
+        cells = rows["page"].reshape(-1, 3, 8, 2, 16).mean(axis=3).reshape(len(rows["labels"]), -1)
+        values[split], labels[split] = np.concatenate([cells, rows["vector"]], axis=1), rows["labels"]
+    rooted = FunctionTransformer(lambda x: x / np.sqrt(x.shape[1]))
+    pipeline = make_pipeline(StandardScaler(), rooted, LogisticRegression(C=made.facts["C"], max_iter=500))
+    pipeline.fit(values["train"], labels["train"])
+    ours = {row["artifact_guid"]: row["probabilities"] for row in made.table.to_pylist()}
+    for split in ("valid", "test"):
+        guids = datasets.load_from_disk(str(tmp_path / split))["artifact_guid"][:]
+        expected = pipeline.predict_proba(values[split])
+        assert np.array([ours[guid] for guid in guids]) == pytest.approx(expected, abs=1e-6)
+        score = f1_score(labels[split], expected.argmax(axis=1), average="macro")
+        assert made.facts["macro_f1"][split] == pytest.approx(score, abs=1e-6)
+    assert made.facts["macro_f1"]["test"] > 0.8
+    cosines = nearest_train(made.weighted, made.documents.splits)
+    assert cosines["test"]["documents"] == 48
+    table, found = list_suspects(made.documents, made.probabilities, made.weighted, LABELS)
+    assert found["documents"] == table.num_rows
+
+
 def test_train_documents_are_answered_by_a_model_that_saw_nothing_of_their_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,21 +173,6 @@ def test_train_documents_are_answered_by_a_model_that_saw_nothing_of_their_group
     assert all(not seen & answered for seen, answered in asked)
 
 
-def test_more_terms_than_the_limit_share_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assignment = write(tmp_path)
-    exact = fitted(tmp_path, assignment)
-    monkeypatch.setattr(module, "MAX_TERMS", 200)
-    counts, hashed = count_terms(np.arange(1000), np.array([400, 1000]))
-    assert hashed
-    assert counts.sum() == 1000 + 998
-    monkeypatch.undo()
-    assert not exact.facts["hashed"]
-    parts = count_terms(np.array([1, 2, 1, 2, 3]), np.array([2, 2, 5]))[0].toarray()
-    assert sorted(parts[0]) == [0, 0, 1, 1, 1]  # 1, 2 and the pair
-    assert not parts[1].any()
-    assert sorted(parts[2]) == [1, 1, 1, 1, 1]
-
-
 def test_large_train_splits_are_sampled_by_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_FITTED", 60)
     monkeypatch.setattr(module, "MAX_CHOOSING", 30)
@@ -135,7 +183,8 @@ def test_large_train_splits_are_sampled_by_label(tmp_path: Path, monkeypatch: py
 
 def test_what_has_no_baseline_says_why(tmp_path: Path) -> None:
     assignment = write(tmp_path, groups=1)
-    assert fit_baseline(tmp_path, None, assignment, LABELS) == "no feature is a list of token ids"
+    nothing = "no feature is a list of token ids, and besides ids and masks there is none"
+    assert fit_baseline(tmp_path, None, assignment, LABELS) == nothing
     together = "all documents of the train split belong together, so none could be held out"
     assert fit_baseline(tmp_path, "input_ids", assignment, LABELS) == together
 

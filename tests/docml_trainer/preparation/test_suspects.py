@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from docml_trainer.preparation.baseline import EncodedDocuments
+from docml_trainer.preparation.baseline_inputs import EncodedDocuments
 from docml_trainer.preparation.suspects import list_suspects, rank_suspects
 
 NAMES = ("invoice", "letter", "memo", "unused")

@@ -1,32 +1,31 @@
 """The baseline that every model of a run is judged beside: TF-IDF over token ids, and logistic regression.
 
 It is fitted on the train split of the data just prepared. Its answers about train documents come out of fold (five folds, which no
-group and no near-duplicates straddle), those about valid and test documents from the fit on train. Terms are the ids of one feature
-and pairs of neighbouring ids, in at least two of the documents that a fit sees; beyond a million of them they share buckets by hash.
+group and no near-duplicates straddle), those about valid and test documents from the fit on train. Of the terms those take part that at
+least two of the documents have that a fit sees. Where no feature is a token list, standardized pooled values take the place of TF-IDF.
 """
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import sparse, stats
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
+from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 
 from docml_contract.names import SPLITS
-from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS
+from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Floats, Ids, Inputs, count_terms, read_encoded
 from docml_trainer.preparation.documents import order_key
 from docml_trainer.preparation.splits import SplitAssignment, blocks_of
 
@@ -34,34 +33,18 @@ MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
 MAX_ROTATED = 2_000  # documents up to which a fit in the space that they span is the quicker one
 RANK_TOLERANCE = 1e-12
-MAX_TERMS = 2**20
 FOLDS = 5
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 MAX_ITERATIONS = 500
-TOKENS_AT_ONCE = 4_000_000
-PAIR, MIXER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Probabilities = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class EncodedDocuments:
-    """Every document of the prepared data, split by split: tokens are joined, `ends` int64[documents] says where each one's end."""
-
-    guids: list[str]
-    labels: Ids
-    splits: list[str]
-    tokens: Ids
-    ends: Ids
 
 
 @dataclass(frozen=True)
 class Baseline:
     """baseline.parquet, what split_metadata.json says of it, and what it was made of.
 
-    probabilities: float32[documents, labels], each document's from a fit that had not seen it. counts: as `count_terms` gives them.
+    probabilities: float32[documents, labels], each document's from a fit that had not seen it. inputs: what it knows of the documents.
     fitted: int64[n], the documents of the train split that it was fitted on.
     """
 
@@ -69,13 +52,15 @@ class Baseline:
     facts: dict[str, Any]
     documents: EncodedDocuments
     probabilities: Probabilities
-    counts: sparse.csr_array
+    inputs: Inputs
     fitted: Ids
 
     @cached_property
-    def weighted(self) -> sparse.csr_array:
-        """float64[documents, terms], TF-IDF of all documents, rows of unit length: by its cosine documents are similar."""
-        return TfidfTransformer(sublinear_tf=True).fit_transform(self.counts)
+    def weighted(self) -> Inputs:
+        """TF-IDF or standardized values of all documents, rows of unit length: by its cosine documents are similar."""
+        if sparse.issparse(self.inputs):
+            return TfidfTransformer(sublinear_tf=True).fit_transform(self.inputs)
+        return normalize(StandardScaler().fit_transform(self.inputs))
 
     @property
     def chance(self) -> str | None:
@@ -100,17 +85,18 @@ def fit_baseline(
 ) -> Baseline | str:
     """Fit it on the splits below `output`; where that is impossible, the reason.
 
-    feature: the column of token ids, None if the data have none. assignment: which documents belong together.
+    feature: the column of token ids; None if the data have none, which are then pooled. assignment: which documents belong together.
     """
     started = time.monotonic()
-    if feature is None:
-        return "no feature is a list of token ids"
-    documents = _read(output, feature)
+    read = read_encoded(output, feature)
+    if isinstance(read, str):
+        return read
+    documents, columns = read
     block_of = {assignment.guids[row]: number for number, block in enumerate(blocks_of(assignment)) for row in block}
     made = fit_documents(documents, np.array([block_of[guid] for guid in documents.guids]), label_names)
     if isinstance(made, str):
         return made
-    return replace(made, facts={"feature": feature, **made.facts, "seconds": round(time.monotonic() - started, 3)})
+    return replace(made, facts={"feature": columns, **made.facts, "seconds": round(time.monotonic() - started, 3)})
 
 
 def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequence[str]) -> Baseline | str:
@@ -122,22 +108,26 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
     folds = _folds(blocks, fitted, documents)
     if folds.max() < 1:
         return "all documents of the train split belong together, so none could be held out"
-    counts, hashed = count_terms(documents.tokens, documents.ends)
+    inputs: Inputs | None = documents.values
+    hashed = False
+    if inputs is None:
+        inputs, hashed = count_terms(documents.tokens, documents.ends)
     width = len(label_names)
     choosers = _sample(fitted, documents, MAX_CHOOSING)
     chosen, choosing = choose_strength(
-        counts, documents.labels, choosers, folds[np.searchsorted(fitted, choosers)], width
+        inputs, documents.labels, choosers, folds[np.searchsorted(fitted, choosers)], width
     )
     probabilities = np.zeros((len(documents.guids), width), dtype=np.float32)
     held_out = (
         choosing
         if len(choosing) == len(fitted)
-        else _out_of_fold(counts, documents.labels, fitted, folds, chosen, width)
+        else _out_of_fold(inputs, documents.labels, fitted, folds, chosen, width)
     )
     probabilities[fitted] = held_out
     others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
-    probabilities[others], terms = answer(counts, documents.labels, fitted, others, chosen, width)
+    probabilities[others], terms = answer(inputs, documents.labels, fitted, others, chosen, width)
     facts = {
+        "inputs": "terms" if documents.values is None else "pooled values",
         "documents": len(fitted),
         "of_train_documents": int(train.sum()),
         "terms": terms,
@@ -145,71 +135,7 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
         "C": chosen,
         "macro_f1": _macro_f1(documents, probabilities),
     }
-    return Baseline(_table(documents, probabilities, label_names), facts, documents, probabilities, counts, fitted)
-
-
-def count_terms(tokens: Ids, ends: Ids) -> tuple[sparse.csr_array, bool]:
-    """float64[documents, terms] of how often each token and each pair of neighbours occurs, and whether terms share buckets by hash."""
-    terms: npt.NDArray[np.uint64] | None = np.zeros(0, dtype=np.uint64)
-    for codes, _ in _codes(tokens, ends):
-        if terms is not None:
-            terms = np.union1d(terms, codes)
-            terms = terms if len(terms) <= MAX_TERMS else None
-    rows, columns, counted = [], [], []
-    width = MAX_TERMS if terms is None else len(terms)
-    for codes, documents in _codes(tokens, ends):
-        place = (
-            (codes * MIXER >> np.uint64(32)) % np.uint64(MAX_TERMS) if terms is None else np.searchsorted(terms, codes)
-        )
-        cells, number = np.unique(documents * width + place.astype(np.int64), return_counts=True)
-        rows.append(cells // width)
-        columns.append(cells % width)
-        counted.append(number)
-    shape = (len(ends), width)
-    values = np.concatenate(counted).astype(np.float64)
-    return sparse.csr_array((values, (np.concatenate(rows), np.concatenate(columns))), shape=shape), terms is None
-
-
-def _codes(tokens: Ids, ends: Ids) -> Iterator[tuple[npt.NDArray[np.uint64], Ids]]:
-    """The terms of the documents, a part of the documents at a time: uint64[terms], and int64[terms], the document of each."""
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    first = 0
-    while first < len(ends):
-        last = max(first + 1, int(np.searchsorted(ends, starts[first] + TOKENS_AT_ONCE, side="right")))
-        part = tokens[starts[first] : ends[last - 1]].astype(np.uint64)
-        document = np.repeat(np.arange(first, last), ends[first:last] - starts[first:last])
-        inside = document[1:] == document[:-1]
-        # A pair's code is far from every token id: ids are small, and the factor spreads pairs over all 64 bits.
-        pairs = (part[:-1] + np.uint64(1)) * PAIR + part[1:]
-        yield np.concatenate([part, pairs[inside]]), np.concatenate([document, document[1:][inside]])
-        first = last
-
-
-def _read(output: Path, feature: str) -> EncodedDocuments:
-    guids: list[str] = []
-    splits: list[str] = []
-    labels, tokens, lengths = [], [], []
-    for split in SPLITS:
-        if not any((output / split).glob("*.arrow")):
-            continue
-        table = datasets.load_from_disk(str(output / split)).with_format("arrow")[:]
-        guids += table[ARTIFACT_GUID].to_pylist()
-        splits += [split] * table.num_rows
-        labels.append(table[LABELS].to_numpy())
-        column = table[feature].combine_chunks()
-        owner = np.arange(len(column))
-        while pa.types.is_nested(column.type):
-            owner = owner[pc.list_parent_indices(column).to_numpy()]
-            column = column.flatten()
-        lengths.append(np.bincount(owner, minlength=table.num_rows))
-        tokens.append(column.to_numpy(zero_copy_only=False).astype(np.int64))
-    return EncodedDocuments(
-        guids,
-        np.concatenate(labels).astype(np.int64),
-        splits,
-        np.concatenate(tokens),
-        np.cumsum(np.concatenate(lengths)),
-    )
+    return Baseline(_table(documents, probabilities, label_names), facts, documents, probabilities, inputs, fitted)
 
 
 def _sample(rows: Ids, documents: EncodedDocuments, most: int) -> Ids:
@@ -245,51 +171,54 @@ def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
     return folds
 
 
-def choose_strength(
-    counts: sparse.csr_array, labels: Ids, rows: Ids, folds: Ids, width: int
-) -> tuple[float, Probabilities]:
+def choose_strength(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> tuple[float, Probabilities]:
     """The strength with the lowest log loss out of fold on these rows, and its answers about them. folds: int64[rows]."""
-    found = {c: _out_of_fold(counts, labels, rows, folds, c, width) for c in STRENGTHS}
+    found = {c: _out_of_fold(inputs, labels, rows, folds, c, width) for c in STRENGTHS}
     losses = {c: log_loss(labels[rows], values, labels=range(width)) for c, values in found.items()}
     best = min(STRENGTHS, key=lambda c: losses[c])
     return best, found[best]
 
 
-def _out_of_fold(
-    counts: sparse.csr_array, labels: Ids, rows: Ids, folds: Ids, strength: float, width: int
-) -> Probabilities:
+def _out_of_fold(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, strength: float, width: int) -> Probabilities:
     found = np.zeros((len(rows), width), dtype=np.float32)
     for fold in np.unique(folds):
         inside = folds == fold
-        found[inside], _ = answer(counts, labels, rows[~inside], rows[inside], strength, width)
+        found[inside], _ = answer(inputs, labels, rows[~inside], rows[inside], strength, width)
     return found
 
 
-def answer(
-    counts: sparse.csr_array, labels: Ids, fit: Ids, asked: Ids, strength: float, width: int
-) -> tuple[Probabilities, int]:
-    """float32[asked, width]: probabilities of a model fitted on the rows `fit`; and how many terms it knows."""
+def answer(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strength: float, width: int) -> tuple[Probabilities, int]:
+    """float32[asked, width]: probabilities of a model fitted on the rows `fit`; and how many terms or values it knows."""
     found = np.zeros((len(asked), width), dtype=np.float32)
     known = np.unique(labels[fit])
     if len(known) == 1:
         found[:, known[0]] = 1
         return found, 0
-    own = counts[fit]
-    spread = own.count_nonzero(axis=0)
-    columns = np.flatnonzero(spread >= 2)
-    columns = columns if len(columns) else np.flatnonzero(spread)
-    weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns])
-    known_values, asked_values = (weights.transform(counts[rows][:, columns]) for rows in (fit, asked))
+    known_values, asked_values, terms = _weigh(inputs, fit, asked)
     model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
     # One thread: several wait for each other for longer than they help, and their number would show in the last digits.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # as good as it is after so many iterations
-        if len(fit) <= MAX_ROTATED:
+        if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
             known_values, asked_values = _rotate(known_values, asked_values)
         model.fit(known_values, labels[fit])
     if len(asked):
         found[:, model.classes_] = model.predict_proba(asked_values)
-    return found, len(columns)
+    return found, terms
+
+
+def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
+    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, and how many terms or values that are."""
+    if not sparse.issparse(inputs):
+        scaler = StandardScaler().fit(inputs[fit])
+        unit = inputs.shape[1] ** -0.5  # rows of about unit length, as those of TF-IDF: a strength means the same
+        return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1]
+    own = inputs[fit]
+    spread = own.count_nonzero(axis=0)
+    columns = np.flatnonzero(spread >= 2)
+    columns = columns if len(columns) else np.flatnonzero(spread)
+    weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns])
+    return weights.transform(own[:, columns]), weights.transform(inputs[asked][:, columns]), len(columns)
 
 
 def _rotate(fit: sparse.csr_array, asked: sparse.csr_array) -> tuple[Floats, Floats]:

@@ -22,7 +22,8 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from docml_trainer.preparation.baseline import Baseline, Floats, Ids, answer
+from docml_trainer.preparation.baseline import Baseline, answer
+from docml_trainer.preparation.baseline_inputs import Floats, Ids
 
 DIVISORS = (2, 4, 8)  # of the number of documents: the sizes of the parts
 MANY = 5_000  # documents above which a quarter of the parts is fitted: together that takes as long as one fit on all
@@ -54,7 +55,7 @@ def estimate_curve(baseline: Baseline, label_names: Sequence[str]) -> dict[str, 
         said = (
             baseline.probabilities[asked]
             if known
-            else answer(baseline.counts, documents.labels, rows, asked, baseline.facts["C"], width)[0]
+            else answer(baseline.inputs, documents.labels, rows, asked, baseline.facts["C"], width)[0]
         )
         scores.append(f1_score(truth, said.argmax(axis=1), labels=present, average=None, zero_division=0))
     by_label = np.array(scores)

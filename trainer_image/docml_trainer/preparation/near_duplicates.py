@@ -129,15 +129,17 @@ def nearest_train(weighted: Any, splits: Sequence[str]) -> dict[str, Any]:
     weighted: rows of unit length, such as TF-IDF gives. By split: how many documents were compared (at most 2,000, evenly taken), and
     which share of them has a train document at least as similar as each of SIMILARITIES.
     """
+    from docml_trainer.preparation.baseline_inputs import dense, transpose
+
     train = np.flatnonzero([split == "train" for split in splits])
-    transposed, found = weighted[train].T.tocsr(), {}
+    transposed, found = transpose(weighted[train]), {}
     for split in ("valid", "test"):
         rows = np.flatnonzero([name == split for name in splits])
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_COMPARED)).round().astype(np.int64)]
         if not len(rows) or not len(train):
             continue
         parts = (rows[start : start + COMPARED_AT_ONCE] for start in range(0, len(rows), COMPARED_AT_ONCE))
-        highest = np.concatenate([(weighted[part] @ transposed).max(axis=1).toarray().reshape(-1) for part in parts])
+        highest = np.concatenate([dense(weighted[part] @ transposed).max(axis=1) for part in parts])
         shares = {f"{edge:g}": round(float((highest >= edge - 1e-9).mean()), 6) for edge in SIMILARITIES}
         found[split] = {"documents": len(rows), "shares": shares}
     return found

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import sparse
 
-from docml_trainer.preparation.baseline import EncodedDocuments, Floats, Ids, Probabilities
+from docml_trainer.preparation.baseline import Probabilities
+from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Floats, Ids, Inputs, dense, transpose
 
 MOST = 5_000  # suspects that are listed
 NEIGHBOURS_AT_ONCE = 100
@@ -67,7 +67,7 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
 def list_suspects(
     documents: EncodedDocuments,
     probabilities: Probabilities,
-    weighted: sparse.csr_array,
+    weighted: Inputs,
     label_names: Sequence[str],
     unfit: str | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
@@ -77,7 +77,7 @@ def list_suspects(
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
     confidence (what speaks for the label: the geometric mean of its probability over the mean of it among the documents that have it, and over
     the likeliest other label's), split, nearest_same and
-    nearest_likely: the GUIDs of the most similar documents (cosine of TF-IDF) that have the label, and the likely one; null where there
+    nearest_likely: the GUIDs of the most similar documents (cosine of `weighted`) that have the label, and the likely one; null where there
     is none.
     """
     ranking = rank_suspects(documents.labels, probabilities)
@@ -114,14 +114,14 @@ def list_suspects(
 
 
 def _nearest(
-    weighted: sparse.csr_array, rows: Ids, labels: Ids, wanted: Sequence[Ids], guids: Sequence[str]
+    weighted: Inputs, rows: Ids, labels: Ids, wanted: Sequence[Ids], guids: Sequence[str]
 ) -> list[list[str | None]]:
     """For each of `wanted`, by row: the GUID of the most similar other document with the wanted label."""
     found: list[list[str | None]] = [[] for _ in wanted]
-    transposed = weighted.T.tocsr()
+    transposed = transpose(weighted)
     for start in range(0, len(rows), NEIGHBOURS_AT_ONCE):
         part = rows[start : start + NEIGHBOURS_AT_ONCE]
-        similarity = (weighted[part] @ transposed).toarray()
+        similarity = dense(weighted[part] @ transposed)
         similarity[np.arange(len(part)), part] = -1.0
         for nearest, wanted_labels in zip(found, wanted, strict=True):
             label = wanted_labels[start : start + NEIGHBOURS_AT_ONCE]

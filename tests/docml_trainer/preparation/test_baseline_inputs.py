@@ -1,0 +1,43 @@
+"""What the baseline knows of documents: counts of terms, and pooled values."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from docml_trainer.data.shapes import Shape
+from docml_trainer.preparation import baseline_inputs as module
+from docml_trainer.preparation.baseline_inputs import count_terms, pool_values
+
+
+def test_terms_are_tokens_and_pairs_of_neighbours() -> None:
+    counts, hashed = count_terms(np.array([1, 2, 1, 2, 3]), np.array([2, 2, 5]))
+    assert not hashed
+    parts = counts.toarray()
+    assert sorted(parts[0]) == [0, 0, 1, 1, 1]  # 1, 2 and the pair
+    assert not parts[1].any()
+    assert sorted(parts[2]) == [1, 1, 1, 1, 1]
+
+
+def test_more_terms_than_the_limit_share_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TERMS", 200)
+    counts, hashed = count_terms(np.arange(1000), np.array([400, 1000]))
+    assert hashed
+    assert counts.shape == (2, 200)
+    assert counts.sum() == 1000 + 998
+
+
+def test_fixed_axes_are_pooled_in_stretches_until_few_values_are_left() -> None:
+    pages = np.random.default_rng(0).integers(0, 255, (3, 2, 12, 5))
+    pooled = pool_values(pa.array(pages.tolist()), Shape((2, 12, 5), "uint8"), 20)
+    # 120 values: 12 is halved to 6, that to 3, and 5 to 3, of stretches of two, two and one
+    parts = np.stack([part.mean(axis=3) for part in np.split(pages, [2, 4], axis=3)], axis=3)
+    expected = parts.reshape(3, 2, 3, 4, 3).mean(axis=3)
+    assert pooled == pytest.approx(expected.reshape(3, -1))
+
+
+def test_free_axes_are_averaged_and_nothing_is_zero() -> None:
+    boxes = pa.array([[[1.0, 2.0], [3.0, 6.0]], [], [[5.0, 7.0]]], pa.list_(pa.list_(pa.float32())))
+    assert pool_values(boxes, Shape((None, 2), "float32"), 10).tolist() == [[2.0, 4.0], [0.0, 0.0], [5.0, 7.0]]
+    nested = pa.array([[[1, 3], []], [[5]]], pa.list_(pa.list_(pa.int32())))
+    assert pool_values(nested, Shape((None, None), "int32"), 10).tolist() == [[1.0], [5.0]]
+    assert pool_values(pa.array([4, 9]), Shape((), "int32"), 10).tolist() == [[4.0], [9.0]]
