@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from bench._texts import SETS, encode, read_set
+from docml_contract.learning_curve import forecast
 from docml_trainer.preparation.baseline import FOLDS, answer, choose_strength
 from docml_trainer.preparation.baseline_inputs import count_terms
-from docml_trainer.preparation.learning_curve import draw_parts, forecast
+from docml_trainer.preparation.learning_curve import draw_parts
 
 RESAMPLES = 50
 DOCUMENTS = {"bundled": (100, 52), "newsgroups": (600, 400), "licences": (600, 500)}  # fitted at last, judged

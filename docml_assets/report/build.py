@@ -15,6 +15,7 @@ from docml_assets.report.comparison import (
     score_history,
 )
 from docml_assets.report.evidence import Evidence, Lineage
+from docml_assets.report.learning_curve import CurveAnswers, score_curve
 from docml_assets.report.page import render_page
 from docml_assets.report.plots import draw_plots
 from docml_assets.report.policy import model_policy
@@ -103,6 +104,7 @@ def build_report(
     seeds: SeedAnswers | None = None,
     prepared: Mapping[str, Any] | None = None,
     units: "UnitAnswers | None" = None,
+    curve: CurveAnswers | None = None,
 ) -> ReportFiles:
     """Report on a run. ReportError where the predictions cannot be reported on (an empty test split, labels of other data).
 
@@ -113,7 +115,8 @@ def build_report(
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
     changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several. units: where the answers
     are about artifacts, those about their units.
-    prepared: what split_metadata.json says of the baseline: its learning curve, and how near documents are to train's.
+    curve: what the first model answered after training on parts of the documents. prepared: what split_metadata.json says of the
+    baseline: its learning curve, and how near documents are to train's.
     """
     table = with_probabilities(predictions, documents)
     table = table if baseline is None else with_baseline(table, baseline)
@@ -129,6 +132,9 @@ def build_report(
         }
     report = assess(experiment, run, read, timings, previous, policies, changed, seeds)
     report = report.model_copy(update=_prepared(prepared or {}) if baseline is not None else {})
+    if curve is not None:
+        whole = list(seeds.predictions.values()) if seeds else [predictions]
+        report = report.model_copy(update={"model_curve": score_curve(read, whole, curve)})
     if units is not None:
         report = report.model_copy(update={"units": assess_units(units, labels, f"units of {experiment} run {run}")})
     evidence = Evidence.gather(read.without_baseline, documents, history, excerpts)
@@ -270,8 +276,9 @@ def report_version(predictions: pa.Table, report: Report) -> str:
     }
     policies = {name: policy.meaning for name, policy in report.policies.items()}
     seeds = {name: [[score.seed, score.f1_macro] for score in found.scores] for name, found in report.seeds.items()}
+    points = [list(point) for point in report.model_curve.points] if report.model_curve else []
     meaning = ["report", list(report.labels), *_said(predictions), scores]
-    return digest([*meaning, *(part for part in (policies, seeds) if part)])
+    return digest([*meaning, *(part for part in (policies, seeds, points) if part)])
 
 
 def _model_report(

@@ -1,6 +1,5 @@
 """report.html: one self-contained page. Everything in it is escaped, and it can load nothing: documents are untrusted."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from docml_assets.numbers import duration, number, p_value, setting, share, signed
 from docml_assets.report.evidence import Evidence, Lineage
+from docml_assets.report.learning_curve import chart, gains, model_curves
 from docml_assets.report.plots import COLORS
-from docml_assets.report.schema import NO_DIFFERENCE, Calibration, Forecast, ModelReport, Report
+from docml_assets.report.schema import NO_DIFFERENCE, Calibration, ModelReport, Report
 from docml_assets.report.svg import Chart, Series
 
 TEMPLATE = "page.html.j2"
@@ -74,7 +74,8 @@ def render_page(
         if len(report.labels) <= MATRIX_LABELS
         else {},
         confusions={name: confusions(report, model) for name, model in report.models.items()},
-        gains=_gains(report),
+        gains=gains(report),
+        curves=model_curves(report),
         charts=charts(report, evidence),
     )
 
@@ -133,7 +134,7 @@ def charts(report: Report, evidence: Evidence) -> dict[str, Any]:
         ).svg()
         if len(report.history) > 1
         else "",
-        "learning_curve": _learning_curve(report).svg() if report.learning_curve else "",
+        "learning_curve": chart(report, css).svg(),
         "policy": Chart(
             "coverage: share of the documents accepted",
             "precision: share of these that is right",
@@ -181,40 +182,6 @@ def _history(report: Report, css: Mapping[str, str]) -> list[Series]:
             )
         )
     return series
-
-
-def _gains(report: Report) -> list[tuple[str, Forecast]]:
-    """The labels' forecasts, the largest gain first."""
-    labels = report.learning_curve.labels if report.learning_curve else {}
-    return sorted(labels.items(), key=lambda item: (item[1].now - item[1].forecast, item[0]))
-
-
-def _learning_curve(report: Report) -> Chart:
-    """The baseline's fits as dots, their means by size and the forecast as a line."""
-    curve = report.learning_curve
-    assert curve is not None
-    sizes = sorted({size for size, _ in curve.points})
-    means = [statistics.fmean(score for at, score in curve.points if at == size) for size in sizes]
-    last, then = curve.f1_macro.now, curve.f1_macro
-    css = f"m{(len(report.models) - 1) % len(COLORS)}"
-    measured = Series(
-        "measured",
-        css,
-        list(zip(sizes, means, strict=True)),
-        titles=[f"{n:,} documents: {y:.3f}" for n, y in zip(sizes, means, strict=True)],
-    )
-    ahead = Series(
-        "forecast",
-        css,
-        [(sizes[-1], last), (curve.documents, then.forecast)],
-        band=[(sizes[-1], last, last), (curve.documents, *then.interval80)],
-        dashed=True,
-        titles=[
-            "",
-            f"{curve.documents:,} documents: {then.forecast:.3f} ({then.interval80[0]:.3f} to {then.interval80[1]:.3f})",
-        ],
-    )
-    return Chart("train documents", "macro-F1 of the baseline", [measured, ahead])
 
 
 def _policies(report: Report, css: Mapping[str, str]) -> list[Series]:

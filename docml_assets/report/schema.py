@@ -224,14 +224,12 @@ class Forecast(Document):
 
 
 class LearningCurve(Document):
-    """The baseline on the validation and test documents, by the number of documents that it was fitted on."""
+    """A model's scores by the number of documents that it was trained on."""
 
-    points: tuple[tuple[int, Share], ...] = Field(
-        description="documents and macro-F1 of every fit, the one on all first"
-    )
-    documents: int = Field(description="twice as many as it was fitted on")
+    points: tuple[tuple[int, Share], ...] = Field(description="documents and macro-F1 of every fit, those on all first")
+    documents: int = Field(description="twice as many as there are")
     f1_macro: Forecast
-    labels: dict[str, Forecast] = Field(description="F1 of the labels that validation or test documents have")
+    labels: dict[str, Forecast] = Field(description="F1 of the labels that the documents have by which it was judged")
 
 
 class Nearness(Document):
@@ -284,7 +282,12 @@ class Report(Document):
     )
     seeds: dict[str, ModelSeeds] = Field({}, description="by model of the run; empty without SEEDS")
     learning_curve: LearningCurve | None = Field(
-        None, description="null without a baseline, or where its documents are too few"
+        None,
+        description="the baseline's, on the validation and test documents; null without one, or where its documents are too few",
+    )
+    model_curve: LearningCurve | None = Field(
+        None,
+        description="the first model's, on the test documents; null without LEARNING_CURVE, or where documents are too few",
     )
     nearest_train: dict[str, Nearness] = Field({}, description="by split, valid and test; empty without a baseline")
     units: UnitReport | None = Field(None, description="null where artifacts are the models' documents, too")

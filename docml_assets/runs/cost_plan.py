@@ -8,7 +8,7 @@ from typing import Literal
 from docml_assets.experiment.settings.settings import Settings
 from docml_assets.numbers import duration
 from docml_assets.runs.claims import run_folders
-from docml_contract.jobs import Compute
+from docml_contract.jobs import CURVE_PARTS, Compute
 from docml_contract.names import INFERENCE, PREPARATION, TRAINING, TUNING, RunPlace
 from resources.errors import ResourceError
 from resources.jobs.engine.records import JobRecord, job_records
@@ -141,7 +141,7 @@ def _steps(settings: Settings, performed: frozenset[str]) -> Iterator[PlannedSte
         yield PlannedStep(PREPARATION, settings.compute("preparation"), 1, 1)
     trains = settings.compute("training")
     if TRAINING in performed:
-        jobs = len(models) * seeds
+        jobs = len(models) * seeds + (len(CURVE_PARTS) if settings.learning_curve else 0)
         yield PlannedStep(TRAINING, trains, jobs, jobs, models)
     if TUNING in performed:
         yield PlannedStep(TUNING, trains, len(models), len(models) * settings.max_jobs, models)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from docml_assets.steps import specs
+from docml_assets.steps.learning_curve import read_parts
 from docml_assets.steps.preparation import recorded_data
 from docml_assets.steps.training import SeedModels
 from docml_assets.steps.work import Work
@@ -45,8 +46,10 @@ class SplitAnswers:
     jobs: tuple[JobResult, ...] = ()
 
     @classmethod
-    def read(cls, work: Work, folder: str, output: JobOutput, jobs: tuple[JobResult, ...] = ()) -> "SplitAnswers":
-        """From the folder of a job's output. IncompleteArtifact."""
+    def read(
+        cls, work: Work, folder: str, output: JobOutput | Manifest, jobs: tuple[JobResult, ...] = ()
+    ) -> "SplitAnswers":
+        """From the folder of a job's output, or where it was kept. IncompleteArtifact."""
 
         def content(name: str) -> bytes:
             return read_recorded(work.store, folder, output.file(name))
@@ -144,6 +147,17 @@ def find_seeded_answers(
         joined = own if joined is None else joined.joined(own)
     assert joined is not None
     return replace(joined, jobs=tuple(job for answers in by_seed.values() for job in answers.jobs)), by_seed
+
+
+def find_part_answers(work: Work) -> tuple[int, list[tuple[int, SplitAnswers]]]:
+    """The number of train documents, and what the run's first model answered after training on so many of them. IncompleteArtifact."""
+    parts = read_parts(work)
+    if parts is None:
+        return 0, []
+    return parts.documents, [
+        (part.size(parts.documents), SplitAnswers.read(work, folder, parts.manifests[part]))
+        for part, folder in parts.folders.items()
+    ]
 
 
 def _of_trainings(

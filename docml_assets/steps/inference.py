@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from docml_assets.report.schema import read_report
-from docml_assets.steps.answers import SplitAnswers, find_answers, find_seeded_answers, inference_job
+from docml_assets.steps.answers import SplitAnswers, find_answers, find_part_answers, find_seeded_answers, inference_job
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.past_runs import read_past_runs
 from docml_assets.steps.preparation import read_labels, read_prepared, read_prepared_manifest
@@ -124,6 +124,7 @@ def _report(
     models: their folders and manifests. seeded: with SEEDS, every model's trainings and their answers by seed.
     """
     from docml_assets.report.build import build_report  # scipy takes most of a second to load
+    from docml_assets.report.learning_curve import CurveAnswers
     from docml_assets.report.seeds import SeedAnswers
 
     folders, manifests = models
@@ -131,12 +132,14 @@ def _report(
     past = read_past_runs(work)
     baseline = _baseline(work, data.folder)
     groups = _groups(work, data.folder) if work.settings.split_by else None
+    documents, parts = find_part_answers(work)
     units = None
     if read_units(work) is not None:
         units = _unit_answers(work, answers, baseline, groups)
         combined = combine_answers(work, answers, baseline)
         answers, baseline = combined.answers, combined.baseline
         by_seed = {seed: combine_answers(work, found, None).answers for seed, found in by_seed.items()}
+        parts = [(size, combine_answers(work, found, None).answers) for size, found in parts]
     return build_report(
         experiment=work.place.experiment,
         run=work.place.number,
@@ -168,6 +171,7 @@ def _report(
         if seeds
         else None,
         units=units,
+        curve=CurveAnswers(documents, [(size, found.predictions) for size, found in parts]) if parts else None,
     )
 
 

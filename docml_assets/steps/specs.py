@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from docml_assets.experiment.settings.settings import Step
@@ -16,12 +17,32 @@ from docml_contract.jobs import (
     PredictTask,
     PrepareTask,
     RecordedFiles,
+    TrainPart,
     TrainTask,
     Tuning,
 )
 from docml_contract.names import EXPORT, INFERENCE, PREDICTION, TORCHSCRIPT, TRAINING, TUNING
 
 Phase = Literal["whole", "shard", "merge"]
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """One training of the run: a model, with one of SEEDS or on a part of the documents where that is asked, and its folder."""
+
+    model: str
+    folder: str
+    seed: int | None = None
+    part: TrainPart | None = None
+
+    @property
+    def piece(self) -> str | None:
+        """What tells its job apart from those of the model's other trainings."""
+        return str(self.part).replace(" ", "-") if self.part else piece_of(self.seed)
+
+    def __str__(self) -> str:
+        more = self.part or (None if self.seed is None else f"seed {self.seed}")
+        return self.model if more is None else f"{self.model}, {more}"
 
 
 def step_compute(work: Work, step: Step, *, hosts: int | None = None) -> Compute:
@@ -67,18 +88,17 @@ def preparation_spec(
 
 def training_spec(
     work: Work,
-    model: str,
+    training: PlannedTraining,
     *,
     prepared: RecordedFiles,
     files: Mapping[str, bytes],
     inputs: Mapping[str, str],
     provenance: Mapping[str, str],
-    seed: int | None = None,
 ) -> JobSpec:
-    """Train one model, or search for its hyperparameters, on prepared data. seed: the one of SEEDS; None where there are none."""
-    settings = work.settings
+    """Train one model, or search for its hyperparameters, on prepared data."""
+    settings, model = work.settings, training.model
     constants = settings.tuning_constants_of(model) if work.tunes else settings.hyperparameters_of(model)
-    infers = settings.infers_in_training and work.performs(INFERENCE) and not work.tunes
+    infers = (settings.infers_in_training and work.performs(INFERENCE) and not work.tunes) or training.part is not None
     inference = InferencePhase(validation=settings.auto_accept_precision is not None) if infers else None
     return JobSpec(
         kind="tuning" if work.tunes else "training",
@@ -86,7 +106,7 @@ def training_spec(
         run=work.place.number,
         step=TUNING if work.tunes else TRAINING,
         model=model,
-        piece=piece_of(seed),
+        piece=training.piece,
         task=TrainTask(
             experiment=work.place.experiment,
             run=work.place.number,
@@ -96,10 +116,11 @@ def training_spec(
             cpu_processes=settings.cpu_processes,
             objective_metric=settings.objective_metric_name,
             objective_type=settings.objective_type,
-            tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes, piece=piece_of(seed)),
+            tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes, piece=training.piece),
             inference=inference,
+            part=training.part,
         ),
-        hyperparameters=constants if seed is None else {**constants, "seed": seed},
+        hyperparameters=constants if training.seed is None else {**constants, "seed": training.seed},
         channels=tuple(
             _split_channel(prepared, split) for split in ("train", "valid", *(["test"] if inference else []))
         ),

@@ -2,7 +2,7 @@
 
 Models are published one by one, `training/<model>/` or `tuning/<model>/`, each with its manifest; the asset is finished when all are.
 With SEEDS each model is trained once a seed, `training/<model>/seed-<seed>/`, and the one that is best on the validation split becomes
-`training/<model>/`.
+`training/<model>/`. With LEARNING_CURVE the first one is trained on parts of the documents, too (learning_curve.py).
 """
 
 import json
@@ -15,8 +15,10 @@ from importlib import metadata
 from shutil import which
 
 from docml_assets.steps import specs
+from docml_assets.steps.learning_curve import missing_parts, plan_parts, publish_part
 from docml_assets.steps.preparation import read_prepared, read_prepared_manifest, recorded_data
 from docml_assets.steps.reuse import nothing_to_reuse, reused_outcome, take_earlier
+from docml_assets.steps.specs import PlannedTraining
 from docml_assets.steps.work import ModelsFailed, NotReady, Outcome, Work
 from docml_contract.base import digest
 from docml_contract.manifests import Manifest, cache_key
@@ -36,18 +38,6 @@ from resources.store.manifests import check_finished, read_manifest
 
 
 @dataclass(frozen=True)
-class PlannedTraining:
-    """One training of the run: a model, with one of SEEDS where there are any, and the folder that it is published in."""
-
-    model: str
-    seed: int | None
-    folder: str
-
-    def __str__(self) -> str:
-        return self.model if self.seed is None else f"{self.model}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
 class SeedModels:
     """A model's trainings: seed -> the finished folder, its manifest, macro-F1 on the validation split; and the seed that was chosen."""
 
@@ -64,7 +54,7 @@ class SeedModels:
 def run_training(work: Work) -> Outcome | None:
     """Train or tune every model. None where the step is not performed, nothing fits and nothing needs it."""
     folders, manifests = _own(work)
-    if manifests.keys() == folders.keys():
+    if manifests.keys() == folders.keys() and not (work.performs(TRAINING) and missing_parts(work)):
         for name, manifest in manifests.items():
             check_finished(work.store, manifest, folders[name])
         read_seeds(work)
@@ -123,13 +113,12 @@ def _folders(work: Work, place: RunPlace, tuned: bool) -> dict[str, str]:
     return {name: place.trained(name, tuned=tuned) for name in work.settings.model_names}
 
 
-def _seed_folders(work: Work, place: RunPlace, tuned: bool) -> dict[str, str]:
-    """The folders of a run's single seeds, keyed as no model is called."""
-    return {
-        f"{name}, seed {seed}": place.seeded(name, seed)
-        for name in work.settings.model_names
-        for seed in (() if tuned else work.seeds)
-    }
+def _further_folders(work: Work, place: RunPlace, tuned: bool) -> dict[str, str]:
+    """The folders of a run's single seeds and of its learning curve's parts, keyed as no model is called."""
+    if tuned:
+        return {}
+    seeds = {f"{name}, seed {n}": place.seeded(name, n) for name in work.settings.model_names for n in work.seeds}
+    return seeds | {str(training): training.folder for training in plan_parts(work, place)}
 
 
 def _found(work: Work, folders: dict[str, str]) -> tuple[dict[str, str], dict[str, Manifest]]:
@@ -163,8 +152,8 @@ def _skip(work: Work) -> Outcome | None:
         targets = _folders(work, work.place, tuned)
         taken = take_earlier(
             work,
-            lambda place, tuned=tuned: _folders(work, place, tuned) | _seed_folders(work, place, tuned),  # type: ignore[misc]
-            targets | _seed_folders(work, work.place, tuned),
+            lambda place, tuned=tuned: _folders(work, place, tuned) | _further_folders(work, place, tuned),  # type: ignore[misc]
+            targets | _further_folders(work, work.place, tuned),
             lambda found: all(manifest.inputs.get(ENCODED_SPLITS) == data for manifest in found.values()),
         )
         if taken is not None:
@@ -185,11 +174,12 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
         work.reporter.say(f"kept from before: {', '.join(kept)}")
     missing = [name for name in folders if name not in manifests]
     trainings = [
-        PlannedTraining(name, seed, folders[name] if seed is None else work.place.seeded(name, seed))
+        PlannedTraining(name, folders[name] if seed is None else work.place.seeded(name, seed), seed)
         for name in missing
         for seed in work.seeds or (None,)
     ]
-    untrained = [each for each in trainings if each.seed is None or read_manifest(work.store, each.folder) is None]
+    trainings += plan_parts(work)
+    untrained = [each for each in trainings if each.piece is None or read_manifest(work.store, each.folder) is None]
     if len(untrained) < len(trainings):
         work.reporter.say(f"kept from before: {'; '.join(str(each) for each in trainings if each not in untrained)}")
     jobs = _in_parallel(work, untrained, lambda training, cancel: _train(work, training, cancel))
@@ -197,11 +187,12 @@ def _make(work: Work, folders: dict[str, str], manifests: dict[str, Manifest]) -
         _choose(work, name, folders[name], seeds)
     _, manifests = read_models(work)
     first = next(iter(manifests.values()))
+    names = ", ".join(missing) + (f" with {len(work.seeds)} seeds each" if missing and work.seeds else "")
+    parts = "the first model on parts of the documents" if any(each.part for each in untrained) else ""
     return Outcome(
         asset=BEST_MODEL,
         how="made",
-        why=f"{'tuned' if work.tunes else 'trained'} {', '.join(missing)}"
-        + (f" with {len(work.seeds)} seeds each" if work.seeds else "")
+        why=f"{'tuned' if work.tunes else 'trained'} {' and '.join(filter(None, (names, parts)))}"
         + (f"; kept {', '.join(kept)}" if kept else ""),
         data_version=models_version(manifests),
         inputs=first.inputs,
@@ -215,17 +206,12 @@ def _train(work: Work, training: PlannedTraining, cancel: threading.Event) -> Jo
     data, recorded = read_prepared(work), recorded_data(work)
     inputs = {ENCODED_SPLITS: data.data_version}
     files = {USER_FUNCTIONS: work.functions_source.encode()}
-    spec = specs.training_spec(
-        work,
-        training.model,
-        prepared=recorded,
-        files=files,
-        inputs=inputs,
-        provenance=_provenance(),
-        seed=training.seed,
-    )
+    spec = specs.training_spec(work, training, prepared=recorded, files=files, inputs=inputs, provenance=_provenance())
     listener = work.reporter.listener(str(training))
     result = work.jobs.run(spec, files, holder=work.holder, listener=listener, cancel=cancel)
+    if training.part:
+        publish_part(work, training, result, spec.spec_hash, inputs)
+        return result
     work.publish(
         BEST_MODEL,
         training.folder,
@@ -300,7 +286,7 @@ def _failed(
     if len(trainings) == 1:
         return failures[trainings[0]]
     reasons = "\n".join(f"{training}: {error}" for training, error in failures.items())
-    what, between = ("trainings", "; ") if work.seeds else ("models", ", ")
+    what, between = ("trainings", "; ") if work.seeds or work.learning_curve else ("models", ", ")
     kept = between.join(sorted(map(str, results))) or "none"
     return ModelsFailed(
         f"{work.describe()}: {len(failures)} of {len(trainings)} {what} failed (finished and kept: {kept}); "

@@ -134,6 +134,11 @@ class Work:
         """The seeds that each model of this run is trained with; () where it is trained once, or tuned."""
         return () if self.tunes else self.settings.seeds
 
+    @property
+    def learning_curve(self) -> bool:
+        """Whether the first model is trained on parts of the documents, too."""
+        return self.settings.learning_curve and not self.tunes
+
     def describe(self) -> str:
         """The run, as messages name it."""
         return f"{self.place.experiment} run {self.place.number}"

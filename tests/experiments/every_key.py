@@ -320,6 +320,10 @@ RUNS: dict[str, Keys] = {
             lambda run: [score["seed"] for score in run.report["seeds"]["plain"]["scores"]] == [13, 14]
             and len(list(run.folder.glob("training/plain/seed-1[34]/MANIFEST.json"))) == 2,
         ),
+        "LEARNING_CURVE": (
+            "true",
+            lambda run: len(run.report["model_curve"]["points"]) == 2 + len(list(run.folder.glob("training/plain/part-*/MANIFEST.json"))),
+        ),
     },
     "steps": {
         "RUN_NUM": ("8", lambda run: run.folder.name == "run_8"),

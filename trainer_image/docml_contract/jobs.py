@@ -102,6 +102,25 @@ class InferencePhase(Document):
     validation: bool = Field(False, description="the validation split as well")
 
 
+class TrainPart(Document):
+    """One of several parts of the train documents, which do not overlap; each has about every label's share."""
+
+    divisor: int = Field(ge=2, description="the number of parts")
+    index: int = Field(ge=0, description="which of them, from 0")
+
+    def size(self, documents: int) -> int:
+        """How many it has of so many documents."""
+        return -(-(documents - self.index) // self.divisor)
+
+    def __str__(self) -> str:
+        return f"part {self.index + 1} of {self.divisor}"
+
+
+FEWEST_OF_PART = 8  # documents
+# Of a model's learning curve: two halves, two quarters and two eighths, together less than two trainings on everything
+CURVE_PARTS = tuple(TrainPart(divisor=divisor, index=index) for divisor in (2, 4, 8) for index in (0, 1))
+
+
 class TrainTask(Document):
     """Train one model, keep its best epoch, export it. Hyperparameters travel beside the task (`JobSpec.hyperparameters`)."""
 
@@ -118,6 +137,7 @@ class TrainTask(Document):
     inference: InferencePhase | None = Field(
         None, description="none: a job of its own answers; no weight depends on it"
     )
+    part: TrainPart | None = Field(None, description="for a learning curve; none: trained on all train documents")
 
 
 class ExportedModel(Document):
@@ -224,7 +244,7 @@ class JobSpec(Document):
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any
-        for later in ("optional_files", "model_hyperparameters", "validation"):
+        for later in ("optional_files", "model_hyperparameters", "validation", "part"):
             if not content["task"].get(later):
                 content["task"].pop(later, None)  # specs of before there were any keep their hashes
         return digest(content)

@@ -217,6 +217,10 @@ class RunPlace:
         """Where the model lies that was trained with one of several seeds; the one that was chosen lies in `trained`, too."""
         return f"{self.trained(model, tuned=False)}/seed-{seed}"
 
+    def part(self, model: str, divisor: int, index: int) -> str:
+        """Where the answers lie of a model that was trained on a part of the train documents, for its learning curve."""
+        return f"{self.trained(model, tuned=False)}/part-{index + 1}-of-{divisor}"
+
     def checkpoints(self, model: str, spec_hash: str) -> str:
         """Keyed by spec, not by job: a second attempt finds the first one's checkpoints."""
         return f"{self.root}/checkpoints/{check_model_name(model)}/{spec_hash[:16]}"

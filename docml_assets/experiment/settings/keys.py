@@ -195,6 +195,11 @@ class Keys(BaseModel):
         shown="none: once, with `seed`",
         max_length=20,
     )
+    learning_curve: Flag = key(
+        False,
+        "train the first model on two halves, quarters and eighths of the train documents as well: the report forecasts its score with twice the documents",
+        FLAG,
+    )
     split: Shares = key(
         (0.8, 0.1, 0.1), "train, valid and test shares", ("three shares that sum to 1", "0.8, 0.1, 0.1")
     )

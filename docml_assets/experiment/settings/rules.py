@@ -145,6 +145,24 @@ def _seeds(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         )
 
 
+@rule("learning_curve", "run_tuning", "training_instance_count")
+def _learning_curve(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
+    if keys.learning_curve and keys.run_tuning:
+        yield Broken(
+            "LEARNING_CURVE",
+            "LEARNING_CURVE with RUN_TUNING = true",
+            "LEARNING_CURVE with trainings only: a search has no score by number of documents",
+            "remove LEARNING_CURVE, or write what the search found into [hyperparameters] and turn RUN_TUNING off",
+        )
+    if keys.learning_curve and keys.training_instance_count > 1:
+        yield Broken(
+            "LEARNING_CURVE",
+            f"LEARNING_CURVE with TRAINING_INSTANCE_COUNT = {keys.training_instance_count}",
+            "one machine a training: the jobs that train on parts predict the test split themselves",
+            "write TRAINING_INSTANCE_COUNT = 1, or remove LEARNING_CURVE",
+        )
+
+
 @rule("split")
 def _shares(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
     if abs(sum(keys.split) - 1) > 1e-6 or min(keys.split) <= 0:

@@ -37,6 +37,7 @@ def test_a_training_that_predicts_saves_a_job() -> None:
     assert plan(ONE_MACHINE + "INFERENCE_IN_TRAINING = false").jobs == 3
     assert plan(ONE_MACHINE + "USE_DISTRIBUTED = true\nTRAINING_INSTANCE_COUNT = 2").jobs == 3
     assert plan(performed=("inference",)).jobs == 1
+    assert plan(ONE_MACHINE + "LEARNING_CURVE = true").jobs == 2 + 6
     assert plan(ONE_MACHINE + "MODEL_NAMES = a, b", ("preparation", "tuning", "inference")).jobs == 4
 
 

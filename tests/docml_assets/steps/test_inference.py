@@ -12,7 +12,7 @@ from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import run_training
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from tests.docml_assets.world import FakeJobs, World
+from tests.docml_assets.world import LABELS, FakeJobs, World
 
 
 def whole(work: Work) -> Outcome | None:
@@ -56,6 +56,24 @@ def test_the_next_run_is_compared_with_the_earlier_one(world: World) -> None:
     assert all(np.isclose(sum(row), 1) for row in published["small_probabilities"].to_pylist())
     html = world.store.get("EXP-1/run_2/inference/report.html").decode()
     assert "which is a" in html  # excerpts of documents
+
+
+def test_the_learning_curve_of_the_first_model_is_reported(world: World) -> None:
+    world.write_experiment(model_names="one, two", seeds="13, 14", learning_curve="true", inference_in_training="false")
+    for number in range(48):
+        world.add_document(f"more-{number:02d}", LABELS[number % 2])
+    work = world.work(world.claim(1))
+    assert whole(work) is not None
+    curve = read_report(work.store, work.place).model_curve
+    assert curve is not None
+    sizes = [size for size, _ in curve.points]
+    assert sizes[0] == sizes[1] == sizes[2] + sizes[3] == curve.documents // 2, "both seeds, then both halves"
+    assert set(curve.labels) == set(LABELS)
+    low, high = curve.f1_macro.interval80
+    assert low <= curve.f1_macro.forecast <= high
+    page = work.store.get(f"{work.place.inference}/report.html").decode()
+    assert 'id="more"' in page
+    assert f"Trained on all {sizes[0]} train documents" in page
 
 
 def test_every_seed_is_judged_on_the_test_split(world: World) -> None:

@@ -14,6 +14,10 @@ DATA = RecordedFiles(
 )
 
 
+def planned(model: str) -> specs.PlannedTraining:
+    return specs.PlannedTraining(model, f"EXP-1/run_1/training/{model}")
+
+
 def test_machines_come_from_the_settings_that_do_not_freeze(world: World) -> None:
     world.write_experiment(training_instance_type="ml.p3.2xlarge", training_use_spot="true", docker_image="mine")
     work = world.work(world.claim(1), max_cost_usd=3.0)
@@ -31,14 +35,14 @@ def test_machines_do_not_change_the_work(world: World) -> None:
         work = world.work(claim, **operation)
         files = {"user_defined_funcs.py": b"code"}
         return specs.training_spec(
-            work, "small", prepared=DATA, files=files, inputs={}, provenance={"git": "1"}
+            work, planned("small"), prepared=DATA, files=files, inputs={}, provenance={"git": "1"}
         ).spec_hash
 
     assert spec_hash(training_instance_type="ml.p3.2xlarge", max_cost_usd=3.0) == spec_hash()
     damaged = RecordedFiles(folder="data", files=(FileEntry(path="train/a.arrow", size=1, sha256="b" * 64),))
     work = world.work(claim)
     spec = specs.training_spec(
-        work, "small", prepared=damaged, files={"user_defined_funcs.py": b"code"}, inputs={}, provenance={}
+        work, planned("small"), prepared=damaged, files={"user_defined_funcs.py": b"code"}, inputs={}, provenance={}
     )
     assert spec.spec_hash == spec_hash()
     assert spec_hash(wandb_mode="offline", wandb_project="other") == spec_hash()
@@ -59,7 +63,7 @@ def test_one_machine_that_trains_predicts_the_test_split_too(world: World) -> No
 
     def phase(performed: frozenset[str] | None = None, **operation: object) -> object:
         work = world.work(claim, performed=performed, **operation)
-        spec = specs.training_spec(work, "small", prepared=DATA, files={}, inputs={}, provenance={})
+        spec = specs.training_spec(work, planned("small"), prepared=DATA, files={}, inputs={}, provenance={})
         assert isinstance(spec.task, TrainTask)
         assert ("test" in {channel.name for channel in spec.channels}) is (spec.task.inference is not None)
         return spec.task.inference
@@ -79,7 +83,7 @@ def test_tasks_carry_what_the_settings_say(world: World) -> None:
     task = specs.preparation_spec(work, phase="whole", channel=channel, files={}, inputs={}).task
     assert isinstance(task, PrepareTask)
     assert (task.own_hyperparameters, task.split_by, task.max_artifacts) == ({"width": 3}, "customer", 9)
-    spec = specs.training_spec(work, "two", prepared=DATA, files={}, inputs={}, provenance={})
+    spec = specs.training_spec(work, planned("two"), prepared=DATA, files={}, inputs={}, provenance={})
     assert isinstance(spec.task, TrainTask)
     assert spec.task.model_names == ("one", "two")
     assert spec.hyperparameters["epochs"] == 2
@@ -104,7 +108,9 @@ def test_a_model_of_a_comparison_has_its_own_values(world: World) -> None:
     settings.write_text(settings.read_text() + "\n[hyperparameters.two]\nepochs = 5\nwidth = 7\n")
     work = world.work(world.claim(1))
     found = {
-        model: specs.training_spec(work, model, prepared=DATA, files={}, inputs={}, provenance={}).hyperparameters
+        model: specs.training_spec(
+            work, planned(model), prepared=DATA, files={}, inputs={}, provenance={}
+        ).hyperparameters
         for model in ("one", "two")
     }
     assert {model: (values["epochs"], values["width"]) for model, values in found.items()} == {

@@ -5,13 +5,14 @@ import threading
 
 import pytest
 
+from docml_assets.steps.learning_curve import read_parts
 from docml_assets.steps.preparation import run_preparation
 from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.training import read_models, read_seeds, run_training
 from docml_assets.steps.work import ModelsFailed, NothingToReuse, NotReady, Work
-from docml_contract.jobs import JobSpec
+from docml_contract.jobs import JobSpec, TrainTask
 from resources.jobs.interface import JobFailed, Listener
-from tests.docml_assets.world import FakeJobs, Hook, World
+from tests.docml_assets.world import LABELS, FakeJobs, Hook, World
 
 
 def ready(work: Work) -> Work:
@@ -184,6 +185,44 @@ def test_the_next_run_takes_the_seeds_with_the_models(world: World) -> None:
         run_training(ready(world.work(world.claim(3), performed=frozenset({"preparation", "inference"}))))
 
 
+def test_the_first_model_is_trained_once_on_every_part_for_its_learning_curve(world: World) -> None:
+    world.write_experiment(model_names="one, two", learning_curve="true")
+    for number in range(48):
+        world.add_document(f"more-{number:02d}", LABELS[number % 2])
+    claim = world.claim(1)
+
+    def before(spec: JobSpec, listener: Listener, cancel: threading.Event | None) -> None:
+        if spec.piece == "part-2-of-4":
+            raise JobFailed("job-part", "out of memory")
+
+    failing = FakeJobs(world.store, before)
+    with pytest.raises(ModelsFailed, match=r"1 of 6 trainings failed[\s\S]*one, part 2 of 4: job job-part"):
+        run_training(ready(world.work(claim, failing)))
+    parts = ["part-1-of-2", "part-2-of-2", "part-1-of-4", "part-2-of-4"]  # eighths would have a handful of documents
+    assert failing.ran[1:] == ["training one", "training two", *(f"training one {part}" for part in parts)]
+    spec = failing.specs[-1]
+    assert isinstance(spec.task, TrainTask)
+    assert spec.task.inference is not None
+    assert len({spec.spec_hash for spec in failing.specs}) == 7
+    jobs = FakeJobs(world.store)
+    work = world.work(claim, jobs)
+    made = run_training(work)
+    assert jobs.ran == ["training one part-2-of-4"], "what has finished is not trained again"
+    assert made is not None
+    assert made.why == "trained the first model on parts of the documents; kept one, two"
+    again = run_training(work)
+    assert again is not None
+    assert (again.how, again.data_version, len(jobs.ran)) == ("finished", made.data_version, 1)
+    kept = read_parts(work)
+    assert kept is not None
+    assert list(kept.folders.values()) == [f"EXP-1/run_1/training/one/{part}" for part in parts]
+    assert "model.pt" not in {entry.path for manifest in kept.manifests.values() for entry in manifest.files}
+    taken = run_training(ready(world.work(world.claim(2), performed=frozenset({"preparation", "inference"}))))
+    assert taken is not None
+    assert taken.how == "reused"
+    assert world.store.head("EXP-1/run_2/training/one/part-1-of-2/predictions.parquet") is not None
+
+
 def test_without_seeds_a_trainings_spec_and_versions_are_those_of_before(world: World) -> None:
     world.write_experiment()
     jobs = FakeJobs(world.store)
@@ -191,5 +230,6 @@ def test_without_seeds_a_trainings_spec_and_versions_are_those_of_before(world: 
     run_training(work)
     spec = jobs.specs[-1]
     assert (spec.piece, spec.hyperparameters["seed"]) == (None, 13)
-    assert "seeds" not in work.settings.frozen_content()
+    assert work.settings.frozen_content().keys() & {"seeds", "learning_curve"} == set()
+    assert spec.spec_hash == spec.model_copy(update={"task": spec.task.model_copy(update={"part": None})}).spec_hash
     assert read_seeds(work) == {}

@@ -8,10 +8,9 @@ from sklearn.metrics import f1_score
 
 from docml_trainer.preparation.baseline import Baseline, answer, fit_documents
 from docml_trainer.preparation.baseline_inputs import EncodedDocuments
-from docml_trainer.preparation.learning_curve import draw_parts, estimate_curve, forecast
+from docml_trainer.preparation.learning_curve import draw_parts, estimate_curve
 
 NAMES = ("invoice", "letter", "memo")
-SIZES = np.array([400, 200, 200, 100, 100, 100, 100, *[50] * 8])
 
 
 def documents(count: int) -> EncodedDocuments:
@@ -29,25 +28,6 @@ def fit(count: int) -> Baseline:
     made = fit_documents(documents(count), np.arange(count), NAMES)
     assert isinstance(made, Baseline), made
     return made
-
-
-@pytest.mark.parametrize("exponent", [-0.25, 0.25, 0.5])
-def test_a_power_law_without_noise_is_continued(exponent: float) -> None:
-    slope = 0.1 if exponent < 0 else -1.0
-    value, low, high = forecast(SIZES, 0.4 + slope * SIZES**-exponent, 800)
-    assert value == pytest.approx(0.4 + slope * 800**-exponent, abs=1e-3)
-    assert low <= value <= high
-    assert high - low < 0.01
-
-
-def test_noise_widens_the_interval_and_more_documents_never_make_it_worse() -> None:
-    random = np.random.default_rng(0)
-    scores = 0.8 - 0.5 * SIZES**-0.5
-    narrow, wide = (forecast(SIZES, scores + random.normal(0, spread, len(SIZES)), 800) for spread in (0.005, 0.05))
-    assert wide[2] - wide[1] > 3 * (narrow[2] - narrow[1])
-    falling = forecast(SIZES, 0.5 + SIZES**-0.5, 800)
-    assert falling[0] == pytest.approx(np.average(0.5 + SIZES**-0.5, weights=SIZES**0.5))
-    assert 0 <= forecast(SIZES, np.ones(len(SIZES)), 800)[2] <= 1
 
 
 def test_parts_of_a_size_do_not_overlap_and_have_the_labels_shares() -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from docml_contract.jobs import TrainPart
+from docml_contract.learning_curve import draw_part
 from docml_trainer.training.setup import enable_gradient_checkpointing
 from tests.docml_trainer.trainings import BAG, run_here, split, training_job, weights
 
@@ -205,3 +208,19 @@ def test_gradient_checkpointing_of_a_model_and_of_its_parts(wrapped: bool) -> No
         model = torch.nn.ModuleDict({"text": model, "other": torch.nn.Linear(2, 2)})
     enable_gradient_checkpointing(model)
     assert bert.is_activation_checkpointing
+
+
+def test_a_part_of_the_documents_is_trained_on_as_if_there_were_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = TrainPart(divisor=4, index=1)
+    whole = training_job(tmp_path / "whole", part=part)
+    train = split(60, 1)
+    rows = draw_part(np.array(train["labels"]), 4, 1)
+    for name, data in (("train", train.select(rows)), ("valid", split(30, 2))):
+        data.save_to_disk(str(tmp_path / "splits" / name))
+    alone = training_job(tmp_path / "alone", splits=tmp_path / "splits")
+    assert [run_here(job, monkeypatch) for job in (whole, alone)] == [0, 0]
+    trained, expected = weights(whole), weights(alone)
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+    assert len(rows) == part.size(60) == 15

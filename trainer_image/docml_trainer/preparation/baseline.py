@@ -58,9 +58,9 @@ class Baseline:
     @cached_property
     def weighted(self) -> Inputs:
         """TF-IDF or standardized values of all documents, rows of unit length: by its cosine documents are similar."""
-        if sparse.issparse(self.inputs):
-            return TfidfTransformer(sublinear_tf=True).fit_transform(self.inputs)
-        return normalize(StandardScaler().fit_transform(self.inputs))
+        if isinstance(self.inputs, np.ndarray):
+            return normalize(StandardScaler().fit_transform(self.inputs))
+        return TfidfTransformer(sublinear_tf=True).fit_transform(self.inputs)
 
     @property
     def chance(self) -> str | None:
@@ -209,7 +209,7 @@ def answer(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strength: float, w
 
 def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
     """What a model fitted on the rows `fit` reads of these and of the rows `asked`, and how many terms or values that are."""
-    if not sparse.issparse(inputs):
+    if isinstance(inputs, np.ndarray):
         scaler = StandardScaler().fit(inputs[fit])
         unit = inputs.shape[1] ** -0.5  # rows of about unit length, as those of TF-IDF: a strength means the same
         return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1]

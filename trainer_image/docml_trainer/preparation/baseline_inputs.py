@@ -8,6 +8,7 @@ equal stretches of the axes that all share.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -27,7 +28,7 @@ PAIR, MIXER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Inputs = sparse.csr_array | Floats  # [documents, terms] of counts, or [documents, values]
+Inputs: TypeAlias = sparse.csr_array | Floats  # [documents, terms] of counts, or [documents, values]
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,9 @@ def _means(values: Floats, lengths: Ids) -> Floats:
 
 def transpose(inputs: Inputs) -> Inputs:
     """The same by terms or values, ready to be multiplied with."""
-    return inputs.T.tocsr() if sparse.issparse(inputs) else inputs.T
+    return inputs.T if isinstance(inputs, np.ndarray) else inputs.T.tocsr()
 
 
 def dense(product: Inputs) -> Floats:
     """A product of two of them as an array."""
-    return product.toarray() if sparse.issparse(product) else product
+    return product if isinstance(product, np.ndarray) else product.toarray()

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from docml_contract.base import digest
 from docml_contract.hyperparameters import DEFAULT_BATCH, TUNING_OBJECTIVE, TrainingHyperparameters, check
-from docml_contract.jobs import JobSpec, TrainTask
+from docml_contract.jobs import JobSpec, TrainPart, TrainTask
+from docml_contract.learning_curve import draw_part
 from docml_contract.names import column_prefix
 from docml_trainer.container import Folders
 from docml_trainer.data.classifier import (
@@ -82,6 +83,13 @@ class EncodedSplit:
             )
         return cls(data, document_lengths(data, prefix))
 
+    def take(self, part: TrainPart | None) -> "EncodedSplit":
+        """A part of the documents; all of them for None."""
+        if part is None:
+            return self
+        rows = draw_part(np.array(self.data[LABELS]), part.divisor, part.index)
+        return EncodedSplit(self.data.select(rows), self.lengths[rows])
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -131,6 +139,7 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     processes = Processes(settings)
     prefix = column_prefix(task.model_name, task.model_names)
     train, valid = (EncodedSplit.load(folders.channel(name), prefix) for name in ("train", "valid"))
+    train = train.take(task.part)
     check_several_labels(train)
     functions = UserFunctions.load(folders.user_functions)
     # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.

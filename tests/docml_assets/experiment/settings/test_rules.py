@@ -35,6 +35,16 @@ def complaint(settings: str, tunable: str = "") -> str:
             "x = 1, 2",
             "SEEDS with RUN_TUNING = true",
         ),
+        (
+            "RUN_TRAINING = false\nRUN_TUNING = true\nLEARNING_CURVE = true",
+            "x = 1, 2",
+            "LEARNING_CURVE with RUN_TUNING = true",
+        ),
+        (
+            "USE_DISTRIBUTED = true\nTRAINING_INSTANCE_COUNT = 2\nLEARNING_CURVE = true",
+            "",
+            "LEARNING_CURVE with TRAINING_INSTANCE_COUNT = 2",
+        ),
         ("SPLIT = 0.8, 0.1, 0.2", "", "sum 1.1"),
         ("SPLIT = 0.9, 0.1, 0", "", "above 0"),
         ("SPLIT = 1.2, -0.1, -0.1", "", "above 0"),
