@@ -290,7 +290,9 @@ def _row(metric: str, unit: str, ours: float, peers: dict[str, float]) -> dict[s
     }
 
 
-def _ours(base: Path, artifacts: Path, table: Path, functions: str) -> tuple[float, str, int]:
+def _ours(
+    base: Path, artifacts: Path, table: Path, functions: str, *, baseline: bool = False
+) -> tuple[float, str, int]:
     """Seconds, data version and bytes of the splits."""
     inputs = base / "processing" / "input"
     spec = inputs / "spec"
@@ -299,7 +301,11 @@ def _ours(base: Path, artifacts: Path, table: Path, functions: str) -> tuple[flo
     shutil.copy(table, spec / names.ARTIFACTS_TABLE)
     (spec / names.USER_FUNCTIONS).write_text(functions)
     task = PrepareTask(
-        model_names=("minilm",), own_hyperparameters={}, model_input_files=("raw_text.json",), processes=PROCESSES
+        model_names=("minilm",),
+        own_hyperparameters={},
+        model_input_files=("raw_text.json",),
+        processes=PROCESSES,
+        baseline=baseline,
     )
     job = JobSpec(
         kind="processing",

@@ -44,9 +44,9 @@ def read_suspects(work: "Work", limit: int | None) -> tuple[list[str], list[Row]
     manifest = read_prepared_manifest(work)
     if SUSPECTS_TABLE not in {file.path for file in manifest.files}:
         raise ReportError(
-            f"{work.describe()}: its prepared data have no {SUSPECTS_TABLE}, since BASELINE is false, no feature is "
-            "a list of tokens, or they were made before docml estimated label suspects; set BASELINE = true, or "
-            "take the next run number with a changed encoder"
+            f"{work.describe()}: its prepared data have no {SUSPECTS_TABLE}, since BASELINE is false, no baseline could be fitted "
+            "(the check label_suspects says why), or they were made before docml estimated label suspects; set BASELINE = true, "
+            "or take the next run number with a changed encoder"
         )
     table = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SUSPECTS_TABLE}"))
     rows: list[Row] = table.slice(0, limit).to_pylist()

@@ -34,8 +34,9 @@ MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
 MAX_ROTATED = 2_000  # documents up to which a fit in the space that they span is the quicker one
 RANK_TOLERANCE = 1e-12
 FOLDS = 5
+RAREST = 2_000  # a term in fewer than one of so many documents (and in one alone) says nothing of others
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
-MAX_ITERATIONS = 500
+MAX_ITERATIONS, TOLERANCE = 500, 1e-4
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -121,7 +122,7 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
     held_out = (
         choosing
         if len(choosing) == len(fitted)
-        else _out_of_fold(inputs, documents.labels, fitted, folds, chosen, width)
+        else _out_of_fold(inputs, documents.labels, fitted, folds, [chosen], width)[0]
     )
     probabilities[fitted] = held_out
     others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
@@ -173,38 +174,58 @@ def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
 
 def choose_strength(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> tuple[float, Probabilities]:
     """The strength with the lowest log loss out of fold on these rows, and its answers about them. folds: int64[rows]."""
-    found = {c: _out_of_fold(inputs, labels, rows, folds, c, width) for c in STRENGTHS}
-    losses = {c: log_loss(labels[rows], values, labels=range(width)) for c, values in found.items()}
-    best = min(STRENGTHS, key=lambda c: losses[c])
-    return best, found[best]
+    found = _out_of_fold(inputs, labels, rows, folds, STRENGTHS, width)
+    losses = [log_loss(labels[rows], values, labels=range(width)) for values in found]
+    best = int(np.argmin(losses))
+    return STRENGTHS[best], found[best]
 
 
-def _out_of_fold(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, strength: float, width: int) -> Probabilities:
-    found = np.zeros((len(rows), width), dtype=np.float32)
+def _out_of_fold(
+    inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, strengths: Sequence[float], width: int
+) -> list[Probabilities]:
+    """By strength, the answers about these rows of models that were not fitted on their fold."""
+    found = [np.zeros((len(rows), width), dtype=np.float32) for _ in strengths]
     for fold in np.unique(folds):
         inside = folds == fold
-        found[inside], _ = answer(inputs, labels, rows[~inside], rows[inside], strength, width)
+        said, _ = _answers(inputs, labels, rows[~inside], rows[inside], strengths, width)
+        for values, answers in zip(found, said, strict=True):
+            values[inside] = answers
     return found
 
 
 def answer(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strength: float, width: int) -> tuple[Probabilities, int]:
     """float32[asked, width]: probabilities of a model fitted on the rows `fit`; and how many terms or values it knows."""
-    found = np.zeros((len(asked), width), dtype=np.float32)
+    (said,), terms = _answers(inputs, labels, fit, asked, [strength], width)
+    return said, terms
+
+
+def _answers(
+    inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Sequence[float], width: int
+) -> tuple[list[Probabilities], int]:
+    """The same of one model a strength."""
+    found = [np.zeros((len(asked), width), dtype=np.float32) for _ in strengths]
     known = np.unique(labels[fit])
     if len(known) == 1:
-        found[:, known[0]] = 1
+        for values in found:
+            values[:, known[0]] = 1
         return found, 0
     known_values, asked_values, terms = _weigh(inputs, fit, asked)
-    model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
     # One thread: several wait for each other for longer than they help, and their number would show in the last digits.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # as good as it is after so many iterations
         if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
             known_values, asked_values = _rotate(known_values, asked_values)
-        model.fit(known_values, labels[fit])
-    if len(asked):
-        found[:, model.classes_] = model.predict_proba(asked_values)
+        for values, strength in zip(found, strengths, strict=True):
+            model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
+            model.fit(known_values, labels[fit])
+            if len(asked):
+                values[:, model.classes_] = model.predict_proba(asked_values)
     return found, terms
+
+
+def rarest(documents: int) -> int:
+    """In how many of so many documents a term has to be to count."""
+    return max(2, documents // RAREST)
 
 
 def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
@@ -215,7 +236,7 @@ def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
         return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1]
     own = inputs[fit]
     spread = own.count_nonzero(axis=0)
-    columns = np.flatnonzero(spread >= 2)
+    columns = np.flatnonzero(spread >= rarest(len(fit)))
     columns = columns if len(columns) else np.flatnonzero(spread)
     weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns])
     return weights.transform(own[:, columns]), weights.transform(inputs[asked][:, columns]), len(columns)

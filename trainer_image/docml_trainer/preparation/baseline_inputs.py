@@ -56,9 +56,7 @@ def count_terms(tokens: Ids, ends: Ids) -> tuple[sparse.csr_array, bool]:
     rows, columns, counted = [], [], []
     width = MAX_TERMS if terms is None else len(terms)
     for codes, documents in _codes(tokens, ends):
-        place = (
-            (codes * MIXER >> np.uint64(32)) % np.uint64(MAX_TERMS) if terms is None else np.searchsorted(terms, codes)
-        )
+        place = bucket_of(codes) if terms is None else np.searchsorted(terms, codes)
         cells, number = np.unique(documents * width + place.astype(np.int64), return_counts=True)
         rows.append(cells // width)
         columns.append(cells % width)
@@ -66,6 +64,11 @@ def count_terms(tokens: Ids, ends: Ids) -> tuple[sparse.csr_array, bool]:
     shape = (len(ends), width)
     values = np.concatenate(counted).astype(np.float64)
     return sparse.csr_array((values, (np.concatenate(rows), np.concatenate(columns))), shape=shape), terms is None
+
+
+def bucket_of(codes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Where the counts of terms lie that share buckets."""
+    return (codes * MIXER >> np.uint64(32)) % np.uint64(MAX_TERMS)
 
 
 def _codes(tokens: Ids, ends: Ids) -> Iterator[tuple[npt.NDArray[np.uint64], Ids]]:
