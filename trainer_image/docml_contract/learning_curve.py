@@ -13,26 +13,33 @@ What the fits have in common (the documents they are judged on) does not get les
 distribution (Gelman et al., Bayesian Data Analysis, 3rd edition, 14.2, with a flat prior). The exponents are averaged by their posterior
 probability (Hoeting et al., Bayesian Model Averaging, Statistical Science 1999), and the interval counts what they differ by.
 bench/learning_curve.py measures how often it holds.
+
+numpy and scipy are loaded by those who call: both sides have them, and the rest of this package needs neither.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Ids = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float64]
 
 DIVISORS = (2, 4, 8)  # of the number of documents: the sizes of the parts
 FEWEST_FITS = 4
 EXPONENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 INTERVAL = 0.8
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
 
 def draw_part(labels: Ids, divisor: int, index: int) -> Ids:
     """The rows, ascending, of the part `index` (from 0) of `divisor` parts that do not overlap, each with about every label's share."""
+    import numpy as np
+
     shuffled = np.random.default_rng(0).permutation(len(labels))
     # Label by label, so that every k-th document makes a part with the labels' shares
     ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -65,6 +72,9 @@ def _said(sizes: Ids, scores: Floats, size: int) -> dict[str, Any]:
 
 def forecast(sizes: Ids, scores: Floats, size: int) -> tuple[float, float, float]:
     """The score to expect after `size` documents, and the interval in which one fit's score will lie with a probability of 80 %."""
+    import numpy as np
+    from scipy import stats
+
     most = sizes.max()
     weights = (sizes / most) ** 0.5
     values, spreads, evidence = [], [], []
@@ -89,4 +99,6 @@ def forecast(sizes: Ids, scores: Floats, size: int) -> tuple[float, float, float
 
 
 def _growth(sizes: Floats, exponent: float) -> Floats:
+    import numpy as np
+
     return np.log(sizes) if exponent == 0 else -np.sign(exponent) * sizes**-exponent
