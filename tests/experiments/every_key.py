@@ -315,6 +315,7 @@ RUNS: dict[str, Keys] = {
         "WORSE_THAN_PREVIOUS": ("block", lambda run: "is worse than" in run.said),
         "RERUN_ON_NEW_DATA": ("true", lambda run: len(restarted(run)) == 1),
         "INFERENCE_IN_TRAINING": ("false", lambda run: list(run.folder.glob("jobs/*-inference-*.json"))),
+        "INFERENCE_SPEEDUP": ("auto", lambda run: "used" in run.card()["export"]["speedup"]),
         "SEEDS": (
             "13, 14",
             lambda run: [score["seed"] for score in run.report["seeds"]["plain"]["scores"]] == [13, 14]

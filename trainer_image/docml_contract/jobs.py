@@ -138,6 +138,9 @@ class TrainTask(Document):
         None, description="none: a job of its own answers; no weight depends on it"
     )
     part: TrainPart | None = Field(None, description="for a learning curve; none: trained on all train documents")
+    speedup: Literal["auto"] | None = Field(
+        None, description="auto: a faster file is exported where hardly a label changes"
+    )
 
 
 class ExportedModel(Document):
@@ -244,7 +247,7 @@ class JobSpec(Document):
         content["instance_count"] = self.compute.instance_count  # sharding and data-parallel order depend on it
         if self.piece is None:
             content.pop("piece")  # as before there were any
-        for later in ("optional_files", "model_hyperparameters", "validation", "part"):
+        for later in ("optional_files", "model_hyperparameters", "validation", "part", "speedup"):
             if not content["task"].get(later):
                 content["task"].pop(later, None)  # specs of before there were any keep their hashes
         return digest(content)

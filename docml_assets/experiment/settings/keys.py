@@ -254,6 +254,11 @@ class Keys(BaseModel):
         FLAG,
         operational=True,
     )
+    inference_speedup: Annotated[Literal["auto"] | None, any_case("auto"), OrNone] = key(
+        None,
+        "auto: export the model in bfloat16, where the CPU that trains computes in it, that is faster, and hardly a validation document gets another label",
+        ("auto", "auto"),
+    )
     docker_image: Annotated[str | None, OrNone] = key(
         None,
         "the experiment's image URI",

@@ -34,7 +34,7 @@ OPERATIONAL = operational_keys()
 LATER = frozenset(
     {
         *("files_optional", "model_hyperparameters", "model_tunable", "baseline", "auto_accept_precision"),
-        *("predict_query", "use_case", "seeds", "learning_curve"),
+        *("predict_query", "use_case", "seeds", "learning_curve", "inference_speedup"),
     }
 )
 Step = Literal["preparation", "training", "inference"]  # whose jobs have machines; a tuning's trials run on training's

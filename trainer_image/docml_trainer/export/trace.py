@@ -23,10 +23,13 @@ OUTPUTS = "dict:logits"
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What the gate let through. `content` is export.json; `errors` the relative difference of each case."""
+    """What the gate let through. `content` is export.json; `errors` the relative difference of each case; `speedup` what came of asking
+    for one.
+    """
 
     content: dict[str, Any]
     errors: dict[str, float]
+    speedup: dict[str, Any] | None = None
 
 
 def export(
@@ -85,13 +88,22 @@ def export(
     return ExportResult(content, parity.errors)
 
 
-def trace_and_compare(eager: PositionalModel, example: Case, cases: Sequence[Case], path: Path) -> Parity:
-    """Trace at `example`, save, load the file again, and compare it with the eager model in all cases."""
+def trace_and_compare(
+    eager: PositionalModel,
+    example: Case,
+    cases: Sequence[Case],
+    path: Path,
+    traced: PositionalModel | None = None,
+    tolerance: float = TOLERANCE,
+) -> Parity:
+    """Trace `traced` (the eager model itself, unless given) at `example`, save, load the file again, and compare it with the eager model in
+    all cases.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # jit is deprecated; TracerWarnings are what the gate decides about
         try:
-            traced = torch.jit.trace(eager, example.ordered(eager.keys), strict=False, check_trace=False)
-            torch.jit.save(traced, str(path))
+            module = torch.jit.trace(traced or eager, example.ordered(eager.keys), strict=False, check_trace=False)
+            torch.jit.save(module, str(path))
         except Exception as error:  # whatever TorchScript and the model raise
             return Parity({}, f"torch.jit.trace raises {type(error).__name__}: {(str(error) or '-').splitlines()[0]}")
-        return compare(eager, torch.jit.load(str(path)), cases, TOLERANCE)
+        return compare(eager, torch.jit.load(str(path)), cases, tolerance)

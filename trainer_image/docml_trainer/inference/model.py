@@ -27,7 +27,7 @@ from docml_trainer.errors import DataError, FolderError, ModelFileError
 from docml_trainer.functions import Context
 
 Floats = npt.NDArray[np.float32]
-DEVICE_TOLERANCE = 1e-3  # of a probability, between the GPU and the CPU
+DEVICE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}  # of a probability, between the GPU and the CPU
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class ModelFiles:
     def labels(self) -> tuple[str, ...]:
         """The labels that the model's outputs stand for, in order."""
         return tuple(self.export["labels"])
+
+    @property
+    def arithmetic(self) -> str:
+        """In what it computes: `float32` or `bfloat16`."""
+        return str(self.export.get("arithmetic", "float32"))
 
     @property
     def fixed_batch(self) -> int | None:
@@ -141,14 +146,14 @@ def make_tensors_on(device: torch.device, module: torch.jit.ScriptModule) -> Non
                     node.s_("value", str(device))
 
 
-def objection_to_gpu(name: str, on_gpu: Callable[[], Floats], on_cpu: Floats) -> str | None:
+def objection_to_gpu(files: ModelFiles, on_gpu: Callable[[], Floats], on_cpu: Floats) -> str | None:
     """Why a model has to stay on the CPU: a GPU does not give the logits, or those of other probabilities. None where it may take the GPU."""
     try:
         difference = float(np.abs(softmax(on_gpu()) - softmax(on_cpu)).max())
     except RuntimeError as error:  # whatever TorchScript and CUDA raise
-        return f"{name} does not run on the GPU as it was traced; it runs on the CPU. {str(error).strip()[-300:]}"
-    if difference > DEVICE_TOLERANCE:
-        return f"{name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU."
+        return f"{files.name} does not run on the GPU as it was traced; it runs on the CPU. {str(error).strip()[-300:]}"
+    if difference > DEVICE_TOLERANCE[files.arithmetic]:
+        return f"{files.name} answers differently on the GPU (by {difference:.1e}); it runs on the CPU."
     return None
 
 
@@ -170,7 +175,7 @@ class CheckedModel:
         if self._is_decided:
             return self._chosen(rows)
         answer = self._reference(rows)
-        if objection := objection_to_gpu(self.files.name, lambda: self._chosen(rows), answer):
+        if objection := objection_to_gpu(self.files, lambda: self._chosen(rows), answer):
             self._object_to(objection)
             self._chosen = self._reference
         del self._reference

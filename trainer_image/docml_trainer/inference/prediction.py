@@ -127,7 +127,7 @@ def on_best_device(model: ModelFiles, test: datasets.Dataset, prefix: str, rows:
         return on_cpu
     few = rows[: model.fixed_batch or 4]
     on_gpu = Predictor(model, test, prefix, "cuda")
-    objection = objection_to_gpu(model.name, lambda: on_gpu(few), on_cpu(few))
+    objection = objection_to_gpu(model, lambda: on_gpu(few), on_cpu(few))
     if objection is None:
         return on_gpu
     print(objection, flush=True)

@@ -23,6 +23,7 @@ from docml_contract.manifests import model_version, sha256_file, utc_now, write_
 from docml_trainer.container import hardware, peak_memory_mb
 from docml_trainer.errors import TrainingError
 from docml_trainer.export.parity import Samples
+from docml_trainer.export.speedup import speed_up
 from docml_trainer.export.trace import ExportResult, export
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup
@@ -191,7 +192,10 @@ def export_model(setup: TrainingSetup, model: torch.nn.Module, path: Path) -> Ex
     """The model as TorchScript at `path`, compared with it on documents of both splits."""
     longest = own(setup.request.values).get("max_length")
     samples = Samples(setup.collator, setup.train.data, setup.valid.data, longest if isinstance(longest, int) else None)
-    return export(model, setup.keys, samples, setup.context.labels, path)
+    exported = export(model, setup.keys, samples, setup.context.labels, path)
+    if setup.request.task.speedup is None:
+        return exported
+    return speed_up(exported, model, samples, path, lambda said, true: scores(said, true)["f1"])
 
 
 def model_card(
@@ -222,6 +226,7 @@ def model_card(
             "tolerance": exported.content["tolerance"],
             "fixed_shape": exported.content["fixed_shape"],
             "relative_difference": exported.errors,
+            **({"speedup": exported.speedup} if exported.speedup else {}),
         },
         "environment": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         # On a CPU the last bits of the weights depend on the number of threads.
