@@ -106,7 +106,7 @@ class Schedule:
         pid = draw.choice(sorted(running[role]))
         number = draw.choice(OF_ORCHESTRATOR) if role == "orchestrator" else signal.SIGKILL
         last = next((line for line in reversed(command.text.splitlines()) if line.strip()), "")
-        if role in ("supervisor", "container", "trainer"):
+        if role in ("supervisor", "container", "trainer") and "trainer" in running:  # and not an inference's
             self.floor = max(self.floor, steps_kept(tiny))
         if role == "preparation":
             self.encoded = max(self.encoded, documents_kept(tiny))
