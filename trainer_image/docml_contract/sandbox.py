@@ -73,6 +73,11 @@ def seclude(command: Sequence[str], environment: Mapping[str, str], network: str
 
     environment: the orchestrator's, which says where they lie. network: "none", "host" or "gateway:FD".
     """
+    return [sys.executable, "-I", "-S", str(_SECLUDE), network, json.dumps(credential_files(environment)), *command]
+
+
+def credential_files(environment: Mapping[str, str]) -> list[str]:
+    """Files and folders of this user's that user code is not to see."""
     homes = {environment.get("HOME", "")}
     with suppress(KeyError):  # a user without an account, as containers have them
         homes.add(pwd.getpwuid(os.getuid()).pw_dir)
@@ -82,8 +87,7 @@ def seclude(command: Sequence[str], environment: Mapping[str, str], network: str
     hidden += [str(Path(folder) / name) for folder in {environment.get("PWD", "."), "."} for name in _OF_DEPLOYMENT]
     if environment.get("HF_HOME"):
         hidden.append(str(Path(environment["HF_HOME"]) / "token"))
-    there = sorted({str(Path(path).absolute()) for path in hidden if os.access(path, os.F_OK)})
-    return [sys.executable, "-I", "-S", str(_SECLUDE), network, json.dumps(there), *command]
+    return sorted({str(Path(path).absolute()) for path in hidden if os.access(path, os.F_OK)})
 
 
 @cache

@@ -33,11 +33,18 @@ REACHING = (
     b"This machine allows no network namespaces: the experiment's code can use the network, "
     b'see "What user code can do" in SECURITY.md\n'
 )
+_CAPABILITY_VERSION = 0x20080522  # of capset(2)
 _NO_ROOT = 0b11  # user 0 has no more rights than another one, and cannot undo that
 
 
 def main(network: str, hidden: list[str], command: list[str]) -> None:
     """Become the command; does not return."""
+    enter(network, hidden)
+    os.execvp(command[0], command)
+
+
+def enter(network: str, hidden: list[str]) -> None:
+    """Seclude this process, which has one thread, and what it starts."""
     libc = ctypes.CDLL(None, use_errno=True)
     channel = int(network.partition(":")[2]) if network.startswith("gateway:") else None
     if network != "host" and _is_possible(libc, hidden, _NEW_NETWORK):
@@ -54,7 +61,6 @@ def main(network: str, hidden: list[str], command: list[str]) -> None:
     if hasattr(libc, "prctl"):
         _prctl(libc, _NO_NEW_PRIVILEGES, 1)
         _prctl(libc, _CHILD_SUBREAPER, 1)  # what it starts stays below it, and is found when it has to end
-    os.execvp(command[0], command)
 
 
 def _is_possible(libc: ctypes.CDLL, hidden: list[str], further: int = 0) -> bool:
@@ -89,6 +95,9 @@ def _enter(libc: ctypes.CDLL, hidden: list[str], further: int = 0) -> None:
     for capability in range(64):
         libc.prctl(_DROP_BOUND, ctypes.c_ulong(capability), *[ctypes.c_ulong(0)] * 3)
     _prctl(libc, _SECURE_BITS, _NO_ROOT)
+    # A program that is started has none of the rights that the namespaces gave; a fork that goes on has to give them up.
+    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION, 0))
+    _check(libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
 def _open_gateway(channel: int) -> None:

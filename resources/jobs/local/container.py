@@ -21,10 +21,11 @@ from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
 from docml_contract.names import OUTPUT
-from docml_contract.sandbox import make_unreadable, seclude
+from docml_contract.sandbox import credential_files, make_unreadable, seclude
 from docml_contract.untrusted_files import is_hollow, open_left
 from resources.aws import resolve
 from resources.jobs.backend import Job
+from resources.jobs.local.fork_server import ForkedProcess, ForkServer
 from resources.jobs.local.gateway import Gateway
 from resources.processes import cpu_ticks, kill_marked
 from resources.store import Store
@@ -66,7 +67,7 @@ class Container:
         self.log = log
         self.hosts = tuple(hosts)
         self.index = index
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._gateway: Gateway | None = None
         self._told: float | None = None
         self._complete_since: float | None = None
@@ -116,19 +117,45 @@ class Container:
 
     # -- while it runs
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Make the container's first process, which waits for `go`: the container can be noted before anything of it runs."""
+    def start(self, command: Sequence[str], environment: Mapping[str, str], server: ForkServer | None = None) -> None:
+        """Make the container's first process, which waits for `go`: the container can be noted before anything of it runs.
+
+        server: makes it by a fork, if it can.
+        """
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        init = [sys.executable, "-I", "-S", str(INIT), str(self.log), str(LOG_BYTES), str(LINE_BYTES)]
         spec = self.job.spec
         network = network_of(spec)
         if network == "gateway":
             self._gateway = Gateway(environment)
-            network = f"gateway:{self._gateway.theirs}"
+        command = [*command, spec.task.command]
+        variables = {**trainer_environment(environment, spec, self.base), **self.job.request_variables}
         make_unreadable()
-        self._process = subprocess.Popen(
-            [*init, *seclude([*command, spec.task.command], environment, network)],
-            env={**trainer_environment(environment, spec, self.base), **self.job.request_variables},
+        process: subprocess.Popen[bytes] | ForkedProcess | None = None
+        if server is not None:
+            process = server.fork(
+                {
+                    "init": (str(self.log), LOG_BYTES, LINE_BYTES),
+                    "command": command[1:],
+                    "environment": variables,
+                    "folder": str(self.base),
+                    "network": network,
+                    "hidden": credential_files(environment),
+                },
+                self._gateway.theirs if self._gateway else None,
+            )
+        self._process = process or self._start_fresh(command, environment, network, variables)
+        if self._gateway is not None:
+            self._gateway.start()
+
+    def _start_fresh(
+        self, command: Sequence[str], environment: Mapping[str, str], network: str, variables: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        init = [sys.executable, "-I", "-S", str(INIT), str(self.log), str(LOG_BYTES), str(LINE_BYTES)]
+        if self._gateway is not None:
+            network = f"gateway:{self._gateway.theirs}"
+        return subprocess.Popen(
+            [*init, *seclude(command, environment, network)],
+            env=variables,
             cwd=self.base,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -136,8 +163,6 @@ class Container:
             start_new_session=True,
             pass_fds=[self._gateway.theirs] if self._gateway else [],
         )
-        if self._gateway is not None:
-            self._gateway.start()
 
     def go(self) -> None:
         """Run the step's command."""

@@ -1,4 +1,5 @@
-"""The first process of a container: `python -I -S container_init.py LOG BYTES LINE COMMAND…`, standard library only.
+"""The first process of a container: `python -I -S container_init.py LOG BYTES LINE COMMAND…`, standard library only. Or a fork of
+`fork_server.py`, which then runs the command as a fork of its own.
 
 It runs the command as its child and ends as the child ends, by exit code or by signal. Between the two it keeps three promises:
 
@@ -89,7 +90,8 @@ class BoundedLog:
 class Child:
     """The command, and everything that it has started."""
 
-    def __init__(self, command: list[str], output: int) -> None:
+    def __init__(self, output: int) -> None:
+        """Fork. `pid` is 0 in the child, whose output goes to `output`."""
         self.status: int | None = None
         parent = os.getpid()
         self.pid = os.fork()
@@ -99,15 +101,13 @@ class Child:
                 _prctl(_PDEATHSIG, signal.SIGKILL)
                 if os.getppid() != parent:
                     os._exit(1)
+                signal.set_wakeup_fd(-1)
                 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
                     signal.signal(number, signal.SIG_DFL)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
-                os.execvpe(command[0], command, os.environ)
-            except BaseException as error:
-                os.write(2, f"{command[0]}: {error}\n".encode())
-            finally:
+            except BaseException:
                 os._exit(127)
 
     def reap(self) -> bool:
@@ -162,8 +162,8 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0)))
 
 
-def main(log_path: str, most: int, line: int, command: list[str]) -> None:
-    """Run the command; does not return."""
+def run(log_path: str, most: int, line: int) -> None:
+    """Be the first process of what follows: returns in the command's process alone, and ends this one as that ends."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _prctl(_CHILD_SUBREAPER, 1)
@@ -175,7 +175,9 @@ def main(log_path: str, most: int, line: int, command: list[str]) -> None:
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
-    child = Child(command, output)
+    child = Child(output)
+    if child.pid == 0:
+        return
     os.close(output)
     signal.signal(signal.SIGTERM, child.terminate)
     sources = [0, printed, woken]
@@ -212,5 +214,15 @@ def end_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def main(log_path: str, most: str, line: str, *command: str) -> None:
+    """Run the command; does not return."""
+    run(log_path, int(most), int(line))
+    try:
+        os.execvpe(command[0], command, os.environ)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error}\n".encode())
+        os._exit(127)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    main(*sys.argv[1:])

@@ -19,7 +19,8 @@ import optuna
 from docml_contract.hyperparameters import TUNING_OBJECTIVE, Choice, Interval, SearchRange
 from docml_contract.jobs import Tuning
 from docml_contract.names import OFFLINE_RUNS
-from resources.jobs.local.container import Container, host_names, signs_of_life
+from resources.jobs.local.container import WANDB_KEY, Container, host_names, signs_of_life, trainer_environment
+from resources.jobs.local.fork_server import ForkServer
 from resources.jobs.local.mirror import Mirror
 from resources.jobs.local.state import JobEnd, LocalJob, Stillness, failed
 from resources.jobs.trials import Trial, add_trials, best_trial, metric_definitions, number_of_trials
@@ -53,7 +54,7 @@ class RunningTrial:
         self.mirror = Mirror(local.store, self.containers[0].checkpoints, self.prefix)
         self.mirror.restore()
         for container in self.containers:
-            container.start(local.command, local.environment)
+            container.start(local.command, local.environment, search.server)
 
     def go(self) -> None:
         """Run its containers."""
@@ -102,6 +103,7 @@ class Search:
         self.total = number_of_trials(tuning)
         self.regex = metric_definitions(local.job.spec)[tuning.objective_metric]
         self.running: list[RunningTrial] = []
+        self.server: ForkServer | None = None
 
     def run(self) -> None:
         """Until all trials have ended; then the best one's files are the job's output."""
@@ -111,6 +113,8 @@ class Search:
         finally:
             for trial in self.running:
                 trial.finish()
+            if self.server is not None:
+                self.server.close()
             self.mirror.sync()
         trials = self.trials()
         if best_trial(trials, self.tuning) is None:
@@ -161,7 +165,7 @@ class Search:
                 trial.finish()
                 if stop is None:
                     self._settle(trial)
-            if not self.running and (stop is not None or self._begun() >= self.total):
+            if not self.running and (stop is not None or not self._left()):
                 break
             time.sleep(TICK_SECONDS)
         if stop is not None:
@@ -180,8 +184,8 @@ class Search:
         return len(self.study.get_trials(deepcopy=False))
 
     def _fill(self) -> None:
-        """Start trials while there is room: interrupted ones first."""
-        while len(self.running) < self.tuning.max_parallel_jobs:
+        """Start trials while there is room: interrupted ones first. What they are forked from may not be ready yet."""
+        while len(self.running) < self.tuning.max_parallel_jobs and not self._waits_for_server():
             if self.interrupted:
                 frozen = self.interrupted.pop(0)
                 number, values = frozen.number, dict(frozen.params)
@@ -196,6 +200,23 @@ class Search:
             self.running.append(RunningTrial(self, number + 1, values))
             self.local.note_containers([c.pid for trial in self.running for c in trial.containers])
             self.running[-1].go()
+
+    def _waits_for_server(self) -> bool:
+        """Whether the next trial has to wait for the process that it is to be a fork of, which is started for a search of several."""
+        if self.server is None and self._left() > 1 and ForkServer.is_wanted(self.local.environment):
+            base = self.local.base / "libraries"
+            environment = {name: value for name, value in self.local.environment.items() if name != WANDB_KEY}
+            variables = trainer_environment(environment, self.local.job.spec, base)
+            self.server = ForkServer(self.local.command, variables, base)
+        if self.server is None:
+            return False
+        waits = self.server.is_starting
+        for sentence in self.server.tell():
+            self.local.enter(sentence)
+        return waits
+
+    def _left(self) -> int:
+        return self.total - self._begun() + len(self.interrupted)
 
     def _settle(self, trial: RunningTrial) -> None:
         """Tell the study how a trial ended; keep its files if it is the best so far."""

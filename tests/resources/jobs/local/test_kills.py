@@ -1,5 +1,6 @@
 """kill -9 of real processes: orchestrator, supervisor, trainer. What is left runs on or is noticed; nothing is done twice."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from docml_contract.names import TRIALS
 from resources.jobs.backend import Job
 from resources.jobs.interface import JobFailed
 from resources.jobs.local import backend as local_backend
+from resources.jobs.local.container import BASE_VARIABLE
+from resources.jobs.local.fork_server import SWITCH
 from resources.jobs.local.state import LocalState, is_locked, state_key, stop_key
 from resources.jobs.trials import Trials
 from resources.processes import Process, booted_at, start_of
@@ -332,7 +335,9 @@ def test_a_cancel_ends_all_processes_within_ten_seconds(bench: LocalBench) -> No
     print(f"gone {begun[1] - begun[0]:.1f} s after the cancel")
 
 
-def test_a_killed_search_goes_on_with_the_trials_it_had(bench: LocalBench) -> None:
+@pytest.mark.parametrize("forking", ["on", "off"])
+def test_a_killed_search_goes_on_with_the_trials_it_had(bench: LocalBench, forking: str) -> None:
+    bench.environment[SWITCH] = forking
     search = Tuning(ranges={"learning_rate": RATES}, strategy="Random", max_jobs=4, max_parallel_jobs=1)
     spec = tuning(search, {"steps": 8})
     killed = threading.Event()
@@ -353,6 +358,16 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(bench: LocalBench) -> No
     assert len({trial.values["learning_rate"] for trial in table.trials}) == 4
     ended = [said for said in hearing.said if "ended:" in said]
     assert len(ended) == 4  # no trial that had ended was run again
+    wait_for(lambda: not marked(bench.scratch))
+
+
+def marked(folder: Path) -> list[str]:
+    """Processes of containers below a folder, and what they are forks of."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found += [str(path)] if f"{BASE_VARIABLE}={folder}".encode() in path.read_bytes() else []
+    return found
 
 
 def test_the_environment_request_and_log_of_a_job_hold_no_secret(bench: LocalBench, running_cloud: Cloud) -> None:
