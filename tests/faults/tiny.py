@@ -124,6 +124,7 @@ WORDS = {
 ROLES = {
     "supervisor": "resources.jobs.local.supervisor",
     "container": "container_init.py",
+    "fork server": "fork_server_script.py",
     "preparation": "docml_trainer prepare",
     "trainer": "docml_trainer train",
     "inference": "docml_trainer infer",

@@ -58,8 +58,9 @@ class Container:
         os.environ.update(chosen | environment)
         os.chdir(folder)
         variables = [f"{name}={environment[name]}" for name in ("SAGEMAKER_BASE_DIR",) if name in environment]
-        _show([sys.executable, *command], variables)
+        _show([sys.executable, init.__file__, *request["init"], *command], variables)
         init.run(*request["init"])
+        _show([sys.executable, *command], variables)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _close_all_but(*self.kept)
         network = f"gateway:{_GATEWAY}" if request["network"] == "gateway" else request["network"]
