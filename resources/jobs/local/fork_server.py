@@ -35,6 +35,8 @@ LIBRARIES = (
     *("docml_trainer.train", "docml_trainer.training.launch", "transformers.modeling_utils"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 )
+# pyarrow's allocator would begin a thread as soon as it is loaded.
+THREADLESS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 TRAINER = ("-m", "docml_trainer")
 SWITCH = "DOCML_FORK_SERVER"  # off: every container loads its libraries itself
 READY = b"ready"  # what the script says once it has loaded everything
@@ -93,7 +95,7 @@ class ForkServer:
         with theirs:
             self._process = subprocess.Popen(
                 [python, str(SCRIPT), str(os.getpid()), str(theirs.fileno()), *modules],
-                env=dict(environment),
+                env={**environment, **THREADLESS},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

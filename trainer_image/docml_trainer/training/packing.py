@@ -4,14 +4,10 @@ The layers see the documents of a micro-batch in one row of tokens, and attentio
 lengths); before and after the layers the model sees the padded batch that it was written for.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch.nn import functional
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from docml_contract.hyperparameters import TrainingHyperparameters
 from docml_trainer.data.classifier import HALF_PRECISION, Classifier
@@ -19,6 +15,9 @@ from docml_trainer.data.shapes import ATTENTION_MASK
 from docml_trainer.errors import TrainingError
 from docml_trainer.training.processes import Processes
 from docml_trainer.training.recording import MULTIPLE, Recordings
+
+if TYPE_CHECKING:  # transformers' models take a second to load, which a training of another model need not spend
+    import transformers
 
 # Whose layers know of a token's position only what the embeddings have added to it.
 PACKABLE = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"})
@@ -61,7 +60,7 @@ def find_packing(
 class Packing:
     """A transformers encoder that computes on documents end to end. In force from `apply` to `remove`."""
 
-    def __init__(self, model: transformers.PreTrainedModel, encoder: torch.nn.Module, longest: int) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel", encoder: torch.nn.Module, longest: int) -> None:
         self.model, self.encoder, self.longest = model, encoder, longest
         self.forward = encoder.forward
         self.attention: str = model.config._attn_implementation
@@ -73,6 +72,8 @@ class Packing:
     @classmethod
     def find(cls, model: torch.nn.Module, longest: int) -> "Packing | None":
         """Of a model whose encoder is known to take it; None for others. longest: tokens of the longest document there is."""
+        import transformers
+
         if not isinstance(model, transformers.PreTrainedModel) or model.config.model_type not in PACKABLE:
             return None
         config, base = model.config, model.base_model
@@ -84,6 +85,9 @@ class Packing:
 
     def apply(self) -> None:
         """From now on batches that come with a plan are packed; others are computed as they are, with a mask."""
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, packed_mask)
         self.model.set_attn_implementation(ATTENTION)
@@ -156,6 +160,8 @@ class Packing:
 
     def _packed_forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
         """In place of the encoder's own forward(): [documents, length, width] -> [1, tokens, width], and back."""
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
         if self.bounds is None:
             return self.forward(hidden_states, attention_mask=attention_mask, **options)
         documents, length, width = hidden_states.shape

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 from safetensors.torch import save_model
@@ -28,6 +28,16 @@ from docml_trainer.export.trace import ExportResult, export
 from docml_trainer.training.checkpoint import EpochRecord, TrainingProgress
 from docml_trainer.training.setup import TrainingSetup
 from docml_trainer.training.tracking import Tracker
+
+PIPELINES = "transformers.pipelines"
+if PIPELINES in sys.modules:
+    import evaluate
+else:  # for its evaluators, which nothing here needs, evaluate would load them: most of what a training's start takes
+    sys.modules[PIPELINES] = None  # type: ignore[assignment]
+    try:
+        import evaluate
+    finally:
+        del sys.modules[PIPELINES]
 
 SECONDS_BETWEEN_LINES = 10.0
 TIMES = ("seconds", "examples_per_second", "tokens_per_second", "memory_mb")  # differ between equal trainings
