@@ -29,11 +29,11 @@ from docml_trainer.preparation import baseline_inputs
 from docml_trainer.preparation.baseline import (
     MAX_FITTED,
     MAX_ITERATIONS,
-    TOLERANCE,
     Baseline,
     _sample,
     fit_documents,
     rarest,
+    tolerance,
 )
 from docml_trainer.preparation.baseline_inputs import EncodedDocuments
 from docml_trainer.preparation.learning_curve import estimate_curve
@@ -143,7 +143,9 @@ def scikit_learn(folder: Path) -> dict[str, Any]:
     vectorizer = TfidfVectorizer(
         analyzer=_hashed_terms if facts["hashed"] else _terms, sublinear_tf=True, min_df=rarest(len(fitted))
     )
-    pipeline = make_pipeline(vectorizer, LogisticRegression(C=facts["C"], max_iter=MAX_ITERATIONS, tol=TOLERANCE))
+    pipeline = make_pipeline(
+        vectorizer, LogisticRegression(C=facts["C"], max_iter=MAX_ITERATIONS, tol=tolerance(len(fitted)))
+    )
     pipeline.fit(rows[fitted], documents.labels[fitted])
     scores = {}
     for split in ("valid", "test"):

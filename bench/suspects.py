@@ -3,7 +3,8 @@ that the baseline confuses most.
 
 Both get the same probabilities: the baseline's, out of sample. Ours lists as many documents as it estimates to be wrong; cleanlab's list
 (`find_label_issues`, its default, by self-confidence) is cut or prolonged to that length, and judged at its own length as well. The sets
-have wrong labels of their own, which count as false alarms for both.
+have wrong labels of their own, which count as false alarms for both; what each set is estimated at before any label is made wrong stands in a
+row of its own, and by how much more it is estimated at afterwards in another.
 """
 
 import subprocess
@@ -30,9 +31,11 @@ def run() -> list[dict[str, Any]]:
         texts, labels = read_set(name, DOCUMENTS)
         documents = encode(texts, labels)
         clean = fit(documents, documents.labels)
+        at_first = len(rank_suspects(documents.labels, clean.probabilities).rows) / len(texts)
+        rows.append(_row(f"estimated share with no label made wrong, {name}", "points", 100 * at_first, {}))
         for kind in KINDS:
             for share in SHARES:
-                rows += compare(f"{name}, {share:.0%} {kind}", documents, flip(clean, share, kind))
+                rows += compare(f"{name}, {share:.0%} {kind}", documents, flip(clean, share, kind), at_first)
     return rows
 
 
@@ -79,8 +82,8 @@ def flip(clean: Baseline, share: float, kind: str) -> Ids:
     return labels
 
 
-def compare(name: str, documents: EncodedDocuments, given: Ids) -> list[dict[str, Any]]:
-    """Rows of one set and one way to make labels wrong."""
+def compare(name: str, documents: EncodedDocuments, given: Ids, at_first: float) -> list[dict[str, Any]]:
+    """Rows of one set and one way to make labels wrong. at_first: the share that was estimated before."""
     from cleanlab.filter import find_label_issues
 
     probabilities = fit(documents, given).probabilities
@@ -95,25 +98,16 @@ def compare(name: str, documents: EncodedDocuments, given: Ids) -> list[dict[str
     rows = []
     for metric, judge in (("precision", len), ("recall", lambda _: wrong.sum())):
         mine, peer, peers_own = (float(wrong[found].sum() / max(1, judge(found))) for found in (ours, ranked, theirs))
-        rows.append(
-            {
-                "bench": "suspects",
-                "metric": f"{metric} at our count, {name}",
-                "unit": "share",
-                "ours": round(mine, 4),
-                "peers": {"cleanlab": round(peer, 4), "cleanlab, its own count": round(peers_own, 4)},
-                "ratio": None,
-            }
-        )
+        peers = {"cleanlab": round(peer, 4), "cleanlab, its own count": round(peers_own, 4)}
+        rows.append(_row(f"{metric} at our count, {name}", "share", mine, peers))
     estimate, truth = len(ours) / len(given), float(wrong.mean())
-    rows.append(
-        {
-            "bench": "suspects",
-            "metric": f"estimated share less the true one, {name}",
-            "unit": "points",
-            "ours": round(100 * (estimate - truth), 2),
-            "peers": {"cleanlab": round(100 * (len(theirs) / len(given) - truth), 2)},
-            "ratio": None,
-        }
-    )
-    return rows
+    peers = {"cleanlab": round(100 * (len(theirs) / len(given) - truth), 2)}
+    return [
+        *rows,
+        _row(f"estimated share less the true one, {name}", "points", 100 * (estimate - truth), peers),
+        _row(f"the same beyond the first estimate, {name}", "points", 100 * (estimate - at_first - truth), {}),
+    ]
+
+
+def _row(metric: str, unit: str, ours: float, peers: dict[str, float]) -> dict[str, Any]:
+    return {"bench": "suspects", "metric": metric, "unit": unit, "ours": round(ours, 4), "peers": peers, "ratio": None}

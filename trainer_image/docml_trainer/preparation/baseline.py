@@ -36,7 +36,7 @@ RANK_TOLERANCE = 1e-12
 FOLDS = 5
 RAREST = 2_000  # a term in fewer than one of so many documents (and in one alone) says nothing of others
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
-MAX_ITERATIONS, TOLERANCE = 500, 1e-4
+MAX_ITERATIONS = 500
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -115,16 +115,13 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
         inputs, hashed = count_terms(documents.tokens, documents.ends)
     width = len(label_names)
     choosers = _sample(fitted, documents, MAX_CHOOSING)
-    chosen, choosing = choose_strength(
-        inputs, documents.labels, choosers, folds[np.searchsorted(fitted, choosers)], width
-    )
     probabilities = np.zeros((len(documents.guids), width), dtype=np.float32)
-    held_out = (
-        choosing
-        if len(choosing) == len(fitted)
-        else _out_of_fold(inputs, documents.labels, fitted, folds, [chosen], width)[0]
-    )
-    probabilities[fitted] = held_out
+    if len(choosers) == len(fitted):
+        chosen, probabilities[fitted] = choose_strength(inputs, documents.labels, fitted, folds, width)
+    else:
+        own = folds[np.searchsorted(fitted, choosers)]
+        chosen = _choose_by_sample(inputs, documents.labels, choosers, own, width)
+        (probabilities[fitted],) = _out_of_fold(inputs, documents.labels, fitted, folds, [chosen], width)
     others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
     probabilities[others], terms = answer(inputs, documents.labels, fitted, others, chosen, width)
     facts = {
@@ -175,9 +172,20 @@ def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
 def choose_strength(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> tuple[float, Probabilities]:
     """The strength with the lowest log loss out of fold on these rows, and its answers about them. folds: int64[rows]."""
     found = _out_of_fold(inputs, labels, rows, folds, STRENGTHS, width)
-    losses = [log_loss(labels[rows], values, labels=range(width)) for values in found]
-    best = int(np.argmin(losses))
+    best = _least_loss(labels[rows], found)
     return STRENGTHS[best], found[best]
+
+
+def _choose_by_sample(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> float:
+    """The same by one fold of a sample, whose answers nobody needs. folds: int64[rows]."""
+    inside = folds == folds[0]
+    found, _ = _answers(inputs, labels, rows[~inside], rows[inside], STRENGTHS, width)
+    return STRENGTHS[_least_loss(labels[rows[inside]], found)]
+
+
+def _least_loss(truth: Ids, answers: Sequence[Probabilities]) -> int:
+    """Which of these is best."""
+    return int(np.argmin([log_loss(truth, values, labels=range(values.shape[1])) for values in answers]))
 
 
 def _out_of_fold(
@@ -216,7 +224,7 @@ def _answers(
         if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
             known_values, asked_values = _rotate(known_values, asked_values)
         for values, strength in zip(found, strengths, strict=True):
-            model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
+            model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance(len(fit)))
             model.fit(known_values, labels[fit])
             if len(asked):
                 values[:, model.classes_] = model.predict_proba(asked_values)
@@ -226,6 +234,11 @@ def _answers(
 def rarest(documents: int) -> int:
     """In how many of so many documents a term has to be to count."""
     return max(2, documents // RAREST)
+
+
+def tolerance(documents: int) -> float:
+    """When the fit on so many documents is as good as done: scikit-learn's own, or what takes half the steps for the same scores."""
+    return 1e-4 if documents <= MAX_ROTATED else 1e-3
 
 
 def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
