@@ -155,7 +155,7 @@ def scikit_learn(folder: Path) -> dict[str, Any]:
 
 
 def _terms(row: Any) -> list[Any]:
-    return [*row.tolist(), *pairwise(row.tolist())]
+    return [*zip(row.tolist(), strict=True), *pairwise(row.tolist())]
 
 
 def _hashed_terms(row: Any) -> list[int]:

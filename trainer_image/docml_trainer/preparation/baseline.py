@@ -34,7 +34,7 @@ MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
 MAX_ROTATED = 2_000  # documents up to which a fit in the space that they span is the quicker one
 RANK_TOLERANCE = 1e-12
 FOLDS = 5
-RAREST = 2_000  # a term in fewer than one of so many documents (and in one alone) says nothing of others
+RAREST = 1_000  # a term in fewer than one of so many documents (and in one alone) says too little of others
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 MAX_ITERATIONS = 500
 
