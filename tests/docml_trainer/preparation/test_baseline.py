@@ -160,14 +160,14 @@ def test_train_documents_are_answered_by_a_model_that_saw_nothing_of_their_group
     group_of = dict(zip(assignment.guids, assignment.groups, strict=True))
     train = datasets.load_from_disk(str(tmp_path / "train"))["artifact_guid"][:]
     asked: list[tuple[set[str | None], set[str | None]]] = []
-    real = module.answer
+    real = module._answers
 
-    def spy(counts, labels, fit, rows, strength, width):  # type: ignore[no-untyped-def]
+    def spy(inputs, labels, fit, rows, strengths, width):  # type: ignore[no-untyped-def]
         if len(rows) and rows.max() < len(train):
             asked.append(({group_of[train[row]] for row in fit}, {group_of[train[row]] for row in rows}))
-        return real(counts, labels, fit, rows, strength, width)
+        return real(inputs, labels, fit, rows, strengths, width)
 
-    monkeypatch.setattr(module, "answer", spy)
+    monkeypatch.setattr(module, "_answers", spy)
     fitted(tmp_path, assignment)
     assert len(asked) >= 5
     assert all(not seen & answered for seen, answered in asked)
