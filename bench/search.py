@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +65,29 @@ def _measure_searches() -> list[tuple[float, float]]:
 
 def _measure_memory() -> tuple[float, float]:
     """MB of one fresh interpreter that has loaded a trial's libraries, and of a server with its forks, each of which has them."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as ended:
         folder = Path(name)
         program, done = folder / "program.py", [folder / f"done-{number}" for number in range(FORKS + 1)]
         program.write_text(_LOADED)
         environment = {"PATH": os.environ["PATH"], "HOME": name}
         fresh = subprocess.Popen([sys.executable, str(program), str(done[-1])], env=environment)
+        ended.callback(fresh.kill)
         _wait_for(done[-1:])
         one = _memory([fresh.pid])
-        fresh.kill()
-        fresh.wait()
         server = ForkServer((sys.executable, *TRAINER), environment, folder / "libraries")
+        ended.callback(server.close)
         while server.is_starting:
             time.sleep(0.05)
-        forks = [server.fork(_request(folder, program, path), None) for path in done[:-1]]
-        started = [fork for fork in forks if fork is not None]
-        assert len(started) == FORKS, server.problem
-        for fork in started:
+        pids = [server.pid]
+        for path in done[:-1]:
+            fork = server.fork(_request(folder, program, path), None)
+            assert fork is not None, server.problem
+            ended.callback(fork.wait)
+            ended.callback(fork.stdin.close)
             fork.stdin.write(b"g")
+            pids.append(fork.pid)
         _wait_for(done[:-1])
-        children = [int(pid) for fork in started for pid in _children(fork.pid)]
-        total = _memory([server.pid, *children, *(fork.pid for fork in started)])
-        for fork in started:
-            fork.stdin.close()
-            fork.wait()
-        server.close()
-    return one, total
+        return one, _memory([*pids, *(int(child) for pid in pids[1:] for child in _children(pid))])
 
 
 def _request(folder: Path, program: Path, done: Path) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def _request(folder: Path, program: Path, done: Path) -> dict[str, Any]:
 
 
 def _wait_for(paths: list[Path]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not all(path.exists() for path in paths):
         if time.monotonic() > deadline:
             raise TimeoutError("a process did not load its libraries")
