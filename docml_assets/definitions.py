@@ -12,11 +12,34 @@ Nothing here reads the environment or opens a client: resources do, when a run u
 import dagster as dg
 
 from docml_assets.assets import endpoints, inference, prediction, preparation, reconciliation, sources, training
-from docml_assets.deployment import RESOURCES
+from docml_assets.deployment import Deployment
 from docml_assets.sensors.experiments import experiment_sensor
 from docml_assets.sensors.new_data import new_data_sensor
 from docml_assets.sensors.new_documents import new_documents_sensor
 from docml_assets.sensors.run_failures import orphaned_endpoints_sensor, orphaned_jobs_sensor, run_failure_sensor
+
+
+def _resource(name: str, description: str) -> dg.ResourceDefinition:
+    """A part of the deployment as a Dagster resource, made when a run first uses it."""
+    return dg.ResourceDefinition(
+        lambda context: getattr(context.resources.deployment, name),
+        description=description,
+        required_resource_keys={"deployment"},
+    )
+
+
+RESOURCES = {
+    "deployment": dg.ResourceDefinition(
+        lambda _: Deployment.current(), description="DOCML_* environment variables, read when a run starts."
+    ),
+    "store": _resource("store", "DOCML_STORE: where experiments keep data, models and reports."),
+    "production": _resource("production", "DOCML_PRODUCTION_FILES: the documents' files in production; only read."),
+    "labels": _resource("labels", "DOCML_LABELS_URL: the database that LABELS_QUERY asks."),
+    "jobs": _resource("jobs", "DOCML_ENV: jobs as subprocesses (local) or on SageMaker (aws), each run exactly once."),
+    "endpoints": _resource("endpoints", "DOCML_ENV: endpoints as processes (local) or on SageMaker (aws)."),
+    "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
+}
+
 
 run_experiment = dg.define_asset_job(
     "run_experiment",

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import dagster as dg
-
 from docml_assets.errors import DocmlError
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import operated_settings
@@ -125,28 +123,6 @@ class Deployment:
     def image(self) -> str | None:
         """DOCML_IMAGE: the trainer image of experiments that name none; none where jobs run as subprocesses."""
         return None if self.kind == "local" else self.environment.get("DOCML_IMAGE")
-
-
-def _resource(name: str, description: str) -> dg.ResourceDefinition:
-    """A part of the deployment as a Dagster resource, made when a run first uses it."""
-    return dg.ResourceDefinition(
-        lambda context: getattr(context.resources.deployment, name),
-        description=description,
-        required_resource_keys={"deployment"},
-    )
-
-
-RESOURCES = {
-    "deployment": dg.ResourceDefinition(
-        lambda _: Deployment.current(), description="DOCML_* environment variables, read when a run starts."
-    ),
-    "store": _resource("store", "DOCML_STORE: where experiments keep data, models and reports."),
-    "production": _resource("production", "DOCML_PRODUCTION_FILES: the documents' files in production; only read."),
-    "labels": _resource("labels", "DOCML_LABELS_URL: the database that LABELS_QUERY asks."),
-    "jobs": _resource("jobs", "DOCML_ENV: jobs as subprocesses (local) or on SageMaker (aws), each run exactly once."),
-    "endpoints": _resource("endpoints", "DOCML_ENV: endpoints as processes (local) or on SageMaker (aws)."),
-    "tracking": _resource("tracking", "The Weights & Biases account that trainings report to."),
-}
 
 
 def work_on(deployment: Deployment, claim: Claim, holder: str, reporter: Reporter) -> Work:

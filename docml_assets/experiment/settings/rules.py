@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sqlglot
 from sqlglot import exp
@@ -305,7 +306,8 @@ def _machines(keys: Keys, ranges: Ranges) -> Iterator[Broken]:
         )
 
 
-def query_problems(query: str, split_by: str | None, columns: Sequence[str] = TEXT_COLUMNS) -> Iterator[Complaint]:
+@lru_cache(maxsize=256)  # the settings of a hundred runs ask about few queries, again and again
+def query_problems(query: str, split_by: str | None, columns: tuple[str, ...] = TEXT_COLUMNS) -> tuple[Complaint, ...]:
     """What is wrong with the query, which must yield these columns."""
     refusals = []
     for dialect in _DIALECTS:
@@ -314,14 +316,10 @@ def query_problems(query: str, split_by: str | None, columns: Sequence[str] = TE
         except RefusedQuery as refusal:
             refusals.append(str(refusal))
             continue
-        yield from _missing_columns(checked, dialect, columns, split_by)
-        return
+        return tuple(_missing_columns(checked, dialect, columns, split_by))
     found, _, expected = refusals[0].partition("; expected ")
-    yield (
-        found,
-        expected or "one SELECT that only reads",
-        f"write for example SELECT {', '.join(columns)} FROM documents",
-    )
+    remedy = f"write for example SELECT {', '.join(columns)} FROM documents"
+    return ((found, expected or "one SELECT that only reads", remedy),)
 
 
 def _missing_columns(query: str, dialect: str, columns: Sequence[str], split_by: str | None) -> Iterator[Complaint]:

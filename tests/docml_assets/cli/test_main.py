@@ -1,5 +1,6 @@
 """The group: quick to help, one message for what is wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,18 @@ def test_help_loads_neither_dagster_nor_the_commands() -> None:
         "print([name for name in ('dagster', 'pyarrow', 'pydantic', 'docml_assets.cli.run') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_look_at_runs_does_not_load_dagster(tmp_path: Path) -> None:
+    code = (
+        "import sys; from docml_assets.cli import cli; cli.main(['runs'], standalone_mode=False); "
+        "print([name for name in ('dagster', 'torch', 'pandas', 'scipy') if name in sys.modules])"
+    )
+    variables = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=variables
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
