@@ -2,7 +2,7 @@
 
 It is fitted on the train split of the data just prepared. Its answers about train documents come out of fold (five folds, which no
 group and no near-duplicates straddle), those about valid and test documents from the fit on train. Of the terms those take part that at
-least two of the documents have that a fit sees. Where no feature is a token list, standardized pooled values take the place of TF-IDF.
+least two of the documents have that a fit sees, and at least one in a thousand. Where no feature is a token list, standardized pooled values take the place of TF-IDF.
 """
 
 import time
