@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -87,11 +88,14 @@ def wait_for(engine: Engine, container: str, *command: str, expected: str) -> st
         time.sleep(1)
 
 
-def test_the_services_of_compose_start(engine: Engine, image: str, database: list[str]) -> None:
+def test_the_services_of_compose_start(engine: Engine, image: str, database: list[str], tmp_path: Path) -> None:
+    # Podman tells those that join a network nothing of the names that its owner was given.
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost code\n")
     alone = ["--network", "none", "--add-host", "code:127.0.0.1"]
     with service(engine, image, "code", *database, *alone) as code:
         wait_for(engine, code, *COMPOSE["services"]["code"]["healthcheck"]["test"][1:], expected="")
-        joined = ["--network", f"container:{code}"]
+        joined = ["--network", f"container:{code}", "--volume", f"{hosts}:/etc/hosts:ro"]
         with (
             service(engine, image, "daemon", *database, *joined),
             service(engine, image, "webserver", *database, *joined) as webserver,

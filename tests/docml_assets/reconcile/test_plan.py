@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import polars as pl
 import pyarrow as pa
 
@@ -151,3 +154,25 @@ def test_what_is_to_process() -> None:
     assert pending("g1/otherversion/.processed-0", *done1) == ["g2"]
     without = Recipe(FILES, FILES, None, None)
     assert to_process(made, artifact_files(made, existing(made)), without).is_empty()
+
+
+_PLAN = """
+import resource, sys
+from tests.docml_assets.reconcile.test_plan import FILES, RECIPE, plan
+
+guids = tuple(f"document-{number:08d}" for number in range(int(sys.argv[1])))
+made = plan(tuple(f"{guid}/{file}" for guid in guids for file in FILES), RECIPE, guids=guids)
+assert made.files.height == 2 * len(guids)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory_of_a_plan(artifacts: int) -> int:
+    """kB that a process takes at most for the plan of so many artifacts of two files."""
+    command = [sys.executable, "-c", _PLAN, str(artifacts)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_memory_of_a_plan_grows_with_its_artifacts_and_not_faster() -> None:
+    small, middle, large = map(memory_of_a_plan, (50_000, 150_000, 350_000))
+    assert (large - middle) / 200_000 < 1.5 * (middle - small) / 100_000
