@@ -28,6 +28,14 @@ def test_noise_widens_the_interval_and_more_documents_never_make_it_worse() -> N
     assert 0 <= forecast(SIZES, np.ones(len(SIZES)), 800)[2] <= 1
 
 
+def test_no_bound_lies_beyond_what_a_score_can_be() -> None:
+    rising, falling = np.array([1.0, 1.0, 0.8, 0.6, 0.6, 0.3, 0.3]), np.zeros(7)
+    sizes = np.array([104, 52, 52, 26, 26, 13, 13])
+    for scores in (rising, falling):
+        value, low, high = forecast(sizes, scores, 208)
+        assert 0 <= low <= value <= high <= 1
+
+
 def test_parts_do_not_overlap_and_have_about_every_labels_share() -> None:
     labels = np.repeat([0, 1, 2], [200, 100, 21])
     for divisor in (2, 4, 8):

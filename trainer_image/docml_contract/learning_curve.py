@@ -95,7 +95,8 @@ def forecast(sizes: Ids, scores: Floats, size: int) -> tuple[float, float, float
     value = float(probability @ values)
     variance = float(probability @ (np.array(spreads) + (np.array(values) - value) ** 2))
     reach = float(stats.t.ppf((1 + INTERVAL) / 2, len(sizes) - 2)) * variance**0.5
-    return min(1.0, max(0.0, value)), max(0.0, value - reach), min(1.0, value + reach)
+    value, low, high = (min(1.0, max(0.0, bound)) for bound in (value, value - reach, value + reach))
+    return value, low, high
 
 
 def _growth(sizes: Floats, exponent: float) -> Floats:
