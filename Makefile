@@ -16,12 +16,21 @@ TORCH_INDEX ?=
 DEMO := EXP-1-state-of-the-union
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# What the lock names, by its hashes; then torch, and what comes with it of CUDA, from whichever index; then docml itself, from this folder.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# What the lock names, by its hashes; then torch, and what comes with it of CUDA, from whichever index, under pip's own bars; then docml
+# itself, from this folder.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-INSTALL = $(PIP) --require-hashes --no-deps --only-binary :all: --requirement requirements/$(1).txt && \
-          $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) && \
-          $(PIP) --no-deps --no-build-isolation --editable .
+INSTALL = set -o pipefail; \
+          $(PIP) --require-hashes --no-deps --only-binary :all: --requirement requirements/$(1).txt | $(COUNTED) && \
+          echo '  $(TORCH):' && $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) && \
+          $(PIP) --quiet --no-deps --no-build-isolation --editable .
+# pip's lines as a count: one line that changes on a terminal, and every twentieth package elsewhere.
+COUNTED = { count=0; of=$$(grep -c '==' requirements/$(1).txt); while read -r first second third name rest; do \
+            case $$first in Collecting | Ignoring) name=$${second%:};; Requirement) ;; \
+              Installing) echo "  installing them …"; continue;; *) continue;; esac; \
+            count=$$((count + 1)); line="  $$count of $$of packages: $$name"; \
+            if [ -n "$(MAKE_TERMOUT)" ]; then printf '\r\033[K%s' "$$line"; [ $$count -lt $$of ] || echo; \
+            elif [ $$((count % 20)) = 0 ] || [ $$count = $$of ]; then echo "$$line"; fi; done; }
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
 .PHONY: help demo test test-slow test-faults test-distros test-image fuzz licences sbom lock ui bench clean

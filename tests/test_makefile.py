@@ -111,6 +111,27 @@ def test_an_index_of_cpu_builds_is_passed_to_pip(folder: Path) -> None:
     assert "extra-index-url" not in make(folder, "-n", "demo").stdout
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_installation_says_how_far_it_is(folder: Path, code: int) -> None:
+    """A python that says what pip says of the lock's packages, and ends as pip does."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / ".python").touch()
+    lines = r"s/^\([^ ]*==[^ ]*\).*/Collecting \1 (from -r requirements\/demo.txt)\n  Downloading \1.whl (1 MB)/p"
+    executable(
+        folder / ".venv" / "bin" / "python",
+        f'case "$*" in *hashes*) sed -n "{lines}" requirements/demo.txt; echo "Installing collected packages: a, b"; exit {code};; esac',
+    )
+    done = make(folder, ".venv/.demo")
+    lock = (folder / "requirements" / "demo.txt").read_text(encoding="utf-8").splitlines()
+    packages = sum("==" in line for line in lock)
+    said = done.stdout.splitlines()
+    assert said[1].startswith(f"  20 of {packages} packages: ")
+    assert f"  {packages} of {packages} packages: yarl" in done.stdout
+    assert "  installing them …" in said
+    assert not any("Downloading" in line for line in said)
+    assert (folder / ".venv" / ".demo").exists() == (done.returncode == 0) == (code == 0)
+
+
 def test_the_demo_installs_less_than_the_tests(folder: Path) -> None:
     hashed = "--require-hashes --no-deps --only-binary :all: --requirement requirements/{}.txt"
     assert hashed.format("demo") in make(folder, "-n", "demo").stdout
