@@ -140,7 +140,9 @@ class Supervisor:
         limit = self.job.spec.compute.max_runtime_seconds
         if time.monotonic() - begun <= limit:
             return None
-        return stopped("time", f"MaxRuntimeExceeded: stopped after {limit} s; raise MAX_RUNTIME_SECONDS of the step")
+        return stopped(
+            "time", f"stopped after {limit} s, the longest it may run: raise MAX_RUNTIME_SECONDS of the step"
+        )
 
     def _judge(self, containers: list[Container]) -> None:
         """JobEnd for containers that did not succeed: the first with a reason of its own speaks."""

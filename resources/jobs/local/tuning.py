@@ -239,7 +239,7 @@ class Search:
             self.study.tell(number, objective)
             said = f"{self.tuning.objective_metric} = {_shown(objective)}"
         else:
-            reason = f"MaxRuntimeExceeded after {limit} s" if stopped else ""
+            reason = f"stopped after {limit} s, the longest it may run" if stopped else ""
             reason = reason or (failed.reason() if failed else f"it printed no {self.tuning.objective_metric}")
             storage.set_trial_user_attr(identity, REASON, reason)
             storage.set_trial_user_attr(identity, END, "Stopped" if stopped else "Failed")
