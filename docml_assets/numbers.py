@@ -1,5 +1,6 @@
 """How numbers and settings are written, wherever people read them: on the terminal, in the UI, on the report page."""
 
+import json
 from typing import Any
 
 
@@ -47,12 +48,23 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+def size(count: float) -> str:
+    """Bytes as people read them: `120 B`, `3 kB`, `1.2 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def setting(value: Any) -> str:
     """As settings.ini would have it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value) or "none"
     return str(value)

@@ -5,7 +5,6 @@ before anything costs money.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import dagster as dg
 
@@ -20,9 +19,8 @@ from docml_assets.assets.materialization import (
     say_changes,
 )
 from docml_assets.assets.metadata import Metadata, code_block, table
-from docml_assets.numbers import setting
 from docml_assets.partitions import BACKFILL_TAG, experiment_runs, trigger_of
-from docml_assets.runs.claims import CLAIM_DIGEST, Claim
+from docml_assets.runs.claims import CLAIM_DIGEST, Claim, describe_trigger
 from docml_assets.steps.snapshot import claim_from_ui, snapshot
 from docml_contract.names import EXPERIMENT_SNAPSHOT, PRODUCTION_FILES, PRODUCTION_LABELS
 
@@ -127,34 +125,16 @@ def experiment_snapshot(context: dg.AssetExecutionContext) -> Results:
     )
 
 
-SECTION_KEYS = ("hyperparameters", "tunable", "model_hyperparameters", "model_tunable")
-
-
-def describe_trigger(trigger: Mapping[str, Any]) -> str:
-    """What started a run, in words."""
-    by = f"{trigger['user']} on {trigger['host']}" if "user" in trigger and "host" in trigger else ""
-    words = {"cli": f"docml run, by {by}" if by else "docml run", "ui": "somebody in the UI"}
-    kind = str(trigger.get("kind", "not known"))
-    changed = f": {', '.join(trigger['changed'])} changed" if trigger.get("changed") else ""
-    return words.get(kind, kind) + changed
-
-
 def _metadata(claim: Claim) -> Metadata:
     settings = claim.settings
-    content = {**settings.frozen_content(), **settings.operational()}
-    nested = {key: content.pop(key) for key in SECTION_KEYS if key in content}
-    sections = {"settings": {key.upper(): value for key, value in sorted(content.items())}}
-    sections |= {key: nested[key] for key in ("hyperparameters", "tunable") if nested.get(key)}
-    for key, section in (("model_hyperparameters", "hyperparameters"), ("model_tunable", "tunable")):
-        sections |= {f"{section}.{model}": values for model, values in nested.get(key, {}).items()}
     return {
         "models": ", ".join(settings.model_names),
         "started by": describe_trigger(claim.trigger),
         "claimed at": claim.created_at,
         CLAIM_DIGEST: claim.digest,
         "settings": table(
-            {"section": section, "key": key, "value": setting(value)}
-            for section, values in sections.items()
+            {"section": section, "key": key, "value": value}
+            for section, values in settings.as_written().items()
             for key, value in values.items()
         ),
         "functions": code_block(claim.functions_source),

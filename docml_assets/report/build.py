@@ -35,12 +35,14 @@ from docml_assets.report.schema import (
     Calibration,
     LabelWinner,
     LearningCurve,
+    LikelyLabel,
     ModelPolicy,
     ModelReport,
     Nearness,
     PastScore,
     PerLabel,
     Report,
+    Suspects,
     UnitReport,
     UnitScores,
 )
@@ -93,7 +95,7 @@ def build_report(
     history: Mapping[str, Sequence[Mapping[str, Any]]],
     lineage: Lineage,
     previous: Sequence[PreviousRun],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, str]],
     excerpts: Callable[[str], str],
     baseline: pa.Table | None = None,
     group_column: str | None = None,
@@ -110,7 +112,7 @@ def build_report(
 
     predictions, documents, timings: predictions.parquet, documents.parquet and timings.json of the inference job. labels: in the order
     of their ids. history: model -> rows of its history.json. previous: the experiment's earlier runs with a finished report. settings:
-    shown as they are. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
+    section -> key -> value, as written. excerpts: GUID -> the beginning of the document's text, "" where it has none; called for a few dozen documents.
     baseline: baseline.parquet of the prepared data. group_column: SPLIT_BY, and groups: GUID -> its value (null: on its own); intervals then resample groups.
     target: AUTO_ACCEPT_PRECISION, and validation: what the job answered on the validation split, where a decision policy is made.
     changed: what the run changed from the latest of `previous`. seeds: where the models were trained with several. units: where the answers
@@ -209,8 +211,18 @@ def assess(
 
 def _prepared(said: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the report that preparation has found; older data have none."""
-    curve = said.get("learning_curve", {"none": "older data"})
+    curve, suspects = (said.get(key, {"none": "older data"}) for key in ("learning_curve", "suspects"))
     return {
+        "suspects": None
+        if "none" in suspects
+        else Suspects(
+            documents=suspects["documents"],
+            share=suspects["share"],
+            pairs=tuple(
+                LikelyLabel(label=row["label"], likely_label=row["likely_label"], documents=row["count_all"])
+                for row in suspects["pairs"]
+            ),
+        ),
         "learning_curve": None if "none" in curve else LearningCurve.model_validate(curve),
         "nearest_train": {
             name: Nearness.model_validate(found) for name, found in said.get("nearest_train", {}).items()

@@ -111,11 +111,12 @@ class JobLine:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Shown at the end of the report."""
+    """Where a report comes from: when its run was claimed (UTC, ISO 8601) and what started it at its beginning, the rest at its end."""
 
     data_versions: Mapping[str, str] = field(default_factory=dict)  # asset -> data version
     hashes: Mapping[str, str] = field(default_factory=dict)  # what it is of -> sha256 or git revision
     jobs: tuple[JobLine, ...] = ()
+    claimed: tuple[str, str] | None = None
 
     @property
     def seconds(self) -> float:

@@ -42,7 +42,7 @@ def render_page(
     report: Report,
     evidence: Evidence,
     lineage: Lineage,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, str]],
     timings: Mapping[str, Any],
     group_column: str | None,
 ) -> str:

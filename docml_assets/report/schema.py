@@ -241,6 +241,22 @@ class Nearness(Document):
     )
 
 
+class LikelyLabel(Document):
+    """Documents of one label that look like another's."""
+
+    label: str
+    likely_label: str
+    documents: int = Field(ge=1)
+
+
+class Suspects(Document):
+    """Labels that look wrong to the baseline, which says so of documents that it was not fitted on."""
+
+    documents: int = Field(ge=0)
+    share: Share = Field(description="of all labelled documents")
+    pairs: tuple[LikelyLabel, ...] = Field(description="at most 20, the most frequent first")
+
+
 class UnitScores(Document):
     """One model on the units of the test split's artifacts."""
 
@@ -290,6 +306,7 @@ class Report(Document):
         description="the first model's, on the test documents; null without LEARNING_CURVE, or where documents are too few",
     )
     nearest_train: dict[str, Nearness] = Field({}, description="by split, valid and test; empty without a baseline")
+    suspects: Suspects | None = Field(None, description="null without a baseline, and in older reports")
     units: UnitReport | None = Field(None, description="null where artifacts are the models' documents, too")
     policy: dict[str, ModelPolicy] = Field({}, description="by model of the run; empty without AUTO_ACCEPT_PRECISION")
     summary: tuple[str, ...] = Field(description="three sentences")

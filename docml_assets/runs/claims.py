@@ -280,6 +280,15 @@ def describe_changes(claim: Claim, changed: Sequence[str], free: int) -> str:
     )
 
 
+def describe_trigger(trigger: Mapping[str, Any]) -> str:
+    """What started a run, in words."""
+    by = f"{trigger['user']} on {trigger['host']}" if "user" in trigger and "host" in trigger else ""
+    words = {"cli": f"docml run, by {by}" if by else "docml run", "ui": "somebody in the UI"}
+    kind = str(trigger.get("kind", "not known"))
+    changed = f": {', '.join(trigger['changed'])} changed" if trigger.get("changed") else ""
+    return words.get(kind, kind) + changed
+
+
 def _code(source: str) -> str:
     try:
         return ast.dump(ast.parse(source))

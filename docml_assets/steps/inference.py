@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from docml_assets.report.schema import read_report
+from docml_assets.runs.claims import describe_trigger, read_claim
 from docml_assets.steps.answers import SplitAnswers, find_answers, find_part_answers, find_seeded_answers, inference_job
 from docml_assets.steps.deployment import make_deployments
 from docml_assets.steps.past_runs import read_past_runs
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from docml_assets.report.build import ReportFiles, UnitAnswers
     from docml_assets.report.evidence import Lineage
 
-EXCERPT_CHARACTERS = 400
+EXCERPT_CHARACTERS = 600  # whoever shows fewer cuts at a word
 LARGEST_EXCERPTED = 32 << 20  # bytes of a file in which text is looked for
 SHORTEST_TEXT = 20  # characters of a JSON string that counts as text rather than as a name or an id
 
@@ -152,9 +153,8 @@ def _report(
         previous=past.runs,
         changed=past.changed,
         settings={
-            **work.settings.frozen_content(),
-            **work.settings.operational(),
-            **({"use_case": work.use_case.describe()} if work.use_case else {}),
+            **work.settings.as_written(),
+            **({"use case": {"code": work.use_case.describe()}} if work.use_case else {}),
         },
         excerpts=read_excerpts(work),
         baseline=baseline,
@@ -215,7 +215,9 @@ def _lineage(work: Work, data: PreparedData, manifests: Mapping[str, Manifest]) 
         if manifest is not None:
             versions |= {**manifest.inputs, manifest.asset: manifest.data_version}
     versions |= {ENCODED_SPLITS: data.data_version, BEST_MODEL: models_version(manifests)}
+    claim = read_claim(work.store, work.place.experiment, work.place.number)
     return Lineage(
+        claimed=(claim.created_at, describe_trigger(claim.trigger)) if claim is not None else None,
         data_versions=versions,
         hashes={f"{name}: {TORCHSCRIPT}": manifest.file(TORCHSCRIPT).sha256 for name, manifest in manifests.items()},
         jobs=tuple(

@@ -16,7 +16,9 @@ LABELS = ("invoice", "letter", EVIL)
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = predictions_table(120, ("tiny", "large"), labels=LABELS)
-    files = report(table, LABELS, excerpts=lambda guid: f"{guid}: {EVIL}", settings={"labels_query": EVIL})
+    files = report(
+        table, LABELS, excerpts=lambda guid: f"{guid}: {EVIL}", settings={"settings": {"LABELS_QUERY": EVIL}}
+    )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_bytes(files.html)
     return path

@@ -24,8 +24,9 @@ from docml_assets.experiment.settings.key_reader import QUERIES, operational_key
 from docml_assets.experiment.settings.keys import Keys
 from docml_assets.experiment.settings.rules import Broken, broken_rules
 from docml_assets.experiment.settings.values import find_slip
+from docml_assets.numbers import setting
 from docml_contract.file_names import is_optional
-from docml_contract.hyperparameters import KNOWN, SearchRange, own
+from docml_contract.hyperparameters import KNOWN, Choice, Interval, SearchRange, own
 from docml_contract.jobs import Compute
 
 SECTIONS = ("settings", HYPERPARAMETERS, TUNABLE)
@@ -117,6 +118,16 @@ class Settings(Keys):
         unused = {name for name in LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
         return self.model_dump(mode="json", exclude=set(OPERATIONAL) | unused)
 
+    def as_written(self) -> dict[str, dict[str, str]]:
+        """Section -> key -> value, as settings.ini would have them; later keys only where they differ from their default."""
+        content = {**self.frozen_content(), **self.operational()}
+        keys = {key.upper(): value for key, value in sorted(content.items()) if key in Keys.model_fields}
+        sections: dict[str, Mapping[str, Any]] = {"settings": keys, HYPERPARAMETERS: self.hyperparameters}
+        sections |= {TUNABLE: self.tunable} if self.tunable else {}
+        sections |= {f"{HYPERPARAMETERS}.{model}": found for model, found in self.model_hyperparameters.items()}
+        sections |= {f"{TUNABLE}.{model}": found for model, found in self.model_tunable.items()}
+        return {name: {key: _written(value) for key, value in found.items()} for name, found in sections.items()}
+
     def operational(self) -> dict[str, Any]:
         """What does not freeze, as JSON values: flags, machines, processes, cost, tracking."""
         return self.model_dump(mode="json", include=set(OPERATIONAL))
@@ -135,6 +146,15 @@ class Settings(Keys):
         for broken in broken_rules(merged, merged.searches, bad=()):
             raise _operational_error(broken.found, broken.expected, broken.remedy)
         return merged
+
+
+def _written(value: Any) -> str:
+    match value:
+        case Interval():
+            return f"{value.low:g} -> {value.high:g}{' log' if value.log else ''}"
+        case Choice():
+            return setting(value.values)
+    return setting(value)
 
 
 def _operational_error(found: str, expected: str, remedy: str) -> SettingsError:

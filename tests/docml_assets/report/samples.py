@@ -71,12 +71,13 @@ def report(table: pa.Table, labels: Sequence[str] = LABELS, **changes: Any) -> R
         "timings": {"hardware": {"cores": 2, "gpu": None}, "models": dict.fromkeys(models, timing)},
         "history": dict.fromkeys(models, rows),
         "lineage": Lineage(
+            claimed=("2026-11-27T12:30:00+00:00", "docml run, by somebody on a-machine"),
             data_versions={"encoded_splits": "1234"},
             hashes={"git": "abcd"},
             jobs=(JobLine("training", "EXP-1-test-r2-training", models[0], 130.0, 0.25),),
         ),
         "previous": [],
-        "settings": {"split": [0.8, 0.1, 0.1], "hyperparameters": {"epochs": 3}},
+        "settings": {"settings": {"SPLIT": "0.8, 0.1, 0.1"}, "hyperparameters": {"epochs": "3"}},
         "excerpts": lambda guid: f"The text of {guid}.",
     }
     return build_report(**(arguments | changes))

@@ -2,8 +2,9 @@
 
 import re
 
+from docml_assets.report.comparison import PreviousRun
 from docml_assets.report.evidence import JobLine, Lineage
-from tests.docml_assets.report.samples import predictions_table, report
+from tests.docml_assets.report.samples import LABELS, predictions_table, report
 
 EVIL = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
 
@@ -18,8 +19,8 @@ def test_everything_untrusted_is_escaped() -> None:
         predictions_table(60, ("a", "b"), labels=labels),
         labels,
         excerpts=lambda _: f"{EVIL}\x00\ud800</blockquote>",
-        settings={"query": EVIL, EVIL: 1},
-        lineage=Lineage({EVIL: EVIL}, {EVIL: EVIL}, (JobLine(EVIL, EVIL, EVIL),)),
+        settings={EVIL: {EVIL: EVIL}},
+        lineage=Lineage({EVIL: EVIL}, {EVIL: EVIL}, (JobLine(EVIL, EVIL, EVIL),), claimed=(EVIL, EVIL)),
         experiment="EXP-1",
     )
     assert EVIL not in html
@@ -64,7 +65,8 @@ def test_sections() -> None:
         "The text of doc-",
         "2 min 10 s",
         "$0.25",
-        "hyperparameters.epochs",
+        "<h3>[hyperparameters]",
+        "Claimed on 2026-11-27 12:30 UTC, started by docml run, by somebody on a-machine",
         "No earlier run of this experiment",
     ):
         assert said in html
@@ -78,3 +80,23 @@ def test_many_labels_leave_the_matrix_to_the_plot() -> None:
     html = page(predictions_table(500, labels=labels), labels)
     assert "120 labels are too many for a table here" in html
     assert "Most frequent:" in html
+
+
+def test_who_changed_what_and_which_labels_are_suspect_stand_where_one_looks() -> None:
+    table = predictions_table(60)
+    suspects = {
+        "documents": 3,
+        "share": 0.05,
+        "pairs": [{"label": "letter", "likely_label": "memo", "count_all": 3}],
+    }
+    html = page(
+        table,
+        previous=[PreviousRun("EXP-1-test", 1, table, LABELS)],
+        changed=["[hyperparameters] epochs"],
+        baseline=table.rename_columns(["artifact_guid", "label", "prediction", "probability"]),
+        prepared={"suspects": suspects},
+    )
+    assert "changed since run 1: [hyperparameters] epochs" in html
+    assert '<a href="#suspects">Suspect labels</a>' in html
+    assert "About 5.0 % of the labels of this experiment (3 documents in all splits)" in html
+    assert "docml labels EXP-1-test 2 --suspects" in html

@@ -137,3 +137,14 @@ def test_later_keys_freeze_where_they_are_used() -> None:
     plain = parse_settings(SETTINGS, "f").frozen_content()
     used = parse_settings(settings_text("FILES_OPTIONAL = raw_text.json"), "f").frozen_content()
     assert used == {**plain, "files_optional": ["raw_text.json"]}
+
+
+def test_settings_are_shown_as_a_person_writes_them() -> None:
+    text = settings_text(
+        "MODEL_NAMES = one, two", "epochs = 2", "learning_rate = 1e-6 -> 1e-4 log\ntrain_batch_size = 8, 16"
+    )
+    written = parse_settings(f"{text}\n[hyperparameters.two]\nepochs = 3\n", "settings.ini").as_written()
+    assert written["settings"]["MODEL_NAMES"] == "one, two"
+    assert written["settings"]["RUN_TUNING"] == "false"
+    assert written["tunable"] == {"learning_rate": "1e-06 -> 0.0001 log", "train_batch_size": "8, 16"}
+    assert (written["hyperparameters"]["epochs"], written["hyperparameters.two"]) == ("2", {"epochs": "3"})
