@@ -52,8 +52,8 @@ def make_display(*, verbose: bool) -> "PlainDisplay | TerminalDisplay":
     return PlainDisplay(sys.stdout, verbose=verbose)
 
 
-def epoch_text(model: str | None, event: dict[str, Any]) -> str:
-    """One line for an epoch."""
+def epoch_scores(event: dict[str, Any]) -> dict[str, float]:
+    """What an epoch came to, as people name it."""
     names = {
         "train_loss": "train loss",
         "valid_loss": "valid loss",
@@ -62,7 +62,12 @@ def epoch_text(model: str | None, event: dict[str, Any]) -> str:
     }
     # The bare names carry the best epoch so far, as tuners want it.
     found = {name: event.get(f"{key}_epoch", event.get(key)) for key, name in names.items()}
-    values = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, int | float)]
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def epoch_text(model: str | None, event: dict[str, Any]) -> str:
+    """One line for an epoch."""
+    values = [f"{name} {value:.3f}" for name, value in epoch_scores(event).items()]
     total = f" of {event['epochs']}" if isinstance(event.get("epochs"), int) else ""
     return f"{f'{model}: ' if model else ''}epoch {event.get('epoch', '?')}{total}: {', '.join(values)}"
 

@@ -12,6 +12,7 @@ from docml_assets.assets.metadata import Metadata, location
 from docml_assets.assets.sources import POINTER, VERSION
 from docml_assets.assets.training import best_torchscript_model
 from docml_assets.display import display
+from docml_assets.numbers import number
 from docml_assets.partitions import experiments, partition_key
 from docml_assets.steps.deployment import choose_model
 from docml_assets.steps.endpoints import DeployedModel, EndpointRequest, deploy_model, idle_cost
@@ -92,7 +93,7 @@ def endpoint_metadata(work: Work, deployed: DeployedModel) -> Metadata:
         shown |= {
             title: endpoint.name,
             f"{title}: idle cost": idle_cost(endpoint),
-            f"{title}: compared test documents": record.checked_documents or 0,
+            f"{title}: compared test documents": number(record.checked_documents or 0, 0),
         }
         if endpoint.state is not None and endpoint.state.url:
             shown[f"{title}: url"] = dg.MetadataValue.url(endpoint.state.url)

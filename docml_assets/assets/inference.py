@@ -1,6 +1,7 @@
 """inference_report, with its checks and what they ask."""
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Literal
 
 import dagster as dg
@@ -8,10 +9,10 @@ import pyarrow as pa
 
 from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
-from docml_assets.assets.metadata import Metadata, column_schema, file_location, gallery, stored_image, table
+from docml_assets.assets.metadata import Metadata, column_schema, pictures, plotted, report_link, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.training import best_torchscript_model
-from docml_assets.numbers import signed
+from docml_assets.numbers import number, score, share, signed
 from docml_assets.report.plots import HISTORY_PLOT
 from docml_assets.report.predictions import read_predictions
 from docml_assets.report.schema import NO_DIFFERENCE, Report, read_report
@@ -54,35 +55,28 @@ def inference_report(context: dg.AssetExecutionContext) -> Results:
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
     report = read_report(work.store, work.place)
     best = report.best_model
-    # Dagster plots a number over all partitions: the experiment in its name keeps one experiment's points from another's.
-    scores: Metadata = {}
+    scores: dict[str, float] = {}
     for name, model in report.models.items():
-        scores |= {
-            f"{report.experiment}: macro-F1 ({name})": float(model.f1_macro),
-            f"{report.experiment}: accuracy ({name})": float(model.accuracy),
-        }
-    plots = [entry.path for entry in outcome.manifest.files if entry.path.startswith("plots/")]
-    history = f"plots/{HISTORY_PLOT}"
-    over_runs = f"{outcome.folder}/{history}" if history in plots and outcome.how == "made" else None
+        scores |= {f"macro-F1 ({name})": model.f1_macro, f"accuracy ({name})": model.accuracy}
+    stored, made = (work.store, outcome.folder, outcome.manifest), outcome.how == "made"
+    paths = [entry.path for entry in outcome.manifest.files if entry.path.startswith("plots/")]
+    plots = {path: PurePosixPath(path).stem.replace("_", " ") for path in paths}
+    history = {path: "macro-F1 by run" for path in plots if path == f"plots/{HISTORY_PLOT}"}
     predictions = read_parquet(work.store.get(f"{outcome.folder}/{PREDICTIONS}"))
     return {
         "summary": "\n\n".join(report.summary),
         **({"warnings": "\n\n".join(report.warnings)} if report.warnings else {}),
-        "report": file_location(work.store, f"{outcome.folder}/{REPORT_HTML}"),
-        **(stored_image(work.store, over_runs, "macro-F1 by run") if over_runs else {}),
+        "report": report_link(*stored, REPORT_HTML),
+        **pictures(*stored, history, made=made),
         "best model": best,
         **{f"decision policy ({name})": found.sentence for name, found in report.policy.items()},
         "models": table(
             {
                 "model": name,
-                "macro-F1": float(model.f1_macro),
-                "95 % from": float(model.f1_macro_ci95[0]),
-                "95 % to": float(model.f1_macro_ci95[1]),
-                "weighted F1": float(model.f1_weighted),
-                "accuracy": float(model.accuracy),
-                "calibration error": float(model.calibration.ece),
-                "documents a second": float(model.docs_per_second or 0.0),
-                "latency, ms": float(model.latency_ms or 0.0),
+                "macro-F1 (95 %)": score(model.f1_macro, model.f1_macro_ci95),
+                "accuracy": share(model.accuracy),
+                "ECE": number(model.calibration.ece),
+                "docs/s": number(model.docs_per_second, 1),
             }
             for name, model in report.models.items()
         ),
@@ -90,15 +84,10 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
             {"label": row.label, "F1": float(row.f1), "accuracy": float(row.accuracy), "support": row.support}
             for row in report.models[best].per_label
         ),
-        **(
-            gallery(work.store, outcome.folder, [path for path in plots if path != history])
-            if outcome.how == "made"
-            else {}
-        ),
-        **scores,
-        "test documents": report.num_test,
-        "dagster/row_count": predictions.num_rows,
+        **plotted(report.experiment, scores),
+        "test documents": number(report.num_test, 0),
         "dagster/column_schema": column_schema(predictions.schema, COLUMNS),
+        **pictures(*stored, {path: plots[path] for path in plots.keys() - history.keys()}, made=made),
     }
 
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from docml_assets.assets.metadata import Metadata, brief, common
+from docml_assets.assets.metadata import Metadata, brief, common, plotted
 from docml_assets.dagster_internals import ExplainedFailure, recorded_version
-from docml_assets.display import display
+from docml_assets.display import display, epoch_scores, epoch_text
 from docml_assets.errors import EXPLAINED_ERRORS
 from docml_assets.partitions import (
     BACKFILL_TAG,
@@ -280,13 +280,15 @@ class JobListener:
             self.status(f"tracked at {url}")
 
     def _epoch(self, event: dict[str, Any]) -> None:
-        values = {key: value for key, value in event.items() if key != "event" and isinstance(value, int | float)}
+        place = place_of(self._context)
+        of_model = f" ({self._model})" if self._model else ""
+        scores = {f"{name}{of_model}": value for name, value in epoch_scores(event).items()}
         self._context.op_execution_context.log_event(
             dg.AssetObservation(
                 asset_key=self._asset,
                 partition=str(self._context.partition_key),
-                description=f"{self._prefix}epoch {event.get('epoch')}",
-                metadata={f"{self._prefix}{key}": value for key, value in values.items()},
+                description=epoch_text(self._model, event),
+                metadata=plotted(f"{place.experiment} run {place.number}", scores),
             )
         )
         display().epoch(self._asset, self._model, event)

@@ -3,14 +3,16 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
 import pyarrow as pa
 
+from docml_assets.numbers import duration, number
 from docml_assets.steps.work import Outcome, Work
+from docml_contract.manifests import Manifest
+from docml_contract.names import STORED_FILES
 from docml_contract.plain_text import plain
 from resources.jobs.interface import JobResult
 from resources.store import Store
@@ -18,6 +20,9 @@ from resources.store import Store
 Metadata = dict[str, Any]
 # Images travel inside the event log, three times each: larger ones are left to the storage path.
 MAX_IMAGE_BYTES = 200_000
+MAX_INLINE_PIXELS = 560
+WIDTH_IN_PNG = slice(16, 20)
+INLINE_MARKDOWN = 1000  # Dagster shows Markdown of fewer characters in its place, and longer ones after a click
 
 
 def common(work: Work, outcome: Outcome) -> Metadata:
@@ -29,11 +34,18 @@ def common(work: Work, outcome: Outcome) -> Metadata:
         **({"made of": made_of(outcome.inputs)} if outcome.inputs else {}),
         **({"reused_from": made_by} if made_by else {}),
         **locations(work.store, outcome.folders),
-        "jobs launched": sum(job.launched for job in outcome.jobs),
-        **({"jobs": jobs_table(outcome.jobs)} if outcome.jobs else {}),
+        "jobs launched": number(sum(job.launched for job in outcome.jobs), 0),
+        **({"jobs": describe_jobs(outcome.jobs)} if outcome.jobs else {}),
         **{f"{job.name}: {name}": dg.MetadataValue.url(url) for job in outcome.jobs for name, url in job.links.items()},
-        **({"cost_usd": float(sum(cost))} if cost else {}),
+        **(plotted(work.place.experiment, {"cost in USD": sum(cost)}) if cost else {}),
     }
+
+
+def plotted(experiment: str, values: Mapping[str, float]) -> Metadata:
+    """Numbers worth a plot over runs. Dagster plots every number over all partitions and over time: the experiment in its name keeps one
+    experiment's points from another's, and what is worth no plot is text.
+    """
+    return {f"{experiment}: {name}": float(value) for name, value in values.items()}
 
 
 def made_of(inputs: Mapping[str, str]) -> str:
@@ -42,11 +54,17 @@ def made_of(inputs: Mapping[str, str]) -> str:
 
 
 def brief(metadata: Metadata) -> Metadata:
-    """Numbers, sentences and links alone. Tables, cards and pictures travel in the event log three times each, and of what was
-    finished before the materialization that made it shows them.
+    """Numbers, sentences and links alone, pictures that are links among them. Tables and cards travel in the event log three times each, and
+    of what was finished before the materialization that made it shows them.
     """
     short = (bool, int, float, str, dg.PathMetadataValue, dg.UrlMetadataValue)
-    return {name: value for name, value in metadata.items() if isinstance(value, short)}
+
+    def is_brief(value: Any) -> bool:
+        return isinstance(value, short) or (
+            isinstance(value, dg.MarkdownMetadataValue) and len(value.value or "") < INLINE_MARKDOWN
+        )
+
+    return {name: value for name, value in metadata.items() if is_brief(value)}
 
 
 def locations(store: Store, folders: Mapping[str, str]) -> Metadata:
@@ -62,10 +80,16 @@ def location(store: Store, folder: str) -> dg.MetadataValue:
     return dg.MetadataValue.url(_console("buckets", f"{uri}/"))
 
 
-def file_location(store: Store, key: str) -> dg.MetadataValue:
-    """A file of the store, as a path or as a link to its page in the S3 console, from where it opens."""
-    uri = store.uri(key)
-    return dg.MetadataValue.path(uri) if store.local_path is not None else dg.MetadataValue.url(_console("object", uri))
+def report_link(store: Store, folder: str, manifest: Manifest, path: str) -> dg.MetadataValue:
+    """A page of a finished folder: where `make ui` gives it out, or its place in the S3 console, from where it opens."""
+    if store.local_path is not None:
+        return dg.MetadataValue.url(address(folder, manifest, path))
+    return dg.MetadataValue.url(_console("object", store.uri(f"{folder}/{path}")))
+
+
+def address(folder: str, manifest: Manifest, path: str) -> str:
+    """Where the server of `make ui` gives out a file of a finished folder, of the version that is meant (`docml_assets.webserver`)."""
+    return f"{STORED_FILES}/{quote(f'{folder}/{path}')}?version={manifest.data_version[:12]}"
 
 
 def _console(page: str, uri: str) -> str:
@@ -73,21 +97,16 @@ def _console(page: str, uri: str) -> str:
     return f"https://s3.console.aws.amazon.com/s3/{page}/{bucket}?prefix={quote(key)}"
 
 
-def jobs_table(jobs: Sequence[JobResult]) -> dg.MetadataValue:
-    """The jobs that a step launched, attached to or took over: time and cost."""
-    return table(
-        [
-            {
-                "job": job.name,
-                "attempt": job.attempt,
-                "launched": "yes" if job.launched else "no: attached or taken",
-                "seconds": round(job.seconds, 1),
-                "billable seconds": job.billable_seconds if job.billable_seconds is not None else "",
-                "USD": job.cost_usd if job.cost_usd is not None else "",
-            }
-            for job in jobs
-        ]
-    )
+def describe_jobs(jobs: Sequence[JobResult]) -> str:
+    """The jobs that a step launched, attached to or took over: time and cost. A table of their long names would widen the page."""
+    said = []
+    for job in jobs:
+        parts = ["launched" if job.launched else "attached to, or its result taken", duration(job.seconds)]
+        parts += [f"attempt {job.attempt}"] if job.attempt > 1 else []
+        parts += [f"{duration(job.billable_seconds)} billed"] if job.billable_seconds is not None else []
+        parts += [f"${job.cost_usd:,.2f}"] if job.cost_usd is not None else []
+        said.append(f"{job.name}: {', '.join(parts)}")
+    return "; ".join(said)
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
@@ -122,28 +141,33 @@ def code_block(source: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"{fence}python\n{plain(source)}\n{fence}")
 
 
-def image(png: bytes, what: str) -> dg.MetadataValue | None:
-    """A picture inside the page, or none if it is too large to travel in the event log."""
-    if len(png) > MAX_IMAGE_BYTES:
-        return None
-    return dg.MetadataValue.md(f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})")
+def pictures(store: Store, folder: str, manifest: Manifest, shown: Mapping[str, str], *, made: bool) -> Metadata:
+    """The pictures that a finished folder has of these (path -> what it shows).
 
-
-def stored_image(store: Store, key: str, what: str) -> Metadata:
-    """A picture that lies in the store, under its name; nothing if it is missing or too large."""
-    found = store.head(key)
-    if found is None or found.size > MAX_IMAGE_BYTES:
+    `make ui` gives out those of a folder, and Dagster shows them in their place: wide ones, which would push the sentences beside them
+    out of the window, are links. Those of a bucket travel in the event log of the materialization that made them, in one entry, which
+    Dagster shows after a click; too large ones are left to the storage path.
+    """
+    paths = [entry.path for entry in manifest.files if entry.path in shown]
+    if store.local_path is not None:
+        return {shown[path]: _linked(store, folder, manifest, path, shown[path]) for path in paths}
+    embedded = [
+        f"**{shown[path]}**\n\n![{shown[path]}]({_embedded(store.get(f'{folder}/{path}'))})"
+        for path in paths
+        if made and manifest.file(path).size <= MAX_IMAGE_BYTES
+    ]
+    if not embedded:
         return {}
-    shown = image(store.get(key), what)
-    return {what: shown} if shown is not None else {}
+    return {"plots" if len(shown) > 1 else shown[paths[0]]: dg.MetadataValue.md("\n\n".join(embedded))}
 
 
-def gallery(store: Store, folder: str, paths: Sequence[str]) -> Metadata:
-    """All pictures in one entry, so that one click shows them; those that are too large are left to the storage path."""
-    shown = []
-    for path in paths:
-        title = PurePosixPath(path).stem.replace("_", " ")
-        shown += [
-            f"**{title}**\n\n{picture.value}" for picture in stored_image(store, f"{folder}/{path}", title).values()
-        ]
-    return {"plots": dg.MetadataValue.md("\n\n".join(shown))} if shown else {}
+def _linked(store: Store, folder: str, manifest: Manifest, path: str, what: str) -> dg.MetadataValue:
+    place = address(folder, manifest, path)
+    head = store.get(f"{folder}/{path}")[: WIDTH_IN_PNG.stop]
+    if int.from_bytes(head[WIDTH_IN_PNG]) > MAX_INLINE_PIXELS:
+        return dg.MetadataValue.url(place)
+    return dg.MetadataValue.md(f"![{what}]({place})")
+
+
+def _embedded(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -7,6 +7,7 @@ from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
 from docml_assets.assets.metadata import Metadata, column_schema, table
 from docml_assets.assets.training import best_torchscript_model
+from docml_assets.numbers import number
 from docml_assets.steps.prediction import newest_prediction, run_prediction
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
@@ -49,14 +50,13 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     counts = predictions["prediction"].drop_null().value_counts().to_pylist()
     accepted = pc.sum(predictions["accepted"]).as_py()
     return {
-        "documents": predictions.num_rows,
-        "errors": predictions.num_rows - predictions["error"].null_count,
-        **({"accepted without a person": accepted} if accepted is not None else {}),
+        "documents": number(predictions.num_rows, 0),
+        "errors": number(predictions.num_rows - predictions["error"].null_count, 0),
+        **({"accepted without a person": number(accepted, 0)} if accepted is not None else {}),
         "labels": table(
             {"label": entry["values"], "documents": entry["counts"]}
             for entry in sorted(counts, key=lambda entry: -entry["counts"])
         ),
-        "dagster/row_count": predictions.num_rows,
         "dagster/column_schema": column_schema(
             predictions.schema, {name: said for name, (_, said) in PREDICTION_COLUMNS.items()}
         ),

@@ -10,15 +10,14 @@ import dagster as dg
 
 from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
-from docml_assets.assets.metadata import Metadata, column_schema, image, location, table
+from docml_assets.assets.metadata import Metadata, column_schema, location, pictures, plotted, table
 from docml_assets.assets.reconciliation import label_counts, reconciled_data
 from docml_assets.assets.sources import experiment_snapshot
-from docml_assets.numbers import counted, number, setting, share
-from docml_assets.report.plots import length_histogram, stacked_bars
-from docml_assets.steps.preparation import read_prepared, run_preparation
+from docml_assets.numbers import counted, number, setting, share, size
+from docml_assets.steps.preparation import lengths_picture, read_prepared, run_preparation
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
-from docml_contract.names import ENCODED_SPLITS, SPLIT_METADATA, SPLITS, SPLITS_TABLE
+from docml_contract.names import ENCODED_SPLITS, LABELS_PICTURE, SPLIT_METADATA, SPLITS, SPLITS_TABLE
 from docml_contract.units import document_guid
 
 MANY_TRUNCATED = 0.5
@@ -53,34 +52,32 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
     found = split_metadata(work)
     by_split: dict[str, dict[str, int]] = found["labels"]
     labels = sorted({label for counts in by_split.values() for label in counts})
-    chart = None
-    if outcome.how == "made":
-        chart = image(stacked_bars(by_split, "documents by label and split"), "documents by label and split")
+    shown = {LABELS_PICTURE: "documents by label and split"}
+    shown |= {lengths_picture(model): f"token lengths ({model})" for model in found["models"]}
     rows = read_parquet(work.store.get(f"{data.folder}/{SPLITS_TABLE}"))
     return {
         "prepared data": location(work.store, data.folder),
-        "made by run": data.made_by_run,
-        "documents": sum(found["documents"].values()),
-        **({"artifacts": sum(found["artifacts"].values())} if "artifacts" in found else {}),
-        **{f"documents in {split}": found["documents"].get(split, 0) for split in SPLITS},
-        "labels": len(labels),
+        "made by run": str(data.made_by_run),
+        **plotted(work.place.experiment, {"documents": sum(found["documents"].values())}),
+        **({"artifacts": number(sum(found["artifacts"].values()), 0)} if "artifacts" in found else {}),
+        **{f"documents in {split}": number(found["documents"].get(split, 0), 0) for split in SPLITS},
+        "labels": number(len(labels), 0),
         "label table": table(
             {"label": label, **{split: by_split.get(split, {}).get(label, 0) for split in SPLITS}} for label in labels
         ),
-        **({"splits by label": chart} if chart is not None else {}),
         "left out": table(
-            {"reason": reason, "documents": sum(counts.values())} for reason, counts in found["dropped"].items()
+            {"reason": reason.replace("_", " "), "documents": sum(counts.values())}
+            for reason, counts in found["dropped"].items()
         ),
         "near-duplicates": table(
             {"what": what.replace("_", " "), "value": setting(value)}
             for what, value in found["near_duplicates"].items()
         ),
         "token lengths": table(length_row(model, lengths) for model, lengths in found["models"].items()),
-        **(_length_pictures(found["models"]) if outcome.how == "made" else {}),
+        **pictures(work.store, outcome.folder, outcome.manifest, shown, made=outcome.how == "made"),
         "features": dg.MetadataValue.json(found["features"]),
-        "bytes": found["bytes_on_disk"],
-        "documents a second": float(found["documents_per_second"]),
-        "dagster/row_count": rows.num_rows,
+        "size": size(found["bytes_on_disk"]),
+        "documents a second": number(found["documents_per_second"], 1),
         "dagster/column_schema": column_schema(rows.schema, COLUMNS),
     }
 
@@ -95,16 +92,6 @@ def length_row(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "longest": number(lengths.get("max"), 0),
         "cut": cut if isinstance(cut, str) else share(cut),
     }
-
-
-def _length_pictures(models: Mapping[str, Mapping[str, Any]]) -> Metadata:
-    """A histogram of each model's token lengths, where they are known."""
-    pictures = {}
-    for model, found in models.items():
-        histogram = (found["token_lengths"] or {}).get("histogram")
-        if histogram and (shown := image(length_histogram(histogram["edges"], histogram["counts"]), "token lengths")):
-            pictures[f"token lengths ({model})"] = shown
-    return pictures
 
 
 def split_metadata(work: Work) -> dict[str, Any]:
@@ -170,7 +157,6 @@ def splits_not_empty(work: Work) -> Finding:
     return Finding(
         passed=not empty and not off,
         text=f"{', '.join(empty)} without documents: {remedy}" if empty else ": ".join(filter(None, (shown, together))),
-        facts={f"share of {split}": share for split, share in shares.items()},
         error=bool(empty),
     )
 
@@ -199,7 +185,7 @@ def truncation_share(work: Work) -> Finding:
             for model, share in shares.items()
         )
         + f" (more than {MANY_TRUNCATED:.0%} is a warning: raise max_length, or encode in chunks)",
-        facts={f"truncated share ({model})": float(share) for model, share in known.items()},
+        facts={f"truncated share ({model})": share(value) for model, value in known.items()},
     )
 
 
@@ -221,7 +207,6 @@ def label_suspects(work: Work) -> Finding:
         text=f"up to {found['share']:.1%} of the labels may be wrong ({found['documents']:,} documents, by confident learning from the "
         f"baseline; its own mistakes are among them where labels have few documents; a share above {MANY_SUSPECTS:.0%} is a warning, and may also mean labels that overlap): {command}",
         facts={
-            "estimated share of wrong labels": float(found["share"]),
             "label and likely label": table(
                 {"label": row["label"], "likely label": row["likely_label"], "documents": row["count_all"]}
                 for row in found["pairs"]

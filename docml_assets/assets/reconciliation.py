@@ -7,17 +7,16 @@ import pyarrow.compute as pc
 
 from docml_assets.assets.checks import Check, Finding, check_result, make_checks, preview_features
 from docml_assets.assets.materialization import RESOURCES, Results, materialize, run_asset, work_for
-from docml_assets.assets.metadata import Metadata, column_schema, image, table
+from docml_assets.assets.metadata import Metadata, column_schema, pictures, plotted, table
 from docml_assets.assets.sources import SOURCES, experiment_snapshot, input_tags, observe
-from docml_assets.numbers import counted
+from docml_assets.numbers import counted, number, size
 from docml_assets.partitions import experiment_runs
-from docml_assets.report.plots import label_histogram
 from docml_assets.steps.reconciliation import describe_change, read_counts, read_findings, reconciliation, versions
 from docml_assets.steps.reconciliation import label_counts as count_labels
 from docml_assets.steps.work import Outcome, Work
 from docml_assets.tables import read_parquet
 from docml_contract.file_names import is_optional, matches
-from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, RECONCILED_DATA, RECONCILED_TABLE
+from docml_contract.names import LABEL_COUNTS, LABEL_ROWS, LABELS_PICTURE, RECONCILED_DATA, RECONCILED_TABLE
 from resources.errors import ResourceError
 from resources.label_values import describe_idle, describe_look_alikes, idle_names, look_alikes
 from resources.store.manifests import read_manifest
@@ -71,28 +70,19 @@ def _reconciled_metadata(work: Work, outcome: Outcome) -> Metadata:
     findings = read_findings(work)
     counts = _counts(work, outcome.folder)
     return {
-        "documents": sum(counts.values()),
-        "labels": len(counts),
-        "files": files.num_rows,
-        "bytes": int(pc.sum(files["size"]).as_py() or 0),
-        "dagster/row_count": files.num_rows,
+        **plotted(work.place.experiment, {"documents": sum(counts.values())}),
+        "labels": number(len(counts), 0),
+        "files": number(files.num_rows, 0),
+        "size": size(pc.sum(files["size"]).as_py() or 0),
         "dagster/column_schema": column_schema(files.schema, COLUMNS),
         "funnel": table({"stage": stage, "count": count} for stage, count in findings.funnel.items()),
         **{name: table(rows) for name, rows in findings.samples.items() if rows},
-        **_histogram(outcome, counts),
     }
 
 
 def _counts(work: Work, folder: str) -> dict[str, int]:
     rows = read_parquet(work.store.get(f"{folder}/{LABEL_ROWS}"))
     return {item["values"]: item["counts"] for item in pc.value_counts(rows["label"]).to_pylist()}
-
-
-def _histogram(outcome: Outcome, counts: dict[str, int]) -> Metadata:
-    if outcome.how != "made":
-        return {}
-    shown = image(label_histogram(counts, "documents by label"), "documents by label")
-    return {"label histogram": shown} if shown is not None and counts else {}
 
 
 @run_asset(
@@ -110,10 +100,16 @@ def label_counts(context: dg.AssetExecutionContext) -> Results:
 def _counts_metadata(work: Work, outcome: Outcome) -> Metadata:
     counts = read_counts(work)
     return {
-        "documents": sum(counts.values()),
-        "labels": len(counts),
+        **plotted(work.place.experiment, {"documents": sum(counts.values())}),
+        "labels": number(len(counts), 0),
         "label table": table({"label": label, "documents": count} for label, count in counts.items()),
-        **_histogram(outcome, counts),
+        **pictures(
+            work.store,
+            outcome.folder,
+            outcome.manifest,
+            {LABELS_PICTURE: "documents by label"},
+            made=outcome.how == "made",
+        ),
     }
 
 
@@ -175,7 +171,6 @@ def _share(funnel: dict[str, int], stage: str, limit: float, what: str) -> Findi
     return Finding(
         passed=share <= limit,
         text=f"{count} of {rows} label rows ({share:.1%}) {what}; up to {limit:.0%} is expected",
-        facts={"share": share, "count": count},
     )
 
 
@@ -195,7 +190,6 @@ def enough_labels(work: Work) -> Finding:
     return Finding(
         passed=len(labels) >= 2,
         text=f"{counted(len(labels), 'label')} left by IGNORED_LABELS and NUM_LABELS_THRESHOLD; a classifier needs at least 2",
-        facts={"labels": len(labels)},
         error=True,
     )
 
@@ -244,7 +238,6 @@ def label_balance(work: Work) -> Finding:
         passed=ratio <= IMBALANCE,
         text=f"the most frequent label has {ratio:.1f} times the documents of the rarest (more than {IMBALANCE} is a warning: "
         "consider class_weights = balanced)",
-        facts={"ratio": ratio},
     )
 
 

@@ -8,9 +8,10 @@ import dagster as dg
 
 from docml_assets.assets.checks import Check, Finding, make_checks
 from docml_assets.assets.materialization import Results, materialize, run_asset
-from docml_assets.assets.metadata import Metadata, stored_image, table
+from docml_assets.assets.metadata import Metadata, pictures, plotted, table
 from docml_assets.assets.preparation import encoded_splits
 from docml_assets.assets.sources import experiment_snapshot
+from docml_assets.numbers import number, share
 from docml_assets.steps.training import read_models, run_training
 from docml_assets.steps.work import Outcome, Work
 from docml_contract.names import BEST_MODEL, CURVES, HISTORY, STATISTICS, TRIALS
@@ -33,13 +34,16 @@ def best_torchscript_model(context: dg.AssetExecutionContext) -> Results:
 
 def _metadata(work: Work, outcome: Outcome) -> Metadata:
     cards = {name: _json(work, f"{folder}/{STATISTICS}") for name, folder in outcome.folders.items()}
-    shown: Metadata = {"models": table({"model": name, **_row(card)} for name, card in cards.items())}
+    shown: Metadata = {
+        "models, on the validation split": table({"model": name, **_row(card)} for name, card in cards.items())
+    }
     for name, folder in outcome.folders.items():
-        # named so that Dagster's plots over all partitions keep experiments apart
         scores = cards[name]["scores"].items()
-        shown |= {f"{work.place.experiment}: {score} ({name})": float(value) for score, value in scores}
-        if outcome.how == "made":
-            shown |= stored_image(work.store, f"{folder}/{CURVES}", f"learning curves ({name})")
+        shown |= plotted(work.place.experiment, {f"{score} ({name})": value for score, value in scores})
+        curves = {CURVES: f"learning curves ({name})"}
+        shown |= pictures(work.store, folder, outcome.manifests[name], curves, made=outcome.how == "made")
+        if fixed := cards[name]["export"]["fixed_shape"]:
+            shown[f"only input shape ({name})"] = json.dumps(fixed)
         shown[f"model card ({name})"] = dg.MetadataValue.json(cards[name])
         if any(entry.path == TRIALS for entry in outcome.manifests[name].files):
             shown[f"trials ({name})"] = dg.MetadataValue.json(_json(work, f"{folder}/{TRIALS}"))
@@ -49,12 +53,10 @@ def _metadata(work: Work, outcome: Outcome) -> Metadata:
 
 def _row(card: dict[str, Any]) -> dict[str, Any]:
     return {
-        "epochs": card["epochs"],
-        "best epoch": card["best_epoch"],
-        "validation macro-F1": float(card["scores"]["valid_f1"]),
-        "validation accuracy": float(card["scores"]["valid_accuracy"]),
-        "parameters": card["parameters"]["total"],
-        "input shape": json.dumps(card["export"]["fixed_shape"]) if card["export"]["fixed_shape"] else "any",
+        "kept epoch": f"{card['best_epoch']} of {card['epochs']}",
+        "macro-F1": number(card["scores"]["valid_f1"]),
+        "accuracy": share(card["scores"]["valid_accuracy"]),
+        "parameters": number(card["parameters"]["total"], 0),
     }
 
 
@@ -64,7 +66,8 @@ def _json(work: Work, key: str) -> Any:
 
 def traced_equals_eager(work: Work) -> Finding:
     """The TorchScript gives the logits of the model that was trained, on every case that the export tried."""
-    problems, worst = [], {}
+    problems: list[str] = []
+    worst: dict[str, float] = {}
     for name, folder in read_models(work)[0].items():
         export = _json(work, f"{folder}/{STATISTICS}")["export"]
         differences: dict[str, float] = export["relative_difference"]
@@ -78,7 +81,7 @@ def traced_equals_eager(work: Work) -> Finding:
     return Finding(
         passed=not problems,
         text="; ".join(problems) or "every model's TorchScript equals the trained model within its tolerance",
-        facts=worst,
+        facts={what: f"{value:.2g}" for what, value in worst.items()},
         error=True,
     )
 

@@ -190,20 +190,10 @@ def main(port: int) -> None:
     os.execv(sys.executable, dagster_dev(port))
 
 
-# Both warnings mean nothing here: that `dagster dev` has a successor, and that the settings beside workspace.yaml are not the home's.
-NO_SUCCESSOR = "ignore:Function `dev_command` is superseded"
-START = """
-import logging, runpy, sys
-logging.getLogger("dagster").addFilter(lambda record: "in the current folder" not in str(record.msg))
-sys.argv[0] = "dagster"
-runpy.run_module("dagster", run_name="__main__")
-"""
-
-
 def dagster_dev(port: int) -> list[str]:
     """The command line of `dagster dev`."""
     command = ["dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(port)]
-    return [sys.executable, "-W", NO_SUCCESSOR, "-c", START, *command]
+    return [sys.executable, "-m", "docml_assets.webserver", *command]
 
 
 def offer(instance: "dg.DagsterInstance", deployment: "Deployment") -> None:

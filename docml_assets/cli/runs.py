@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.numbers import duration, score
+from docml_assets.numbers import duration, score, size
 from docml_assets.terminal import TableColumn, print_table, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
 
@@ -155,11 +155,11 @@ def gc(experiment: str | None, dry_run: bool) -> None:
             say(f"{name}: a run was claimed meanwhile; left alone, run docml gc again")
             continue
         for item in garbage:
-            say(f"{'would remove' if dry_run else 'removed'} {item.prefix} ({item.what}, {_bytes(item.size)})")
+            say(f"{'would remove' if dry_run else 'removed'} {item.prefix} ({item.what}, {size(item.size)})")
             if not dry_run:
                 collect(store, item)
             total += item.size
-    say(f"{_bytes(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
+    say(f"{size(total)} {'can be removed' if dry_run else 'removed'} from {store.uri()}")
     if experiment is None:
         _collect_copies(dry_run=dry_run)
         _tidy_home(deployment, dry_run=dry_run)
@@ -180,7 +180,7 @@ def _tidy_home(deployment: "Deployment", *, dry_run: bool) -> None:
                 f"{'would remove' if dry_run else 'removed'} the partition key of {key}, which is neither in the store nor a folder"
             )
         if not dry_run:
-            say(f"{_bytes(shrink_ended_runs(instance, home))} saved in {home}")
+            say(f"{size(shrink_ended_runs(instance, home))} saved in {home}")
 
 
 def _known_runs(deployment: "Deployment", home: "Path") -> dict[str, set[int]] | None:
@@ -216,16 +216,7 @@ def _collect_copies(*, dry_run: bool) -> None:
 
     copies = HeldCopies(home_path() / COPIES)
     for copy in copies.unheld():
-        size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
-        say(f"{'would remove' if dry_run else 'removed'} {copy} (copy of a deployment folder, {_bytes(size)})")
+        taken = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+        say(f"{'would remove' if dry_run else 'removed'} {copy} (copy of a deployment folder, {size(taken)})")
         if not dry_run:
             copies.remove(copy)
-
-
-def _bytes(size: float) -> str:
-    """A size that people read."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

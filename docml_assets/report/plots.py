@@ -1,5 +1,6 @@
-"""Every plot as PNG, for Dagster's metadata and for slides; matplotlib loads when the first is drawn. The page draws its own, as SVG
-that follows it into dark mode and onto paper, with the same numbers."""
+"""Every plot as PNG, for Dagster's metadata: as wide as it has room for beside its list of partitions in a window of 1,280 pixels, and wider
+only for many labels. matplotlib loads when the first is drawn. The page draws its own, as SVG that follows it into dark mode and onto
+paper, with the same numbers."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from docml_assets.report.schema import Report
 
 HISTORY_PLOT = "history.png"
+WIDTH = 5.2  # inches, of 100 pixels
 COLORS = ("#2563a8", "#d9822b", "#3a8f5c", "#a13d73", "#6b5bb0", "#8a6d3b", "#3c8dbc", "#b0413e")
 MISSING = "\N{WHITE SQUARE}"  # in place of what the font lacks
 MAX_BARS = 40  # labels in a chart of counts
@@ -28,24 +30,25 @@ def draw_plots(report: "Report", evidence: "Evidence") -> dict[str, bytes]:
     """File name -> PNG. A plot without data (lengths, curves) is left out."""
     models, labels = len(report.models), len(report.labels)
     plots = {
-        "scores.png": _png((7, 1.4 + 0.45 * models), lambda _, axes: _scores(axes, report)),
+        "scores.png": _png((WIDTH, 1.4 + 0.45 * models), lambda _, axes: _scores(axes, report)),
         "per_label.png": _png(
-            (8, 1.6 + 0.14 * min(labels, SHOWN_LABELS) * (models + 1)), lambda _, axes: _per_label(axes, report)
+            (WIDTH, 1.6 + 0.14 * min(labels, SHOWN_LABELS) * (models + 1) + 0.19 * models),
+            lambda figure, axes: _per_label(figure, axes, report),
         ),
-        "calibration.png": _png((5.5, _height(5, models)), lambda _, axes: _calibration(axes, report)),
+        "calibration.png": _png((WIDTH, _height(4.5, models)), lambda _, axes: _calibration(axes, report)),
     }
     for name in report.models:
-        side = min(14.0, 3.5 + 0.28 * min(labels, SHOWN_LABELS))
+        side = min(14.0, max(WIDTH - 1, 1.8 + 0.28 * min(labels, SHOWN_LABELS)))
         plots[f"confusion_{name}.png"] = _png(
             (side + 1, side),
             lambda figure, axes, name=name: _confusion(figure, axes, report, name),  # type: ignore[misc]
         )
     if len(report.history) > 1:
-        plots[HISTORY_PLOT] = _png((8, _height(4, models)), lambda _, axes: _history(axes, report))
+        plots[HISTORY_PLOT] = _png((WIDTH, _height(3.5, models)), lambda _, axes: _history(axes, report))
     if any(evidence.lengths.values()):
-        plots["error_by_length.png"] = _png((7, _height(4, models)), lambda _, axes: _lengths(axes, evidence))
+        plots["error_by_length.png"] = _png((WIDTH, _height(3.5, models)), lambda _, axes: _lengths(axes, evidence))
     if any(evidence.curves.values()):
-        plots["learning_curves.png"] = _png((7, _height(4, 2 * models)), lambda _, axes: _curves(axes, evidence))
+        plots["learning_curves.png"] = _png((WIDTH, _height(3.5, 2 * models)), lambda _, axes: _curves(axes, evidence))
     return plots
 
 
@@ -70,7 +73,7 @@ def stacked_bars(counts: Mapping[str, Mapping[str, int]], title: str) -> bytes:
         ]
         for name, series in counts.items()
     }
-    return _png((7, 1.2 + 0.24 * len(names)), lambda _, axes: _bars(axes, names, parts, title))
+    return _png((WIDTH, 1.4 + 0.24 * len(names)), lambda figure, axes: _bars(figure, axes, names, parts, title))
 
 
 def length_histogram(edges: Sequence[float], counts: Sequence[int]) -> bytes:
@@ -80,7 +83,7 @@ def length_histogram(edges: Sequence[float], counts: Sequence[int]) -> bytes:
         axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=color(0), edgecolor="white", linewidth=0.5)
         axes.set(xlabel="length in tokens, as encoded", ylabel="documents")
 
-    return _png((7, 3), draw)
+    return _png((WIDTH, 3), draw)
 
 
 def color(index: int) -> str:
@@ -125,7 +128,7 @@ def _characters() -> frozenset[int]:
     return frozenset(FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, Sequence[int]], title: str) -> None:
+def _bars(figure: "Figure", axes: "Axes", names: Sequence[str], parts: Mapping[str, Sequence[int]], title: str) -> None:
     # Bars stand at numbers, not at names: labels that look alike once shortened keep bars of their own.
     rows = np.arange(len(names))
     left = np.zeros(len(names), dtype=np.int64)
@@ -133,13 +136,13 @@ def _bars(axes: "Axes", names: Sequence[str], parts: Mapping[str, Sequence[int]]
         axes.barh(rows, widths, left=left, label=name)
         left = left + np.array(widths, dtype=np.int64)
     axes.bar_label(axes.containers[-1], labels=[str(total) for total in left], padding=3)  # type: ignore[arg-type]
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("documents")
-    axes.set_title(_plain(title, 80))
+    axes.set_title(_plain(title, 80), fontsize=10)
     if len(parts) > 1:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=8)
 
 
 def _scores(axes: "Axes", report: "Report") -> None:
@@ -186,7 +189,7 @@ def _history(axes: "Axes", report: "Report") -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _per_label(axes: "Axes", report: "Report") -> None:
+def _per_label(figure: "Figure", axes: "Axes", report: "Report") -> None:
     rows = next(iter(report.models.values())).per_label
     half = SHOWN_LABELS // 2
     shown = rows if len(rows) <= SHOWN_LABELS else (*rows[:half], *rows[-half:])
@@ -202,7 +205,7 @@ def _per_label(axes: "Axes", report: "Report") -> None:
     if len(shown) < len(rows):
         axes.set_title(f"the {half} best and the {half} worst of {len(rows)} labels", fontsize=10)
     if len(report.models) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8)
 
 
 def _calibration(axes: "Axes", report: "Report") -> None:
@@ -257,8 +260,9 @@ def _lengths(axes: "Axes", evidence: "Evidence") -> None:
 
 def _curves(axes: "Axes", evidence: "Evidence") -> None:
     for index, (name, curves) in enumerate(evidence.curves.items()):
-        for metric, style in (("train_loss", "--"), ("valid_loss", "-")):
+        for metric, style, what in (("train_loss", "--", "training"), ("valid_loss", "-", "validation")):
             if points := curves.get(metric):
-                axes.plot(*zip(*points, strict=True), style, color=color(index), label=f"{_plain(name)} {metric}")
+                axes.plot(*zip(*points, strict=True), style, color=color(index), label=f"{_plain(name)}, {what}")
     axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend(frameon=False, fontsize=8)

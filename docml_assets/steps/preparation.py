@@ -35,11 +35,13 @@ from docml_contract.names import (
     ID2LABEL,
     INFERENCE,
     LABEL_ROWS,
+    LABELS_PICTURE,
     PREPARATION,
     PREPARED,
     PREVIOUS_SPLITS,
     RECONCILED_DATA,
     RECONCILED_TABLE,
+    SPLIT_METADATA,
     TRAINING,
     TUNING,
     USER_FUNCTIONS,
@@ -246,7 +248,7 @@ def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...
     recorded = work.publish(
         ENCODED_SPLITS,
         own,
-        {PREPARED: note.to_bytes()},
+        {PREPARED: note.to_bytes(), **_pictures(work, folder)},
         cache_key=manifest.cache_key,
         data_version=manifest.data_version,
         inputs=manifest.inputs,
@@ -255,6 +257,23 @@ def _use(work: Work, manifest: Manifest, folder: str, jobs: tuple[JobResult, ...
     found = f"prepared data with the same inputs exist (made by run {manifest.run}); no job was launched"
     why = "encoded and split" if jobs else found
     return Outcome.of(work, recorded, own, how="made" if jobs else "reused", why=why, jobs=jobs)
+
+
+def _pictures(work: Work, folder: str) -> dict[str, bytes]:
+    """Documents by label and split, and every model's token lengths where they are known."""
+    from docml_assets.report.plots import length_histogram, stacked_bars
+
+    found = json.loads(work.store.get(f"{folder}/{SPLIT_METADATA}"))
+    pictures = {LABELS_PICTURE: stacked_bars(found["labels"], "documents by label and split")}
+    for model, facts in found["models"].items():
+        if histogram := (facts["token_lengths"] or {}).get("histogram"):
+            pictures[lengths_picture(model)] = length_histogram(histogram["edges"], histogram["counts"])
+    return pictures
+
+
+def lengths_picture(model: str) -> str:
+    """The file name of a model's histogram of token lengths."""
+    return f"token_lengths_{model}.png"
 
 
 def _artifacts(work: Work, rows: pa.Table) -> pa.Table:

@@ -23,6 +23,7 @@ from docml_contract.names import (
     INFERENCE,
     LABEL_COUNTS,
     LABEL_ROWS,
+    LABELS_PICTURE,
     PREPARATION,
     PRODUCTION_FILES,
     PRODUCTION_LABELS,
@@ -199,7 +200,9 @@ def read_findings(work: Work) -> FindingsDocument:
 
 
 def label_counts(work: Work) -> Outcome:
-    """Count the reconciled documents by label; `unique_labels_and_counts.json`, most frequent first."""
+    """Count the reconciled documents by label; `unique_labels_and_counts.json`, most frequent first, and a picture of it."""
+    from docml_assets.report.plots import label_histogram  # loads where something is drawn
+
     folder = work.place.labels
     done = find_finished(work, folder)
     if done is not None:
@@ -212,7 +215,10 @@ def label_counts(work: Work) -> Outcome:
     manifest = work.publish(
         LABEL_COUNTS,
         folder,
-        {COUNTS_BY_LABEL: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode()},
+        {
+            COUNTS_BY_LABEL: (json.dumps(counts, indent=2, ensure_ascii=False) + "\n").encode(),
+            **({LABELS_PICTURE: label_histogram(counts, "documents by label")} if counts else {}),
+        },
         cache_key=cache_key(LABEL_COUNTS, **inputs),
         data_version=label_counts_version(counts),
         inputs=inputs,

@@ -51,10 +51,14 @@ def ui(page: Page) -> Page:
 
 
 def keep(page: Page, name: str) -> None:
-    """Keep screenshots as test output: of a wide window and of a telephone's."""
+    """Keep screenshots as test output: of a wide window and of a telephone's, where the navigation takes most of the screen until it is
+    hidden."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for size in (WIDE, NARROW):
         page.set_viewport_size(size)
+        navigation = page.get_by_text("Hide navigation")
+        if size is NARROW and navigation.is_visible():
+            navigation.evaluate("text => text.click()")  # also behind a dialog
         page.screenshot(path=SCREENSHOTS / f"{name}-{size['width']}.png")
     page.set_viewport_size(WIDE)
 
@@ -126,7 +130,7 @@ def test_the_lineage_starts_at_production(server: DagsterDev, ui: Page) -> None:
     ("asset", "words"),
     [
         ("label_counts", ["label table", "1790-1860"]),
-        ("encoded_splits", ["documents in train", "label table"]),
+        ("encoded_splits", ["documents in train", "label table", f"{EXPERIMENT}: documents"]),
         ("best_torchscript_model", [f"{EXPERIMENT}: valid_f1"]),
         ("inference_report", [f"{EXPERIMENT}: macro-F1", "report.html"]),
         ("experiment_snapshot", ["hyperparameters", "raw_text.json"]),
@@ -141,16 +145,37 @@ def test_metadata_answer_questions_on_the_page(server: DagsterDev, ui: Page, ass
 
 @pytest.mark.parametrize(
     ("asset", "plots"),
-    [("label_counts", 1), ("encoded_splits", 1), ("best_torchscript_model", 1), ("inference_report", 7)],
+    [("label_counts", 1), ("encoded_splits", 2), ("best_torchscript_model", 1), ("inference_report", 7)],
 )
-def test_plots_are_shown(server: DagsterDev, ui: Page, asset: str, plots: int) -> None:
+def test_pictures_are_shown_without_a_click(server: DagsterDev, ui: Page, asset: str, plots: int) -> None:
     ui.goto(f"{server.url}/assets/{asset}?view=partitions&partition={EXPERIMENT}%7C1")
-    ui.get_by_text("[Show Markdown]").first.click()
-    pictures = ui.locator("img[src^='data:image/png']")
+    pictures = ui.locator("img[src^='/stored/']")
     expect(pictures).to_have_count(plots)
-    expect(pictures.first).to_be_visible()
-    assert all(picture.evaluate("picture => picture.naturalWidth") > 100 for picture in pictures.all())
+    for picture in pictures.all():
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_be_visible()
+        assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 100
     keep(ui, f"plots-{asset}")
+
+
+def test_the_report_is_one_click_away(server: DagsterDev, ui: Page) -> None:
+    ui.goto(f"{server.url}/assets/inference_report?view=partitions&partition={EXPERIMENT}%7C1")
+    with ui.context.expect_page() as opened:
+        ui.get_by_role("link", name=f"/stored/{EXPERIMENT}/run_1/inference/report.html").click()
+    report = opened.value
+    asked: list[str] = []
+    complaints: list[str] = []
+    report.on("request", lambda request: asked.append(request.url))
+    report.on("console", lambda message: complaints.append(message.text))
+    report.reload()
+    report.set_viewport_size(WIDE)
+    expect(report.locator("#scores h2")).to_be_visible()
+    assert report.title() == f"{EXPERIMENT} run 1"
+    assert (asked, complaints) == ([report.url], [])
+    report.locator("nav a").first.click()
+    assert "#" in report.url
+    keep(report, "report")
+    report.close()
 
 
 def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:

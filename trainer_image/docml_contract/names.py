@@ -112,6 +112,9 @@ RECONCILED_TABLE = "reconciled_manifest.parquet"
 LABEL_ROWS = "label_rows.parquet"
 UNITS_TABLE = "units.parquet"  # where parts of artifacts are the documents: artifact_guid, unit, label
 COUNTS_BY_LABEL = "unique_labels_and_counts.json"
+LABELS_PICTURE = "documents_by_label.png"  # beside the counts; and by split beside prepared.json
+# The UI's server gives out reports and pictures below this address: STORED_FILES/<key>?version=<beginning of the data version>
+STORED_FILES = "/stored"
 
 
 def check_experiment_name(name: str) -> str:

@@ -1,10 +1,12 @@
 """The graph by partition: data versions, metadata, lineage, reuse, checks that stop it."""
 
+import re
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.events import AssetObservationData, StepMaterializationData
 from dagster._core.loader import LoadingContextForTest
 
 from docml_assets.partitions import BACKFILL_TAG, STEPS_TAG
@@ -30,6 +32,22 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield ephemeral
 
 
+def numbers(result: dg.ExecuteInProcessResult) -> list[str]:
+    """The names under which Dagster plots something: of materializations, observations and checks."""
+    found: list[str] = []
+    for event in result.all_events:
+        match event.event_specific_data:
+            case StepMaterializationData(materialization=said) | AssetObservationData(asset_observation=said):
+                metadata = said.metadata
+            case dg.AssetCheckEvaluation() as said:
+                metadata = said.metadata
+            case _:
+                continue
+        numeric = (dg.IntMetadataValue, dg.FloatMetadataValue)
+        found += [name for name, value in metadata.items() if isinstance(value, numeric)]
+    return found
+
+
 def version(materialization: dg.AssetMaterialization) -> str:
     assert materialization.tags is not None
     return materialization.tags["dagster/data_version"]
@@ -49,9 +67,15 @@ def test_a_run_materializes_six_assets_and_its_checks_pass(world: World, instanc
     assert "production_unchanged" not in passed
     report = made["inference_report"].metadata
     assert isinstance(report["EXP-1: macro-F1 (one)"], dg.FloatMetadataValue)
-    assert report["test documents"].value == 6
-    assert made["encoded_splits"].metadata["cost_usd"].value == 0.5
-    assert "data:image/png;base64," in str(made["label_counts"].metadata["label histogram"].value)
+    assert report["test documents"].value == "6"
+    assert made["encoded_splits"].metadata["EXP-1: cost in USD"].value == 0.5
+    for asset, name in (("label_counts", "documents by label"), ("encoded_splits", "documents by label and split")):
+        assert str(made[asset].metadata[name].value).startswith(f"![{name}](/stored/EXP-1/run_1/")
+    assert str(made["encoded_splits"].metadata["jobs"].value).endswith(": launched, 1.0 s, 1.0 s billed, $0.50")
+    assert numbers(result)
+    assert [name for name in numbers(result) if not re.match("EXP-1( run 1)?: ", name)] == [], (
+        "Dagster's plots mix them"
+    )
 
     again = materialize(world, instance, 1, jobs=jobs)
     assert again.success

@@ -4,7 +4,7 @@ import warnings
 
 import pyarrow as pa
 
-from docml_assets.assets.metadata import image
+from docml_assets.assets.metadata import MAX_IMAGE_BYTES, MAX_INLINE_PIXELS, WIDTH_IN_PNG
 from docml_assets.report.plots import MAX_BARS, label_histogram, stacked_bars
 from tests.docml_assets.report.samples import predictions_table, report
 
@@ -21,6 +21,7 @@ def test_every_plot_is_a_png() -> None:
         "learning_curves.png",
     }
     assert all(png.startswith(b"\x89PNG\r\n") for png in plots.values())
+    assert all(int.from_bytes(png[WIDTH_IN_PNG]) <= MAX_INLINE_PIXELS for png in plots.values()), "shown beside text"
 
 
 def test_without_lengths_and_history() -> None:
@@ -54,4 +55,5 @@ def test_counts_by_label_are_small_pictures_even_for_many_labels() -> None:
         stacked_bars({"train": many, "test": {"a": 2}}, "splits"),
     ):
         assert png.startswith(b"\x89PNG")
-        assert image(png, "picture") is not None
+        assert len(png) <= MAX_IMAGE_BYTES
+        assert int.from_bytes(png[WIDTH_IN_PNG]) <= MAX_INLINE_PIXELS

@@ -127,9 +127,10 @@ def plot_curves(records: Sequence[EpochRecord], best_epoch: int, title: str, pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    # Beneath one another: as wide as Dagster's pages have room for.
+    figure = Figure(figsize=(5.2, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, scores, rates = figure.subplots(1, 3)
+    losses, scores, rates = figure.subplots(3, 1)
     epochs = [record["epoch"] for record in records]
     places, steps = [], []
     for record in records:
@@ -149,8 +150,9 @@ def plot_curves(records: Sequence[EpochRecord], best_epoch: int, title: str, pat
         axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def write_results(
