@@ -140,8 +140,9 @@ def make_tensors_on(device: torch.device, module: torch.jit.ScriptModule) -> Non
     A trace names the device on which the model made them when it was traced.
     """
     for part in module.modules():
-        for name in part._c._method_names():
-            for node in part._c._get_method(name).graph.findAllNodes("prim::Constant"):
+        script: Any = part._c  # of C++
+        for name in script._method_names():
+            for node in script._get_method(name).graph.findAllNodes("prim::Constant"):
                 if node.output().type().kind() == "DeviceObjType":
                     node.s_("value", str(device))
 
