@@ -28,6 +28,7 @@ ASSETS = (
 )
 SCREENSHOTS = REPOSITORY / "test-output" / "screenshots"
 WIDE, NARROW = {"width": 1280, "height": 1000}, {"width": 400, "height": 900}
+FOLLOW = "uri => document.body.appendChild(Object.assign(document.createElement('a'), {href: uri, target: '_blank'})).click()"
 PATIENCE = 60_000  # ms; a busy machine draws slowly
 
 pytestmark = pytest.mark.timeout(600)
@@ -176,6 +177,14 @@ def test_the_report_is_one_click_away(server: DagsterDev, ui: Page) -> None:
     assert "#" in report.url
     keep(report, "report")
     report.close()
+    # what a path would be as a link: browsers follow none to a file from a page that came over http
+    refused: list[str] = []
+    ui.on("console", lambda message: refused.append(message.text))
+    path = Path(server.environment["DOCML_STORE"]) / EXPERIMENT / "run_1" / "inference" / "report.html"
+    ui.evaluate(FOLLOW, path.as_uri())
+    ui.wait_for_timeout(1000)
+    assert len(ui.context.pages) == 1
+    assert any("Not allowed to load local resource" in text for text in refused)
 
 
 def test_the_checks_of_an_asset_have_run(server: DagsterDev, ui: Page) -> None:
