@@ -26,7 +26,7 @@ _ARGUMENTS, _VARIABLES = slice(44, 46), slice(46, 48)  # where they lie in memor
 _GATEWAY = 3  # the descriptor, in a container
 
 
-class Container:
+class ForkedContainer:
     """What is asked for, in the fork that becomes it. `request`:
 
     init         (path of the log, its most bytes, those of a line)
@@ -119,7 +119,7 @@ def main(owner: int, channel: int, modules: Sequence[str]) -> None:
             os.close(each)
     control.detach()
     try:
-        container = Container(*descriptors)
+        container = ForkedContainer(*descriptors)
         container.start(init, homes)
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
