@@ -1,6 +1,7 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
@@ -106,3 +107,17 @@ def check_history(
         check, limit=limit, partition_filter=PartitionKeyFilter(key=partition)
     )
     return [record.run_id or None for record in found]
+
+
+def have_dev_start(module: str, word: str) -> None:
+    """Have `dagster dev`, in this process, start `python -m MODULE WORD …` for its webserver."""
+    from dagster._cli import dev
+
+    start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
+
+    def start_ours(command: list[str], **more: Any) -> Any:
+        if command[1:3] == ["-m", "dagster_webserver"]:
+            command = [*command[:2], module, word, *command[3:]]
+        return start(command, **more)
+
+    dev.open_ipc_subprocess = start_ours  # type: ignore[attr-defined, assignment]

@@ -16,12 +16,12 @@ import warnings
 from typing import Any
 
 import dagster_webserver.app
-from dagster._cli import dev
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from docml_assets.dagster_internals import have_dev_start
 from docml_contract.names import EXPERIMENT_NAME, MODEL_NAME, STORED_FILES
 
 SHOWN = re.compile(
@@ -87,14 +87,7 @@ def start_dev() -> None:
     """
     warnings.filterwarnings("ignore", "Function `dev_command` is superseded")
     logging.getLogger("dagster").addFilter(lambda record: "in the current folder" not in str(record.msg))
-    start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
-
-    def start_with_ours(command: list[str], **more: Any) -> Any:
-        if command[1:3] == ["-m", "dagster_webserver"]:
-            command = [*command[:2], "docml_assets.webserver", "webserver", *command[3:]]
-        return start(command, **more)
-
-    dev.open_ipc_subprocess = start_with_ours  # type: ignore[attr-defined, assignment]
+    have_dev_start("docml_assets.webserver", "webserver")
     sys.argv[0] = "dagster"
     runpy.run_module("dagster", run_name="__main__")
 

@@ -80,6 +80,7 @@ def test_settings_are_documented_and_secrets_are_references() -> None:
         "DOCML_EXPERIMENTS",  # set by the compose file
         "DOCML_WORKER_PYTHON",
         "DOCML_S3_PATH_STYLE",
+        "DOCML_FORK_SERVER",  # of jobs on this machine
     }
     for key in ("DOCML_LABELS_URL", "WANDB_API_KEY"):
         assert example[key].startswith("secretsmanager:")

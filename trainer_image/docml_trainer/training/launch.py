@@ -196,7 +196,9 @@ def worker_failures() -> Iterator[None]:
             "reason": str(error) if expected else f"{type(error).__name__}: {error} (process {rank})",
             "detail": detail,
         }
-        (Path(os.environ[FAILURES]) / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+        path = Path(os.environ[FAILURES]) / f"{rank}.json"
+        path.with_suffix(".part").write_text(json.dumps(said), encoding="utf-8")
+        path.with_suffix(".part").replace(path)  # the launcher ends the others as soon as one has failed
         print(detail or f"Process {rank}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
