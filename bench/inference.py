@@ -8,6 +8,7 @@ A loop that keeps the cores busy wastes only the arithmetic of its padding. How 
 printed beside the ratio: it is what not padding gains by itself; what goes beyond comes from batches and from how the cores share them.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,6 @@ def run() -> list[dict[str, Any]]:
 
 def measure_bfloat16() -> list[dict[str, Any]]:
     """MiniLM's TorchScript in bfloat16 against float32, as a training compares them before it exports the former; in turns, one run."""
-    import datasets
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -61,23 +62,13 @@ def measure_bfloat16() -> list[dict[str, Any]]:
         return []
     ids, labels, names = encoded()
     seen, chosen = np.split(np.random.default_rng(0).permutation(len(ids))[: 2 * BFLOAT16_DOCUMENTS], 2)
-    features = datasets.Features(
-        {
-            "input_ids": datasets.List(datasets.Value("uint16")),
-            "labels": datasets.ClassLabel(names=names),
-            "artifact_guid": datasets.Value("string"),
-        }
-    )
-    columns = {
-        "input_ids": [ids[row] for row in chosen],
-        "labels": [labels[row] for row in chosen],
-        "artifact_guid": [str(row) for row in chosen],
-    }
-    documents = datasets.Dataset.from_dict(columns, features=features)
+    documents = dataset(chosen)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=len(names)).eval()
     fit_head(model, [ids[row] for row in seen], [labels[row] for row in seen])
-    samples = Samples(lambda **options: Collator(features, forward_parameters=KEYS, **options), documents, documents)
+    samples = Samples(
+        lambda **options: Collator(documents.features, forward_parameters=KEYS, **options), documents, documents
+    )
     rows = []
     for size in (1, speedup.BATCH):
         with tempfile.TemporaryDirectory(prefix="docml-bench-") as folder:
@@ -98,25 +89,12 @@ def measure_bfloat16() -> list[dict[str, Any]]:
 
 def measure(folder: Path, name: str, ours: int | None, looped: int) -> list[dict[str, Any]]:
     """Our job, then the loop, on one model."""
-    import datasets
     import pyarrow.parquet as pq
 
-    ids, labels, names = encoded()
+    ids, _, names = encoded()
     chosen = np.random.default_rng(0).permutation(len(ids))[:ours]
-    features = datasets.Features(
-        {
-            "input_ids": datasets.List(datasets.Value("uint16")),
-            "labels": datasets.ClassLabel(names=names),
-            "artifact_guid": datasets.Value("string"),
-        }
-    )
-    columns = {
-        "input_ids": [ids[row] for row in chosen],
-        "labels": [labels[row] for row in chosen],
-        "artifact_guid": [f"{row:05d}" for row in chosen],
-    }
     channels = folder / "processing/input"
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(channels / "test"))
+    dataset(chosen).save_to_disk(str(channels / "test"))
     exported = export(channels / "models" / name, name, names)
     task = InferTask(model_names=(name,), models={name: exported})
     spec = JobSpec(
@@ -172,6 +150,27 @@ def fit_head(model: Any, documents: list[list[int]], labels: list[int]) -> None:
         model.classifier.bias[head.classes_] = torch.tensor(head.intercept_, dtype=torch.float32)
 
 
+def dataset(chosen: Sequence[int]) -> Any:
+    """Rows of the test set as a `datasets.Dataset`, as preparation leaves it."""
+    import datasets
+
+    ids, labels, names = encoded()
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("uint16")),
+            "labels": datasets.ClassLabel(names=names),
+            "artifact_guid": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "input_ids": [ids[row] for row in chosen],
+        "labels": [labels[row] for row in chosen],
+        "artifact_guid": [f"{row:05d}" for row in chosen],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@functools.cache
 def encoded() -> tuple[list[list[int]], list[int], list[str]]:
     """Token ids cut at 512, label ids, label names of the test set."""
     texts, labels, names = documents()
