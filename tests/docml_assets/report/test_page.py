@@ -98,5 +98,5 @@ def test_who_changed_what_and_which_labels_are_suspect_stand_where_one_looks() -
     )
     assert "changed since run 1: [hyperparameters] epochs" in html
     assert '<a href="#suspects">Suspect labels</a>' in html
-    assert "About 5.0 % of the labels of this experiment (3 documents in all splits)" in html
+    assert "Up to 5.0 % of the labels of this experiment (3 documents in all splits)" in html
     assert "docml labels EXP-1-test 2 --suspects" in html
