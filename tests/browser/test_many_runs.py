@@ -21,7 +21,8 @@ from docml_contract import names
 from docml_contract.jobs import InferTask, JobSpec, TrainTask
 from docml_contract.log_lines import EPOCH
 from resources.jobs.interface import JobFailed, Listener
-from tests.browser.test_dagster_ui import PATIENCE, WIDE, keep
+from tests.browser.test_dagster_ui import keep
+from tests.browser.test_dagster_ui import ui as ui
 from tests.docml_assets.assets.materializing import materialize
 from tests.docml_assets.world import LABELS, FakeJobs, World
 from tests.servers.dagster_dev import DagsterDev, dagster_dev
@@ -91,14 +92,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def server(world: World) -> Iterator[DagsterDev]:
     with dagster_dev(world.root / "home", world.environment) as started:
         yield started
-
-
-@pytest.fixture
-def ui(page: Page) -> Page:
-    page.set_viewport_size(WIDE)
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    return page
 
 
 def test_partitions_are_runs_and_failed_ones_failed(server: DagsterDev, ui: Page) -> None:
