@@ -246,7 +246,8 @@ def changed_keys(claim: Claim, folder: Claim | ExperimentFolder) -> list[str]:
         changed += [
             f"[{section}] {key}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
         ]
-    if _code(claim.functions_source) != _code(folder.functions_source):
+    old_code, new_code = claim.functions_source, folder.functions_source
+    if old_code != new_code and _code(old_code) != _code(new_code):
         changed.append(USER_FUNCTIONS)
     if "USE_CASE" not in changed and _use_case_digests(claim) != _use_case_digests(folder):
         changed.append(f"the use case {claim.settings.use_case}")

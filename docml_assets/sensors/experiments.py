@@ -16,7 +16,7 @@ from pydantic import Field
 from docml_assets.errors import EXPLAINED_ERRORS, DocmlError, ProblemsError
 from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
 from docml_assets.partitions import PARTITION_TAG
-from docml_assets.runs.claims import Claim, RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
+from docml_assets.runs.claims import RunClaimed, changed_keys, claim_run, describe_changes, next_run, read_claim
 from docml_assets.runs.preflight import validate
 from docml_assets.sensors.launching import (
     TICK_PATIENCE_SECONDS,
@@ -170,14 +170,9 @@ def claim_folder(
                 raise
     if claim.request_id == request_id and number not in seen.launched:
         return Launch.of(claim, folder.settings)
-    return frozen_edits(claim, folder, next_run(store, folder.name))
+    changed = changed_keys(claim, folder)
+    return describe_changes(claim, changed, next_run(store, folder.name)) if changed else None
 
 
 class NothingToDo(DocmlError):
     """A folder without mistakes from which nothing can start now."""
-
-
-def frozen_edits(claim: Claim, folder: ExperimentFolder, free: int) -> str | None:
-    """What to say of a folder whose RUN_NUM is claimed already: nothing, if it says what the run froze."""
-    changed = changed_keys(claim, folder)
-    return describe_changes(claim, changed, free) if changed else None

@@ -185,7 +185,7 @@ class FolderBackend:
     def _walk(self, prefix: str) -> Iterator[tuple[str, Path, int]]:
         """(key, path, size) of every file below a folder. Symbolic links have LINK_SIZE and are not followed: they lead out of the
         folder, or in circles."""
-        pending = [(self.root / prefix, f"{prefix}/" if prefix else "")]
+        pending = [(os.fspath(self.root / prefix), f"{prefix}/" if prefix else "")]
         while pending:
             folder, base = pending.pop()
             try:
@@ -197,7 +197,7 @@ class FolderBackend:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     if base or entry.name != DRAFTS:
-                        pending.append((Path(entry.path), f"{base}{entry.name}/"))
+                        pending.append((entry.path, f"{base}{entry.name}/"))
                 elif entry.is_symlink():
                     yield f"{base}{entry.name}", Path(entry.path), LINK_SIZE
                 elif entry.is_file():

@@ -8,7 +8,8 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, StringConstraints
@@ -27,7 +28,7 @@ _ITEM = re.compile(r"""[^\S\n]*(?:"((?:[^"\n]|"")*)"|'((?:[^'\n]|'')*)'|([^,\n]*
 _FILE_NAME = re.compile(r"\S+\.\w+")
 
 
-def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | None:
+def find_slip(text: str, keys: Collection[str], *, sql: bool = False) -> Slip | None:
     """What is wrong with how a value is written, whatever it means. What stands in quotes is taken as it is.
 
     keys: the names that begin a line of their own and so do not belong in a value. sql: the value is a query.
@@ -47,9 +48,7 @@ def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | No
             "a value that goes on over indented lines",
             "remove it: indentation is enough",
         )
-    names = "|".join(map(re.escape, keys))
-    swallowed = re.search(rf"{'^' if sql else '(?:^|[^A-Za-z0-9_])'}({names})\s*=(?!=)", bare, re.MULTILINE)
-    if swallowed:
+    if swallowed := _beginning_with(frozenset(keys), sql).search(bare):
         return (
             f"{swallowed[1]} inside of it",
             "one key per line, not indented",
@@ -60,6 +59,13 @@ def find_slip(text: str, keys: Iterable[str], *, sql: bool = False) -> Slip | No
     if text.startswith(('"""', "'''")) or bare.count('"') % 2 or (not sql and text[:1] == "'" == bare[:1]):
         return "a quote without its end", "quotes around all of the value", "add or remove it; \" may stand between '…'"
     return None
+
+
+@cache
+def _beginning_with(keys: frozenset[str], sql: bool) -> re.Pattern[str]:
+    """An entry of one of the keys; of a query, at a line's start only."""
+    names = "|".join(map(re.escape, sorted(keys, key=len, reverse=True)))
+    return re.compile(rf"{'^' if sql else '(?:^|[^A-Za-z0-9_])'}({names})\s*=(?!=)", re.MULTILINE)
 
 
 _QUOTE_IT = "{}, or put the value in quotes if it belongs to it"
