@@ -150,11 +150,14 @@ def label_counts(rows: pa.Table) -> Counter[str]:
     column = column_named(rows.column_names, "label")
     if column is None:
         return Counter()
-    import polars as pl  # loads where it is used
+    labels = rows[column]
+    if not pa.types.is_string(labels.type):  # as reconciliation writes them
+        import polars as pl  # loads where it is used
 
-    from docml_assets.reconcile.labels import as_texts
+        from docml_assets.reconcile.labels import as_texts
 
-    return Counter(as_texts(pl.Series(rows[column])).drop_nulls().to_list())
+        labels = as_texts(pl.Series(labels)).to_arrow()
+    return Counter(labels.drop_null().to_pylist())
 
 
 def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str, int]) -> Iterator[Problem]:
