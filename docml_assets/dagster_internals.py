@@ -1,9 +1,10 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
@@ -17,8 +18,16 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._serdes import serialize_value
 from dagster_shared.error import SerializableErrorInfo
+from dagster_shared.record import replace
 
 
 class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):
@@ -59,16 +68,67 @@ def execute_run(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterI
 
 
 def end_without_process(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str, made: Iterable[dg.AssetMaterialization] = ()
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    reason: str,
+    made: Iterable[dg.AssetMaterialization] = (),
+    checks: Collection[dg.AssetCheckKey] = (),
 ) -> dg.DagsterRun:
-    """Mark a run that has not begun as succeeded, with the materializations that it would have made; `reason` is all else its log says."""
+    """Mark a run that has not begun as succeeded, with the materializations that it would have made, of which `checks` would find the same
+    again; `reason` is all else its log says."""
     for materialization in made:
         data = StepMaterializationData(materialization)
         kind = dg.DagsterEventType.ASSET_MATERIALIZATION.value
         instance.report_dagster_event(dg.DagsterEvent(kind, run.job_name, event_specific_data=data), run.run_id)
+        carry_findings(instance, checks, materialization.asset_key, materialization.partition or "")
     ended = dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name, message=reason)
     instance.report_dagster_event(ended, run.run_id)
+    forget_unevaluated_checks(instance, run)
     return instance.get_run_by_id(run.run_id) or run
+
+
+def carry_findings(
+    instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey], asset: dg.AssetKey, partition: str
+) -> None:
+    """Have the last findings of an asset's checks count for its last materialization, which told the same data again: Dagster takes a finding
+    for void once its asset is materialized anew."""
+    target = check_target(instance, asset, partition)
+    for check in checks:
+        found = _last_evaluation(instance, check, partition) if check.asset_key == asset else None
+        if found is None or found.event is None or found.event.dagster_event is None or target is None:
+            continue
+        finding = replace(found.event.dagster_event.event_specific_data, target_materialization_data=target)
+        event = found.event.dagster_event._replace(event_specific_data=finding)
+        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+            connection.execute(
+                AssetCheckExecutionsTable.update()
+                .where(AssetCheckExecutionsTable.c.id == found.id)
+                .values(
+                    evaluation_event=serialize_value(found.event._replace(dagster_event=event)),
+                    materialization_event_storage_id=target.storage_id,
+                )
+            )
+
+
+def forget_unevaluated_checks(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Delete what an ended run planned of checks and never evaluated.
+
+    Dagster's lists of checks call such a check failed (skipped, where the run was canceled) until its partition is evaluated again, however
+    often it passes for others.
+    """
+    if run.execution_plan_snapshot_id is None:
+        return
+    checks = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).asset_check_keys
+    found = AssetCheckExecutionsTable.c
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        connection.execute(
+            AssetCheckExecutionsTable.delete().where(
+                found.asset_key.in_({check.asset_key.to_string() for check in checks}),
+                found.check_name.in_({check.name for check in checks}),  # with these two, the index serves
+                found.run_id == run.run_id,
+                found.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value,
+            )
+        )
 
 
 def is_interrupt(event: dg.DagsterEvent) -> bool:
@@ -80,9 +140,14 @@ def last_materialization(
     instance: dg.DagsterInstance, asset: str | dg.AssetKey, partition: str
 ) -> dg.AssetMaterialization | None:
     """The last materialization of a partition; None where this instance has none."""
+    found = _last_record(instance, asset, partition)
+    return found.asset_materialization if found is not None else None
+
+
+def _last_record(instance: dg.DagsterInstance, asset: str | dg.AssetKey, partition: str) -> dg.EventLogRecord | None:
     key = dg.AssetKey(asset) if isinstance(asset, str) else asset
     found = instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=[partition]), limit=1)
-    return found.records[0].asset_materialization if found.records else None
+    return found.records[0] if found.records else None
 
 
 def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
@@ -92,11 +157,36 @@ def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -
 
 
 def is_evaluated(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str) -> bool:
-    """Whether the last execution of a partition's check came to a finding."""
+    """Whether a partition's check came to a finding of its last materialization."""
+    found = _last_evaluation(instance, check, partition)
+    target = check_target(instance, check.asset_key, partition)
+    evaluation = found.evaluation if found is not None else None
+    return evaluation is not None and target is not None and evaluation.target_materialization_data == target
+
+
+def _last_evaluation(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str
+) -> AssetCheckExecutionRecord | None:
+    """The last execution of a partition's check that came to a finding."""
     found = instance.event_log_storage.get_asset_check_execution_history(
-        check, limit=1, partition_filter=PartitionKeyFilter(key=partition)
+        check,
+        limit=1,
+        status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+        partition_filter=PartitionKeyFilter(key=partition),
     )
-    return bool(found) and found[0].evaluation is not None
+    return found[0] if found else None
+
+
+def check_target(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    """What a finding of a partition is about: its last materialization; None where this instance has none."""
+    made = _last_record(instance, asset, partition)
+    if made is None:
+        return None
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=made.storage_id, run_id=made.run_id, timestamp=made.timestamp
+    )
 
 
 def check_history(

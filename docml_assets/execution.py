@@ -7,8 +7,10 @@ from functools import partial
 import dagster as dg
 
 from docml_assets.dagster_internals import (
+    carry_findings,
     checks_of,
     execute_run,
+    forget_unevaluated_checks,
     is_evaluated,
     is_interrupt,
     job_origin,
@@ -114,11 +116,12 @@ def execute(
 ) -> Executed:
     """Materialize `assets` of a claimed run with `job` (run_experiment), here and now. An interrupt stops its job and cancels the run.
 
-    checks: whether the assets' checks are evaluated too; without them `assets` are all that the job has.
+    checks: whether the assets' checks are evaluated too; without them `assets` are all that the job has, whose findings hold on.
     Dagster's own `execute_in_process` would leave the run without its place in the workspace, so that the UI could not re-execute it,
     and count an interrupt as a failure.
     """
     key = register(instance, claim.experiment, claim.run)
+    known = () if checks else checks_of(job)
     job = job if checks else without_checks(job, assets)
     run = instance.create_run_for_job(
         job,
@@ -134,6 +137,8 @@ def execute(
     failures = []
     try:
         for event in execute_run(job, run, instance):
+            if event.is_step_materialization and event.asset_key is not None:
+                carry_findings(instance, known, event.asset_key, key)
             if not event.is_step_failure:
                 continue
             if is_interrupt(event):
@@ -143,6 +148,8 @@ def execute(
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         instance.report_run_canceled(run)
     ended = instance.get_run_by_id(run.run_id)
+    if ended is not None:
+        forget_unevaluated_checks(instance, ended)
     status = ended.status if ended else dg.DagsterRunStatus.FAILURE
     return Executed(
         run.run_id,

@@ -1,16 +1,19 @@
-"""What Dagster keeps of runs in a home of its own databases (SQLite), made small.
+"""What Dagster keeps of runs, made small and true.
 
-Dagster gives every run a database with all of its tables and indexes: 120 kB of pages that hold next to nothing, before the run has said a word.
+In a home of its own databases (SQLite), Dagster gives every run one with all of its tables and indexes: 120 kB of pages that hold next to
+nothing, before the run has said a word.
 """
 
 import contextlib
 import sqlite3
 import time
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
+from docml_assets.dagster_internals import forget_unevaluated_checks
 from docml_assets.partitions import EXPERIMENT, EXPERIMENT_RUN, partition_key
 
 RUNS = "history/runs"  # below the home: <run id>.db, and an index over all
@@ -45,6 +48,14 @@ def shrink_ended_runs(instance: dg.DagsterInstance, home: Path, within_seconds: 
         return 0
     ended = instance.get_runs(dg.RunsFilter(run_ids=list(recent), statuses=list(FINISHED)))
     return sum(shrink(recent[run.run_id]) for run in ended)
+
+
+def forget_unevaluated(instance: dg.DagsterInstance, within_seconds: float | None = None) -> None:
+    """Have checks that ended runs planned and never evaluated count as not evaluated: of all runs, or of those that ended within so many
+    seconds. Their runs say why they ended."""
+    oldest = datetime.now(UTC) - timedelta(seconds=within_seconds) if within_seconds is not None else None
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(FINISHED), updated_after=oldest)):
+        forget_unevaluated_checks(instance, run)
 
 
 def forget_removed(instance: dg.DagsterInstance, known: Mapping[str, Collection[int]], *, dry_run: bool) -> list[str]:

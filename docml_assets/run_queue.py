@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from docml_assets.assets.metadata import brief
-from docml_assets.dagster_internals import end_without_process, last_materialization
+from docml_assets.dagster_internals import checks_of, end_without_process, last_materialization
 from docml_assets.deployment import Deployment
 from docml_assets.execution import ASSETS, JOB, finished_folders, is_checked
 from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG, run_place
@@ -25,11 +25,14 @@ PATIENCE_SECONDS = 5.0  # with a store that does not answer; then the run itself
 
 
 class AlreadyFinished(Exception):
-    """Why a run ends at once, and what it would have reported."""
+    """Why a run ends at once, what it would have reported, and the checks whose findings hold for it."""
 
-    def __init__(self, reason: str, made: Iterable[dg.AssetMaterialization] = ()) -> None:
+    def __init__(
+        self, reason: str, made: Iterable[dg.AssetMaterialization], checks: Iterable[dg.AssetCheckKey]
+    ) -> None:
         super().__init__(reason)
         self.made = list(made)
+        self.checks = list(checks)
 
 
 class RunQueue(dg.QueuedRunCoordinator):
@@ -42,7 +45,7 @@ class RunQueue(dg.QueuedRunCoordinator):
             try:
                 look_for_work(self._instance, run, Deployment.current())
             except AlreadyFinished as found:
-                return end_without_process(self._instance, run, plain(str(found)), found.made)
+                return end_without_process(self._instance, run, plain(str(found)), found.made, found.checks)
             except Exception as error:  # the run meets it again and says so, in its own log
                 self._logger.info(f"run {run.run_id} is queued without a look at what it has to do: {error}")
         return super().submit_run(context)
@@ -59,17 +62,23 @@ def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: 
     selected = {key.to_user_string() for key in run.asset_selection or ()}
     if CLASSIFIED_DOCUMENTS in selected and claim.settings.predict_query is not None:
         return  # production may have new documents
-    if is_verified(instance, store, claim):
+    job = _job()
+    if is_verified(instance, job, store, claim):
         known = (last_materialization(instance, asset, partition) for asset, _ in ASSETS if asset in selected)
-        raise AlreadyFinished("finished; its files are verified", [retold(made) for made in known if made is not None])
+        again = [retold(made) for made in known if made is not None]
+        raise AlreadyFinished("finished; its files are verified", again, checks_of(job))
 
 
-def is_verified(instance: dg.DagsterInstance, store: Store, claim: Claim) -> bool:
-    """Whether a run is finished, with all its files, and this instance has its versions and its checks' findings."""
+def _job() -> dg.JobDefinition:
     from docml_assets.definitions import defs  # only the process that submits backfills loads them
 
+    return defs.resolve_job_def(JOB)
+
+
+def is_verified(instance: dg.DagsterInstance, job: dg.JobDefinition, store: Store, claim: Claim) -> bool:
+    """Whether a run is finished, with all its files, and this instance has its versions and its checks' findings."""
     finished = finished_folders(store, claim)
-    if finished is None or not is_checked(instance, defs.resolve_job_def(JOB), claim, finished):
+    if finished is None or not is_checked(instance, job, claim, finished):
         return False
     for folder, manifest in finished.items():
         check_finished(store, manifest, folder)

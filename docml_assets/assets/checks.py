@@ -13,6 +13,9 @@ from docml_assets.dagster_internals import ExplainedFailure
 from docml_assets.partitions import experiment_runs
 from docml_assets.steps.work import Work
 
+# Dagster shows the worst of all partitions beside a check's name, and the last finding of any on its page.
+ABOUT_THE_LIST = "The list of checks says Failed while any run of any experiment fails it; Partitions says which."
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -50,7 +53,7 @@ def make_checks(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 check.name,
                 asset=asset,
-                description=check.description,
+                description=f"{check.description} {ABOUT_THE_LIST}",
                 blocking=check.blocking,
                 partitions_def=experiment_runs,
             )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import dagster as dg
 import pyarrow.compute as pc
 
-from docml_assets.assets.checks import Check, Finding, check_result, make_checks, preview_features
+from docml_assets.assets.checks import ABOUT_THE_LIST, Check, Finding, check_result, make_checks, preview_features
 from docml_assets.assets.materialization import RESOURCES, Results, materialize, run_asset, work_for
 from docml_assets.assets.metadata import Metadata, column_schema, pictures, plotted, table
 from docml_assets.assets.sources import SOURCES, experiment_snapshot, input_tags, observe
@@ -271,7 +271,7 @@ with preview_features():
         partitions_def=experiment_runs,
         required_resource_keys=set(RESOURCES),
         description="Labels and files in production are what this run was made of. Looks at production; never part of "
-        "run_experiment.",
+        f"run_experiment. {ABOUT_THE_LIST}",
     )(_production_unchanged)
 
 

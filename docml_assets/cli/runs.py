@@ -168,7 +168,7 @@ def gc(experiment: str | None, dry_run: bool) -> None:
 def _tidy_home(deployment: "Deployment", *, dry_run: bool) -> None:
     """Tidy the Dagster home, if this deployment has used it."""
     from docml_assets.cli.home import dagster_instance, home_path, prepare_dagster_home
-    from docml_assets.history import RUNS, forget_removed, shrink_ended_runs
+    from docml_assets.history import RUNS, forget_removed, forget_unevaluated, shrink_ended_runs
 
     if not (home_path() / RUNS).exists():
         return
@@ -180,6 +180,7 @@ def _tidy_home(deployment: "Deployment", *, dry_run: bool) -> None:
                 f"{'would remove' if dry_run else 'removed'} the partition key of {key}, which is neither in the store nor a folder"
             )
         if not dry_run:
+            forget_unevaluated(instance)
             say(f"{size(shrink_ended_runs(instance, home))} saved in {home}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from docml_assets.history import shrink_ended_runs
+from docml_assets.history import forget_unevaluated, shrink_ended_runs
 from docml_assets.partitions import PARTITION_TAG, PROCESS_TAG
 from docml_contract.names import RunPlace
 from docml_contract.plain_text import plain
@@ -146,13 +146,14 @@ class SweepResult:
 @dg.sensor(
     name="orphaned_jobs_sensor",
     description="Stops jobs whose run was canceled or whose lease lapsed 15 minutes ago, and marks runs failed whose process was killed, so that they can "
-    "be re-executed. Makes the databases of ended runs small. Starts nothing.",
+    "be re-executed. Keeps checks that such runs did not come to from counting as failed, and the databases of ended runs small. Starts nothing.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=60,
 )
 def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceParam[Any]) -> dg.SkipReason:
     """The thin Dagster side of `sweep`."""
     swept = sweep(context.instance, jobs)
+    forget_unevaluated(context.instance, RECENT_SECONDS)
     shrink_ended_runs(context.instance, Path(context.instance.root_directory), RECENT_SECONDS)
     if swept.ended_runs or swept.stopped_jobs:
         context.log.warning(str(swept))

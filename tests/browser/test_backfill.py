@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page
 
 from docml_assets.cli.home import prepare_dagster_home
-from docml_assets.dagster_internals import checks_of
+from docml_assets.dagster_internals import check_target, checks_of
 from docml_assets.definitions import defs
 from docml_assets.execution import ASSETS, JOB
 from docml_assets.partitions import partition_key, register
@@ -56,11 +56,11 @@ def copy(world: World, instance: dg.DagsterInstance, name: str) -> None:
         for asset, _ in ASSETS:
             instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=key, tags=tags))
         for check in checks_of(defs.resolve_job_def(JOB)):
-            instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=check.asset_key, check_name=check.name, passed=True, partition=key, metadata={}
-                )
+            about = check_target(instance, check.asset_key, key)
+            finding = dg.AssetCheckEvaluation(
+                check.asset_key, check.name, passed=True, partition=key, target_materialization_data=about
             )
+            instance.report_runless_asset_event(finding)
 
 
 def ended(dev: DagsterDev, backfill: str) -> dict[str, Any]:
@@ -111,6 +111,10 @@ def test_a_backfill_over_everything_ends_green_and_launches_nothing(dev: Dagster
     runs = [run for run in dev.runs() if run["tags"].get("dagster/backfill") == backfill]
     assert Counter(run["status"] for run in runs) == {"SUCCESS": 40}
     assert sorted(path for path in storage.rglob("*") if path.is_file()) == files
+    for asset, _ in ASSETS:
+        checks = dev.checks(asset)
+        checks.pop("production_unchanged", None)  # it looks at production, and a backfill does not
+        assert [found for found in checks.values() if found != {"succeeded": 40}] == [], asset
     page.set_viewport_size(WIDE)
     page.goto(f"{dev.url}/runs?show_runs_within_backfills=true")
     page.wait_for_timeout(3000)

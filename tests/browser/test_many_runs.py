@@ -140,6 +140,26 @@ def test_a_failed_run_says_why(server: DagsterDev, ui: Page, run: tuple[str, int
     keep(ui, f"many-failed-{run[0]}")
 
 
+@pytest.mark.parametrize(("asset", "runs"), [("encoded_splits", 19), ("inference_report", 18)])
+def test_the_list_of_checks_calls_those_failed_that_failed(server: DagsterDev, ui: Page, asset: str, runs: int) -> None:
+    """Not those that a failed run never came to, which the check's own page knows nothing of."""
+
+    def look() -> dict[str, dict[str, int]] | None:
+        found = server.checks(asset)
+        return found if all(sum(counts.values()) == runs for counts in found.values()) else None
+
+    found = server.wait_for(look, "failed runs are cleared away", 180)
+    assert {status for counts in found.values() for status in counts} <= {"succeeded", "failed"}
+    ui.goto(f"{server.url}/assets/{asset}?view=checks")
+    failed = [name for name, counts in found.items() if "failed" in counts]
+    listed = ui.locator("[class*=checkRow]")
+    expect(listed).to_have_count(len(found))
+    expect(listed.filter(has_text="Succeeded")).to_have_count(len(found) - len(failed))
+    for name in failed:
+        expect(listed.filter(has_text=name)).to_contain_text("Failed")
+    keep(ui, f"many-{asset}-checks-listed")
+
+
 @pytest.mark.parametrize("asset", ["inference_report", "label_counts", "encoded_splits", "experiment_snapshot"])
 def test_pages_of_an_asset(server: DagsterDev, ui: Page, asset: str) -> None:
     for view in ("overview", "events", "checks"):

@@ -42,7 +42,7 @@ def test_dagster_still_has(module: str, name: str) -> None:
         (InMemoryJob, ["job_def"]),
         (
             dg.DagsterInstance.ephemeral().event_log_storage.get_asset_check_execution_history,
-            ["check_key", "limit", "partition_filter"],
+            ["check_key", "limit", "status", "partition_filter"],
         ),
     ],
     ids=["execute_run_iterator", "InMemoryJob", "get_asset_check_execution_history"],

@@ -1,4 +1,4 @@
-"""Databases of ended runs are made small and lose nothing; partition keys of what is gone go."""
+"""Databases of ended runs are made small and lose nothing; what ended runs never came to goes, and so do partition keys of what is gone."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,13 +8,32 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from docml_assets.history import RUNS, forget_removed, shrink, shrink_ended_runs
-from docml_assets.partitions import register
+from docml_assets.assets.checks import preview_features
+from docml_assets.history import RUNS, forget_removed, forget_unevaluated, shrink, shrink_ended_runs
+from docml_assets.partitions import experiment_runs, partition_tags, register
+from docml_assets.sensors.run_failures import orphaned_jobs_sensor
+from tests.docml_assets.assets.materializing import listed
+from tests.docml_assets.sensors.test_run_failures import ListedJobs
 
 
 @dg.job
 def nothing() -> None:
     """A run of no steps."""
+
+
+@dg.asset(partitions_def=experiment_runs)
+def thing(context: dg.AssetExecutionContext) -> None:
+    """Run 2 of it fails."""
+    if context.partition_key.endswith("|2"):
+        raise dg.Failure("as it should")
+
+
+with preview_features():
+
+    @dg.asset_check(asset=thing, partitions_def=experiment_runs)
+    def is_well() -> dg.AssetCheckResult:
+        """Always, once it is asked."""
+        return dg.AssetCheckResult(passed=True)
 
 
 @pytest.fixture
@@ -57,6 +76,32 @@ def test_what_is_no_database_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "damaged.db").write_bytes(b"\xff" * 10_000)
     assert shrink(tmp_path / "damaged.db") == 0
     assert (tmp_path / "damaged.db").read_bytes() == b"\xff" * 10_000
+
+
+def test_checks_that_an_ended_run_never_came_to_count_as_not_evaluated(instance: dg.DagsterInstance) -> None:
+    job = dg.Definitions([thing], asset_checks=[is_well]).resolve_implicit_global_asset_job_def()
+    check = dg.AssetCheckKey(thing.key, "is_well")
+    made = []
+    for run in (1, 2, 3):
+        key = register(instance, "EXP-1", run)
+        done = job.execute_in_process(instance=instance, partition_key=key, raise_on_error=False)
+        made.append((done.success, len(done.get_asset_check_evaluations())))
+    assert made == [(True, 1), (False, 0), (True, 1)]
+    canceled, under_way = (
+        instance.create_run_for_job(job, tags=dict(partition_tags(register(instance, "EXP-1", run)))) for run in (4, 5)
+    )
+    instance.report_run_canceled(canceled)
+    passed = {"SUCCEEDED": ["EXP-1|1", "EXP-1|3"], "IN_PROGRESS": ["EXP-1|5"]}
+    misleading = {**passed, "EXECUTION_FAILED": ["EXP-1|2"], "SKIPPED": ["EXP-1|4"]}
+    assert listed(instance, check) == misleading
+    forget_unevaluated(instance, within_seconds=-60)
+    assert listed(instance, check) == misleading, "these ended before"
+    forget_unevaluated(instance, within_seconds=60)
+    assert listed(instance, check) == passed
+    instance.report_run_failed(under_way)
+    with dg.build_sensor_context(instance=instance, resources={"jobs": ListedJobs()}) as context:
+        orphaned_jobs_sensor(context)
+    assert listed(instance, check) == {"SUCCEEDED": passed["SUCCEEDED"]}
 
 
 def test_keys_of_experiments_and_runs_that_are_gone_are_forgotten(instance: dg.DagsterInstance) -> None:

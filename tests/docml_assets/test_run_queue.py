@@ -6,12 +6,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from docml_assets.dagster_internals import end_without_process
+from docml_assets.dagster_internals import checks_of, end_without_process
 from docml_assets.definitions import defs
 from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG
 from docml_assets.run_queue import AlreadyFinished, RunQueue, look_for_work
 from docml_contract.names import RunPlace
-from tests.docml_assets.assets.materializing import failure, materialize
+from tests.docml_assets.assets.materializing import failure, listed, materialize
 from tests.docml_assets.world import World
 
 REPORT = "inference_report"
@@ -46,13 +46,22 @@ def test_a_finished_run_is_verified_and_told_again_without_a_process(
     look_for_work(instance, backfilled(instance, "EXP-1|1"), world.deployment)  # claimed, and not finished
     result = materialize(world, instance, 1)
     assert result.success, failure(result)
+    assets = ("experiment_snapshot", REPORT)
+    of_report = [
+        check for check in checks_of(defs.resolve_job_def("run_experiment")) if check.asset_key.path == [REPORT]
+    ]
+    passed = [{"SUCCEEDED": ["EXP-1|1"]}] * len(of_report)
+    assert [listed(instance, check) for check in of_report] == passed
     run = backfilled(instance, "EXP-1|1")
     with pytest.raises(AlreadyFinished, match="verified") as found:
         look_for_work(instance, run, world.deployment)
-    ended = end_without_process(instance, run, str(found.value), found.value.made)
+    ended = end_without_process(instance, run, str(found.value), found.value.made, found.value.checks)
     assert ended.status == dg.DagsterRunStatus.SUCCESS
+    assert [listed(instance, check) for check in of_report] == passed, "found of what was told again, too"
+    with pytest.raises(AlreadyFinished):
+        look_for_work(instance, backfilled(instance, "EXP-1|1"), world.deployment)
     versions = []
-    for asset in ("experiment_snapshot", REPORT):
+    for asset in assets:
         again, first = instance.fetch_materializations(dg.AssetKey(asset), limit=2).records
         assert (again.run_id, first.run_id) == (run.run_id, result.run_id)
         assert again.partition_key == "EXP-1|1"

@@ -26,6 +26,10 @@ READY_SECONDS = 240
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
+CHECKS = """query($asset: AssetKeyInput!) { assetNodeOrError(assetKey: $asset) { ... on AssetNode { assetChecksOrError {
+    ... on AssetChecks { checks { name partitionStatuses { ... on AssetCheckDefaultPartitionStatuses {
+        succeededPartitions failedPartitions inProgressPartitions skippedPartitions executionFailedPartitions } } } } } } } }"""
+
 
 @dataclass(frozen=True)
 class DagsterDev:
@@ -52,6 +56,18 @@ class DagsterDev:
         text = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
         found = self.query(text)["runsOrError"]["results"]
         return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
+
+    def checks(self, asset: str) -> dict[str, dict[str, int]]:
+        """Each check of an asset: how many partitions count as what, of which the UI's list of checks shows the worst."""
+        found = self.query(CHECKS, asset={"path": [asset]})["assetNodeOrError"]["assetChecksOrError"]["checks"]
+        return {
+            check["name"]: {
+                status.removesuffix("Partitions"): len(keys)
+                for status, keys in check["partitionStatuses"].items()
+                if keys
+            }
+            for check in found
+        }
 
     def launch(self, experiment: str, run: int) -> str:
         """Materialize a run as the UI does; the id of its Dagster run."""

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster._core.definitions.partitions.context import partition_loading_context
 
 from docml_assets.definitions import defs
-from docml_assets.partitions import register
+from docml_assets.partitions import experiment_runs, register
 from tests.docml_assets.world import FakeJobs, World
 
 
@@ -61,6 +62,15 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dg.AssetC
         evaluation.check_name: (evaluation.passed, evaluation.severity)
         for evaluation in result.get_asset_check_evaluations()
     }
+
+
+def listed(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> dict[str, list[str]]:
+    """A check's partitions by their status, of which the UI's list of checks shows the worst: Failed with the first that failed, or whose
+    run failed before the check; Skipped with the first whose run ended otherwise; Succeeded where there is nothing else."""
+    with partition_loading_context(dynamic_partitions_store=instance):
+        state = instance.event_log_storage.get_asset_check_state([(check, experiment_runs)])[check]
+        found = {status.value: subset.subset_value for status, subset in state.subsets.items()}
+        return {status: sorted(subset.get_partition_keys()) for status, subset in found.items() if not subset.is_empty}
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:

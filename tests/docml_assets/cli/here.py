@@ -14,7 +14,10 @@ import dagster as dg
 import pytest
 
 from docml_assets.cli import main
+from docml_assets.dagster_internals import checks_of, is_evaluated
+from docml_assets.definitions import defs
 from docml_assets.deployment import SAMPLE
+from docml_assets.execution import JOB
 
 REPOSITORY = Path(__file__).parents[3]
 DOCML = [sys.executable, "-c", "from docml_assets.cli import main; main()"]
@@ -89,6 +92,12 @@ class Here:
         manifest = json.loads((self.root / "storage" / self.experiment / folder / "MANIFEST.json").read_text())
         version: str = manifest["data_version"]
         return version
+
+    def unevaluated(self, run: int) -> list[dg.AssetCheckKey]:
+        """The checks that have no finding of what the run made last."""
+        with dg.DagsterInstance.from_config(str(self.root / ".dagster_home")) as instance:
+            checks = checks_of(defs.resolve_job_def(JOB))
+            return [check for check in checks if not is_evaluated(instance, check, f"{self.experiment}|{run}")]
 
     def statuses(self) -> list[dg.DagsterRunStatus]:
         """Of all Dagster runs, newest first."""

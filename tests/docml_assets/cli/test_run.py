@@ -38,6 +38,7 @@ def test_a_second_run_launches_no_job_and_says_why(finished: Here, monkeypatch: 
     assert "starting the job" not in said
     assert not re.findall(r"\| +(pandas|polars|pyarrow\.dataset|sagemaker|boto3)\n", said), "nothing is computed"
     assert len(re.findall("verified; no job was launched", said)) == 5
+    assert finished.unevaluated(1) == [], "Dagster's list of checks has the findings, of what was told again too"
 
 
 def wait_on_sagemaker(here: Here) -> int:
