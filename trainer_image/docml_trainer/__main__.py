@@ -3,6 +3,8 @@
 Exit codes: 0 done, 1 the job failed (its reason lies in the failure file), 2 usage, 143 stopped by SIGTERM.
 """
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -46,4 +48,7 @@ def run_command(folders: Folders) -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(
+        gc.freeze
+    )  # otherwise libraries are unloaded object by object, which takes torch and transformers a second
     sys.exit(main(sys.argv[1:]))

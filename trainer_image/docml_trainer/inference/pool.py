@@ -4,6 +4,8 @@ A matrix product of one document is too small to be shared between many cores; w
 a thread each outrun one process with many threads, where there is enough work to repay their start.
 """
 
+import atexit
+import gc
 import multiprocessing
 import os
 import time
@@ -132,6 +134,7 @@ _predictor: Predictor | None = None
 def _start(test: Path, barrier: Barrier) -> None:
     global _test, _barrier
     torch.set_num_threads(1)
+    atexit.register(gc.freeze)  # as in __main__: whoever waits need not wait for torch to be unloaded
     _test, _barrier = test, barrier
 
 

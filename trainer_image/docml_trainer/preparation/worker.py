@@ -6,8 +6,10 @@ seconds to load is loaded once; otherwise it encodes by itself, and whoever wait
 Memory does not grow with the number of documents. What a worker is doing stands in shared memory, for the process that waits (`pool`).
 """
 
+import atexit
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -121,6 +123,7 @@ class Encoding:
 
 def run_first_worker(encoding: Encoding, workers: Sequence[WorkerFiles]) -> None:
     """Entry point of the first process."""
+    atexit.register(gc.freeze)  # it ends while others wait: without unloading libraries object by object
     first = workers[0]
     with _as_worker(encoding, first):
         files = open_files()
