@@ -38,7 +38,8 @@ def measure(name: str) -> list[dict[str, Any]]:
             folds = np.arange(len(half)) % FOLDS
             strength, _ = choose_strength(counts, documents.labels, half, folds, width)
         parts = [*draw_parts(half, documents.labels), np.sort(drawn[:fitted])]
-        said = [answer(counts, documents.labels, rows, asked, strength, width)[0].argmax(axis=1) for rows in parts]
+        found = answer(counts, documents.labels, [(rows, asked) for rows in parts], [strength], width)
+        said = [each.probabilities[0].argmax(axis=1) for each in found]
         truth = documents.labels[asked]
         scores = [f1_score(truth, ids, labels=np.unique(truth), average="macro", zero_division=0) for ids in said]
         sizes = np.array([len(rows) for rows in parts])

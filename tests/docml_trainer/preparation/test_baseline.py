@@ -93,17 +93,38 @@ def fitted(folder: Path, assignment: SplitAssignment) -> Baseline:
 @pytest.mark.parametrize("chunks", [False, True], ids=["flat", "chunks"])
 def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path, chunks: bool) -> None:
     made = fitted(tmp_path, write(tmp_path, chunks=chunks))
+    assert made.facts["rarest"] == 2
+    equals_a_pipeline(tmp_path, made, LogisticRegression(C=made.facts["C"], max_iter=200))
+
+
+@pytest.mark.parametrize("weights", [2**24, 600], ids=["of two documents", "few enough"])
+def test_many_documents_are_fitted_by_average_gradients_on_terms_that_are_few_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: int
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROTATED", 40)
+    monkeypatch.setattr(module, "MAX_CHOOSING", 60)
+    monkeypatch.setattr(module, "MAX_WEIGHTS", weights)
+    made = fitted(tmp_path, write(tmp_path))
+    assert (made.facts["rarest"] == 2) == (weights > 600)
+    assert made.facts["terms"] <= weights / len(LABELS)
+    equals_a_pipeline(tmp_path, made, module.regression(made.facts["C"], 144, terms=True))
+
+
+def equals_a_pipeline(folder: Path, made: Baseline, regression: LogisticRegression) -> None:
+    """Scores and answers about the splits below `folder` are those of scikit-learn's own."""
     texts, labels, splits = {}, {}, {}
     for split in ("train", "valid", "test"):
-        for row in datasets.load_from_disk(str(tmp_path / split)):
-            tokens = list(chain.from_iterable(row["input_ids"])) if chunks else row["input_ids"]
+        for row in datasets.load_from_disk(str(folder / split)):
+            chunked = isinstance(row["input_ids"][0], list)
+            tokens = list(chain.from_iterable(row["input_ids"])) if chunked else row["input_ids"]
             texts[row["artifact_guid"]] = [str(token) for token in tokens]
             labels[row["artifact_guid"]], splits[row["artifact_guid"]] = row["labels"], split
     train = [guid for guid in sorted(texts) if splits[guid] == "train"]
-    pipeline = make_pipeline(
-        TfidfVectorizer(analyzer=lambda t: [*t, *(f"{a} {b}" for a, b in pairwise(t))], sublinear_tf=True, min_df=2),
-        LogisticRegression(C=made.facts["C"], max_iter=200),
-    ).fit([texts[guid] for guid in train], [labels[guid] for guid in train])
+    vectorizer = TfidfVectorizer(
+        analyzer=lambda t: [*t, *(f"{a} {b}" for a, b in pairwise(t))], sublinear_tf=True, min_df=made.facts["rarest"]
+    )
+    pipeline = make_pipeline(vectorizer, regression)
+    pipeline.fit([texts[guid] for guid in train], [labels[guid] for guid in train])
     for split in ("valid", "test"):
         guids = [guid for guid in sorted(texts) if splits[guid] == split]
         said, truth = pipeline.predict([texts[guid] for guid in guids]), [labels[guid] for guid in guids]

@@ -1,5 +1,8 @@
 """What the baseline knows of documents: counts of terms, and pooled values."""
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +19,24 @@ def test_terms_are_tokens_and_pairs_of_neighbours() -> None:
     assert sorted(parts[0]) == [0, 0, 1, 1, 1]  # 1, 2 and the pair
     assert not parts[1].any()
     assert sorted(parts[2]) == [1, 1, 1, 1, 1]
+
+
+def test_terms_are_the_same_whatever_numbers_tokens_have_and_however_documents_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(0)
+    tokens, ends = random.integers(0, 30, 900), np.sort(random.integers(0, 900, 50))
+    ends[-1] = 900
+    counts, _ = count_terms(tokens, ends)
+    pairs = [Counter(pairwise(part)) for part in np.split(tokens, ends[:-1])]
+    singles = [Counter(part) for part in np.split(tokens, ends[:-1])]
+    for row, found in enumerate(counts.toarray()):
+        assert sorted(found[found > 0]) == sorted([*pairs[row].values(), *singles[row].values()])
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr(module, "DOCUMENTS_COUNTED", 3)
+    for other in (tokens, tokens - 15, tokens + 10**12):
+        again, _ = count_terms(other, ends)
+        assert sorted(map(tuple, again.toarray().T)) == sorted(map(tuple, counts.toarray().T))
 
 
 def test_more_terms_than_the_limit_share_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

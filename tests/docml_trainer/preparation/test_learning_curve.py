@@ -49,8 +49,8 @@ def test_every_point_is_a_fit_on_a_part() -> None:
     parts = draw_parts(made.fitted, made.documents.labels)
     assert [size for size, _ in curve["points"]] == [len(part) for part in parts]
     for row in (0, 1, 4):
-        said, _ = answer(made.inputs, made.documents.labels, parts[row], asked, made.facts["C"], 3)
-        expected = f1_score(made.documents.labels[asked], said.argmax(axis=1), average="macro")
+        (said,) = answer(made.inputs, made.documents.labels, [(parts[row], asked)], [made.facts["C"]], 3)
+        expected = f1_score(made.documents.labels[asked], said.probabilities[0].argmax(axis=1), average="macro")
         assert curve["points"][row][1] == pytest.approx(expected, abs=1e-6)
     assert curve["documents"] == 2 * len(made.fitted) == 480
     assert curve["labels"].keys() == set(NAMES)

@@ -1,6 +1,7 @@
 """Signatures are datasketch's; groups are components, whatever the order."""
 
 import numpy as np
+import pytest
 from datasketch import MinHash
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -13,6 +14,7 @@ from docml_trainer.preparation.near_duplicates import (
     SIMILARITIES,
     compute_signatures,
     find_groups,
+    highest_cosines,
     nearest_train,
 )
 
@@ -86,3 +88,21 @@ def test_the_nearest_train_documents_are_scikit_learns() -> None:
         }
     assert found["test"]["shares"]["0.99"] == round(10 / 30, 6)
     assert nearest_train(weighted, ["train"] * 260) == {}
+
+
+@pytest.mark.parametrize("most", [20_000, 0], ids=["pairs that rarer terms join", "too many of these"])
+def test_frequent_terms_hide_no_similar_document(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "MOST_PAIRS", most)
+    random = np.random.default_rng(1)
+    counts = np.hstack([random.poisson(2, (330, 10)), random.poisson(0.02, (330, 2_000))]).astype(np.float32)
+    for row in range(300, 330):  # from a twin in train to a document that shares frequent terms only
+        twin, own = counts[row - 300], counts[row]
+        kept = random.random(len(own)) < (row - 300) / 29
+        counts[row] = np.where(kept, own, twin)
+    weighted = TfidfTransformer().fit_transform(sparse.csr_array(counts))
+    asked, known = weighted[300:], weighted[:300]
+    expected = cosine_similarity(asked, known).max(axis=1)
+    assert 5 < (expected >= 0.5).sum() < 25
+    found = highest_cosines(asked, known)
+    assert found[expected >= 0.5] == pytest.approx(expected[expected >= 0.5], abs=1e-5)
+    assert (found[expected < 0.5] < 0.5).all()

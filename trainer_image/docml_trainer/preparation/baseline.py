@@ -2,12 +2,18 @@
 
 It is fitted on the train split of the data just prepared. Its answers about train documents come out of fold (five folds, which no
 group and no near-duplicates straddle), those about valid and test documents from the fit on train. Of the terms those take part that at
-least two of the documents have that a fit sees, and at least one in a thousand. Where no feature is a token list, standardized pooled values take the place of TF-IDF.
+least two of the documents have that a fit sees. Where no feature is a token list, standardized pooled values take the place of TF-IDF.
+
+Few documents are fitted in the space that they span. Many are by stochastic average gradients (Schmidt, Le Roux and Bach, Minimizing finite
+sums with the stochastic average gradient, Mathematical Programming 2017), in scikit-learn's implementation, which take a tenth of the time
+of L-BFGS, since that moves all weights some ten times a step. Fits go on side by side: each takes one processor, and is the same wherever it runs.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +37,11 @@ from docml_trainer.preparation.splits import SplitAssignment, blocks_of
 
 MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
-MAX_ROTATED = 2_000  # documents up to which a fit in the space that they span is the quicker one
+MAX_ROTATED = 1_000  # documents up to which a fit in the space that they span is the quicker one
+MAX_WEIGHTS = 2**24  # of a model, one a term and label: 67 MB, of which a fit keeps five copies
+FITS_AT_ONCE = 4
 RANK_TOLERANCE = 1e-12
 FOLDS = 5
-RAREST = 1_000  # a term in fewer than one of so many documents (and in one alone) says too little of others
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 MAX_ITERATIONS = 500
 
@@ -116,19 +123,25 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
     width = len(label_names)
     choosers = _sample(fitted, documents, MAX_CHOOSING)
     probabilities = np.zeros((len(documents.guids), width), dtype=np.float32)
+    others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
+    last = (fitted, others)
     if len(choosers) == len(fitted):
         chosen, probabilities[fitted] = choose_strength(inputs, documents.labels, fitted, folds, width)
+        (found,) = answer(inputs, documents.labels, [last], [chosen], width)
     else:
         own = folds[np.searchsorted(fitted, choosers)]
         chosen = _choose_by_sample(inputs, documents.labels, choosers, own, width)
-        (probabilities[fitted],) = _out_of_fold(inputs, documents.labels, fitted, folds, [chosen], width)
-    others = np.setdiff1d(np.arange(len(documents.guids)), fitted)
-    probabilities[others], terms = answer(inputs, documents.labels, fitted, others, chosen, width)
+        parts = [*_parts(fitted, folds), last]
+        *by_fold, found = answer(inputs, documents.labels, parts, [chosen], width)
+        for (_, inside), said in zip(parts, by_fold, strict=False):
+            probabilities[inside] = said.probabilities[0]
+    probabilities[others] = found.probabilities[0]
     facts = {
         "inputs": "terms" if documents.values is None else "pooled values",
         "documents": len(fitted),
         "of_train_documents": int(train.sum()),
-        "terms": terms,
+        "terms": found.terms,
+        "rarest": found.rarest,
         "hashed": hashed,
         "C": chosen,
         "macro_f1": _macro_f1(documents, probabilities),
@@ -171,16 +184,25 @@ def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
 
 def choose_strength(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> tuple[float, Probabilities]:
     """The strength with the lowest log loss out of fold on these rows, and its answers about them. folds: int64[rows]."""
-    found = _out_of_fold(inputs, labels, rows, folds, STRENGTHS, width)
+    found = [np.zeros((len(rows), width), dtype=np.float32) for _ in STRENGTHS]
+    parts = _parts(rows, folds)
+    for (_, inside), said in zip(parts, answer(inputs, labels, parts, STRENGTHS, width), strict=True):
+        for values, answers in zip(found, said.probabilities, strict=True):
+            values[np.searchsorted(rows, inside)] = answers
     best = _least_loss(labels[rows], found)
     return STRENGTHS[best], found[best]
 
 
 def _choose_by_sample(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> float:
     """The same by one fold of a sample, whose answers nobody needs. folds: int64[rows]."""
-    inside = folds == folds[0]
-    found, _ = _answers(inputs, labels, rows[~inside], rows[inside], STRENGTHS, width)
-    return STRENGTHS[_least_loss(labels[rows[inside]], found)]
+    part = _parts(rows, folds)[0]
+    (found,) = answer(inputs, labels, [part], STRENGTHS, width)
+    return STRENGTHS[_least_loss(labels[part[1]], found.probabilities)]
+
+
+def _parts(rows: Ids, folds: Ids) -> list[tuple[Ids, Ids]]:
+    """Of each fold, the rows outside, which are fitted, and those inside, which are asked about. rows: ascending."""
+    return [(rows[folds != fold], rows[folds == fold]) for fold in np.unique(folds)]
 
 
 def _least_loss(truth: Ids, answers: Sequence[Probabilities]) -> int:
@@ -188,71 +210,82 @@ def _least_loss(truth: Ids, answers: Sequence[Probabilities]) -> int:
     return int(np.argmin([log_loss(truth, values, labels=range(values.shape[1])) for values in answers]))
 
 
-def _out_of_fold(
-    inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, strengths: Sequence[float], width: int
-) -> list[Probabilities]:
-    """By strength, the answers about these rows of models that were not fitted on their fold."""
-    found = [np.zeros((len(rows), width), dtype=np.float32) for _ in strengths]
-    for fold in np.unique(folds):
-        inside = folds == fold
-        said, _ = _answers(inputs, labels, rows[~inside], rows[inside], strengths, width)
-        for values, answers in zip(found, said, strict=True):
-            values[inside] = answers
-    return found
+@dataclass(frozen=True)
+class Answers:
+    """What models say that were fitted on the same rows, one a strength: float32[asked, labels] of each.
+
+    terms: how many terms or values they know. rarest: in how many of the rows a term had to be.
+    """
+
+    probabilities: list[Probabilities]
+    terms: int = 0
+    rarest: int = 0
 
 
-def answer(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strength: float, width: int) -> tuple[Probabilities, int]:
-    """float32[asked, width]: probabilities of a model fitted on the rows `fit`; and how many terms or values it knows."""
-    (said,), terms = _answers(inputs, labels, fit, asked, [strength], width)
-    return said, terms
+def answer(
+    inputs: Inputs, labels: Ids, parts: Sequence[tuple[Ids, Ids]], strengths: Sequence[float], width: int
+) -> list[Answers]:
+    """Of each part, rows that are fitted and rows that are asked about, what a model a strength says about the latter."""
+    # Each fit has one thread: several wait for each other for longer than they help, and their number would show in the last digits.
+    at_once = min(len(os.sched_getaffinity(0)), FITS_AT_ONCE)
+    with warnings.catch_warnings(), threadpool_limits(1), ThreadPoolExecutor(at_once) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as good as it is after so many iterations
+        return list(pool.map(lambda part: _answers(inputs, labels, part[0], part[1], strengths, width), parts))
 
 
-def _answers(
-    inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Sequence[float], width: int
-) -> tuple[list[Probabilities], int]:
-    """The same of one model a strength."""
-    found = [np.zeros((len(asked), width), dtype=np.float32) for _ in strengths]
+def _answers(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Sequence[float], width: int) -> Answers:
+    """The same of one part."""
+    found = Answers([np.zeros((len(asked), width), dtype=np.float32) for _ in strengths])
     known = np.unique(labels[fit])
     if len(known) == 1:
-        for values in found:
+        for values in found.probabilities:
             values[:, known[0]] = 1
-        return found, 0
-    known_values, asked_values, terms = _weigh(inputs, fit, asked)
-    # One thread: several wait for each other for longer than they help, and their number would show in the last digits.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # as good as it is after so many iterations
-        if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
-            known_values, asked_values = _rotate(known_values, asked_values)
-        for values, strength in zip(found, strengths, strict=True):
-            model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance(len(fit)))
-            model.fit(known_values, labels[fit])
-            if len(asked):
-                values[:, model.classes_] = model.predict_proba(asked_values)
-    return found, terms
+        return found
+    known_values, asked_values, terms, rarest = _weigh(inputs, fit, asked, len(known))
+    if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
+        known_values, asked_values = _rotate(known_values, asked_values)
+    for values, strength in zip(found.probabilities, strengths, strict=True):
+        model = regression(strength, len(fit), terms=sparse.issparse(known_values))
+        model.fit(known_values, labels[fit])
+        if len(asked):
+            values[:, model.classes_] = model.predict_proba(asked_values)
+    return replace(found, terms=terms, rarest=rarest)
 
 
-def rarest(documents: int) -> int:
-    """In how many of so many documents a term has to be to count."""
-    return max(2, documents // RAREST)
+def regression(strength: float, documents: int, *, terms: bool) -> LogisticRegression:
+    """What is fitted on so many documents: on terms, or on few values."""
+    if documents > MAX_ROTATED and terms:
+        return LogisticRegression(C=strength, solver="sag", tol=1e-2, max_iter=100, random_state=0)
+    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-4 if documents <= MAX_ROTATED else 1e-3)
 
 
-def tolerance(documents: int) -> float:
-    """When the fit on so many documents is as good as done: scikit-learn's own, or what takes half the steps for the same scores."""
-    return 1e-4 if documents <= MAX_ROTATED else 1e-3
+def _weigh(inputs: Inputs, fit: Ids, asked: Ids, labels: int) -> tuple[Inputs, Inputs, int, int]:
+    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, how many terms or values that are, and `Answers.rarest`.
 
-
-def _weigh(inputs: Inputs, fit: Ids, asked: Ids) -> tuple[Inputs, Inputs, int]:
-    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, and how many terms or values that are."""
+    labels: how many the rows `fit` have.
+    """
     if isinstance(inputs, np.ndarray):
         scaler = StandardScaler().fit(inputs[fit])
         unit = inputs.shape[1] ** -0.5  # rows of about unit length, as those of TF-IDF: a strength means the same
-        return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1]
+        return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1], 0
     own = inputs[fit]
     spread = own.count_nonzero(axis=0)
-    columns = np.flatnonzero(spread >= rarest(len(fit)))
+    rarest = _rarest(spread, labels)
+    columns = np.flatnonzero(spread >= rarest)
     columns = columns if len(columns) else np.flatnonzero(spread)
-    weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns])
-    return weights.transform(own[:, columns]), weights.transform(inputs[asked][:, columns]), len(columns)
+    # To the last digit where few documents are rotated; many need half the memory and two thirds of the time
+    digits = np.float64 if len(fit) <= MAX_ROTATED else np.float32
+    weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns].astype(digits))
+    fit_values, asked_values = (weights.transform(rows[:, columns].astype(digits)) for rows in (own, inputs[asked]))
+    return fit_values, asked_values, len(columns), rarest
+
+
+def _rarest(spread: Ids, labels: int) -> int:
+    """In how many documents a term has to be to count: two, or as many more as keep a model within MAX_WEIGHTS. spread: of every term."""
+    most = MAX_WEIGHTS // labels
+    if (spread > 1).sum() <= most:
+        return 2
+    return int(np.sort(spread)[-most - 1]) + 1
 
 
 def _rotate(fit: sparse.csr_array, asked: sparse.csr_array) -> tuple[Floats, Floats]:

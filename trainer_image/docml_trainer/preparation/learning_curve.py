@@ -28,15 +28,10 @@ def estimate_curve(baseline: Baseline, label_names: Sequence[str]) -> dict[str, 
     parts = draw_parts(fitted, documents.labels)
     if len(parts) < FEWEST_FITS:
         return {"none": f"{len(fitted)} train documents are too few to fit on parts of them"}
-    scores = []
-    for rows in parts:
-        known = len(rows) == len(fitted)
-        said = (
-            baseline.probabilities[asked]
-            if known
-            else answer(baseline.inputs, documents.labels, rows, asked, baseline.facts["C"], width)[0]
-        )
-        scores.append(f1_score(truth, said.argmax(axis=1), labels=present, average=None, zero_division=0))
+    asked_of = [(rows, asked) for rows in parts if len(rows) < len(fitted)]
+    found = answer(baseline.inputs, documents.labels, asked_of, [baseline.facts["C"]], width)
+    said = [baseline.probabilities[asked], *(each.probabilities[0] for each in found)]
+    scores = [f1_score(truth, each.argmax(axis=1), labels=present, average=None, zero_division=0) for each in said]
     sizes = np.array([len(rows) for rows in parts])
     return describe_curve(sizes, np.array(scores), [label_names[label] for label in present.tolist()])
 

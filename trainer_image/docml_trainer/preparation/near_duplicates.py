@@ -121,6 +121,8 @@ def _components(count: int, edges: list[tuple[int, int]]) -> Array:
 MOST_COMPARED = 2_000  # documents of a split
 SIMILARITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 COMPARED_AT_ONCE = 100
+FREQUENT = 0.05  # share of the documents that have a term
+MOST_PAIRS = 20_000  # of documents, compared one by one, of COMPARED_AT_ONCE
 
 
 def nearest_train(weighted: Any, splits: Sequence[str]) -> dict[str, Any]:
@@ -129,17 +131,52 @@ def nearest_train(weighted: Any, splits: Sequence[str]) -> dict[str, Any]:
     weighted: rows of unit length, such as TF-IDF gives. By split: how many documents were compared (at most 2,000, evenly taken), and
     which share of them has a train document at least as similar as each of SIMILARITIES.
     """
-    from docml_trainer.preparation.baseline_inputs import dense, transpose
-
     train = np.flatnonzero([split == "train" for split in splits])
-    transposed, found = transpose(weighted[train]), {}
+    known, found = weighted[train], {}
     for split in ("valid", "test"):
         rows = np.flatnonzero([name == split for name in splits])
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_COMPARED)).round().astype(np.int64)]
         if not len(rows) or not len(train):
             continue
-        parts = (rows[start : start + COMPARED_AT_ONCE] for start in range(0, len(rows), COMPARED_AT_ONCE))
-        highest = np.concatenate([dense(weighted[part] @ transposed).max(axis=1) for part in parts])
-        shares = {f"{edge:g}": round(float((highest >= edge - 1e-9).mean()), 6) for edge in SIMILARITIES}
+        highest = highest_cosines(weighted[rows], known)
+        shares = {f"{edge:g}": round(float((highest >= edge - 1e-6).mean()), 6) for edge in SIMILARITIES}
         found[split] = {"documents": len(rows), "shares": shares}
     return found
+
+
+def highest_cosines(asked: Any, known: Any) -> Array:
+    """float64[asked]: the highest cosine of each row with one of `known`; where it is below the least of SIMILARITIES, any number below.
+
+    Frequent terms are most of the work and little of a cosine: what they add to the product of two rows is at most the length of the part of
+    the first one that they make. So the product of the other terms says which pairs can be similar enough, and only these are compared.
+    """
+    from scipy import sparse
+
+    everyone = np.arange(asked.shape[0])
+    if not sparse.issparse(asked):
+        return np.concatenate([(part @ known.T).max(axis=1) for part in _in_parts(asked)])
+    rare = np.flatnonzero(np.bincount(known.indices, minlength=known.shape[1]) <= FREQUENT * known.shape[0])
+    asked_rare, known_rare = asked[:, rare], known[:, rare].T.tocsr()
+    rest = np.sqrt(np.maximum(0, 1 - _sums(asked_rare.multiply(asked_rare))))
+    highest, transposed = np.zeros(len(everyone)), None
+    for start in range(0, len(everyone), COMPARED_AT_ONCE):
+        part = everyone[start : start + COMPARED_AT_ONCE]
+        product = asked_rare[part] @ known_rare
+        owners = np.repeat(part, np.diff(product.indptr))
+        maybe = product.data + rest[owners] >= SIMILARITIES[0] - 1e-6
+        if rest[part].max() >= SIMILARITIES[0] - 1e-6 or maybe.sum() > MOST_PAIRS:
+            transposed = known.T.tocsr() if transposed is None else transposed
+            highest[part] = (asked[part] @ transposed).toarray().max(axis=1)
+        else:
+            pairs = owners[maybe], product.indices[maybe]
+            np.maximum.at(highest, pairs[0], _sums(asked[pairs[0]].multiply(known[pairs[1]])))
+    return highest
+
+
+def _sums(rows: Any) -> Array:
+    """Of each row; float64[rows], whichever of scipy's kinds of matrix it is."""
+    return np.asarray(rows.sum(axis=1), dtype=np.float64).reshape(-1)
+
+
+def _in_parts(rows: Any) -> Iterator[Any]:
+    return (rows[start : start + COMPARED_AT_ONCE] for start in range(0, len(rows), COMPARED_AT_ONCE))

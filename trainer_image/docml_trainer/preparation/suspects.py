@@ -84,7 +84,9 @@ def list_suspects(
     listed = 0 if unfit else MOST
     rows, likely = ranking.rows[:listed], ranking.likely[:listed]
     given = documents.labels[rows]
-    nearest_same, nearest_likely = _nearest(weighted, rows, documents.labels, (given, likely), documents.guids)
+    nearest_same, nearest_likely = (
+        _nearest(weighted, rows, documents.labels, wanted, documents.guids) for wanted in (given, likely)
+    )
     names, guids = np.array(label_names, dtype=object), np.array(documents.guids, dtype=object)
     table = pa.table(
         {
@@ -113,19 +115,16 @@ def list_suspects(
     return table, facts
 
 
-def _nearest(
-    weighted: Inputs, rows: Ids, labels: Ids, wanted: Sequence[Ids], guids: Sequence[str]
-) -> list[list[str | None]]:
-    """For each of `wanted`, by row: the GUID of the most similar other document with the wanted label."""
-    found: list[list[str | None]] = [[] for _ in wanted]
-    transposed = transpose(weighted)
-    for start in range(0, len(rows), NEIGHBOURS_AT_ONCE):
-        part = rows[start : start + NEIGHBOURS_AT_ONCE]
-        similarity = dense(weighted[part] @ transposed)
-        similarity[np.arange(len(part)), part] = -1.0
-        for nearest, wanted_labels in zip(found, wanted, strict=True):
-            label = wanted_labels[start : start + NEIGHBOURS_AT_ONCE]
-            alike = np.where(labels[np.newaxis, :] == label[:, np.newaxis], similarity, -1.0)
-            best = alike.argmax(axis=1)
-            nearest += [guids[column] if alike[row, column] >= 0 else None for row, column in enumerate(best.tolist())]
+def _nearest(weighted: Inputs, rows: Ids, labels: Ids, wanted: Ids, guids: Sequence[str]) -> list[str | None]:
+    """By row: the GUID of the most similar other document with the wanted label, which is one a row."""
+    found: list[str | None] = [None] * len(rows)
+    for label in np.unique(wanted):
+        members, places = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
+        transposed = transpose(weighted[members])
+        for start in range(0, len(places) if len(members) else 0, NEIGHBOURS_AT_ONCE):
+            part = places[start : start + NEIGHBOURS_AT_ONCE]
+            similarity = dense(weighted[rows[part]] @ transposed)
+            similarity[rows[part][:, np.newaxis] == members[np.newaxis, :]] = -1.0
+            for row, column in enumerate(similarity.argmax(axis=1).tolist()):
+                found[part[row]] = guids[members[column]] if similarity[row, column] >= 0 else None
     return found
