@@ -39,9 +39,9 @@ MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
 MAX_ROTATED = 1_000  # documents up to which a fit in the space that they span is the quicker one
 MAX_WEIGHTS = 2**24  # of a model, one a term and label: 67 MB, of which a fit keeps five copies
-FITS_AT_ONCE = 4
-RANK_TOLERANCE = 1e-12
 FOLDS = 5
+FITS_AT_ONCE = FOLDS + 1
+RANK_TOLERANCE = 1e-12
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 MAX_ITERATIONS = 500
 

@@ -22,7 +22,7 @@ from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, OWN_COLUMNS, Shape,
 
 MAX_TERMS = 2**20
 MAX_VALUES = 1024  # pooled values of a document
-TOKENS_AT_ONCE = 4_000_000
+TOKENS_AT_ONCE = 1_000_000  # more take longer, since a processor keeps fewer of them near
 DOCUMENTS_AT_ONCE = 64  # that are pooled: images are large
 ID_BITS = 20  # of a token's number in the code of a term; with 22 bits for a document's, a code fits into 64
 DOCUMENTS_COUNTED = 2**22  # at most, at once
