@@ -124,7 +124,7 @@ def _execute(
             say(line)
     with dagster_instance(home) as instance:
         swept = sweep(instance, deployment.jobs, spared=claim.place)
-        if swept.ended_runs or swept.stopped_jobs:
+        if swept:
             say(str(swept))
         job = defs.resolve_job_def(JOB)
         with make_display(verbose=verbose) as display, shown_on(display):

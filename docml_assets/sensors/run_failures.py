@@ -136,11 +136,19 @@ class SweepResult:
 
     ended_runs: tuple[str, ...]
     stopped_jobs: tuple[Orphan, ...]
+    damage: tuple[str, ...] = ()  # what could not be read
+
+    def __bool__(self) -> bool:
+        return bool(self.ended_runs or self.stopped_jobs or self.damage)
 
     def __str__(self) -> str:
         runs = [f"run {run} marked failed: its process is gone" for run in self.ended_runs]
         jobs = [f"job {orphan.name} stopped: {orphan.reason}" for orphan in self.stopped_jobs]
-        return "; ".join([*runs, *jobs]) or "no job without a waiting run, no run without a process"
+        left = [
+            f"a job is left alone, since what the store knows of it cannot be read ({text}): remove that file once nobody runs the job"
+            for text in self.damage
+        ]
+        return "; ".join([*runs, *jobs, *left]) or "no job without a waiting run, no run without a process"
 
 
 @dg.sensor(
@@ -155,7 +163,7 @@ def orphaned_jobs_sensor(context: dg.SensorEvaluationContext, jobs: dg.ResourceP
     swept = sweep(context.instance, jobs)
     forget_unevaluated(context.instance, RECENT_SECONDS)
     shrink_ended_runs(context.instance, Path(context.instance.root_directory), RECENT_SECONDS)
-    if swept.ended_runs or swept.stopped_jobs:
+    if swept:
         context.log.warning(str(swept))
     return dg.SkipReason(str(swept))
 
@@ -189,9 +197,9 @@ def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None =
             run, "The process that executed this run is gone (killed, or its machine restarted)."
         )
         ended.append(run.run_id)
-    orphans = [
-        orphan for orphan in jobs.orphans(was_canceled(instance)) if RunPlace(orphan.experiment, orphan.run) != spared
-    ]
+    damage: list[str] = []
+    found = jobs.orphans(was_canceled(instance), damage)
+    orphans = [orphan for orphan in found if RunPlace(orphan.experiment, orphan.run) != spared]
     for orphan in orphans:
         jobs.stop(orphan)
         holder = instance.get_run_by_id(orphan.holder)
@@ -201,7 +209,7 @@ def sweep(instance: dg.DagsterInstance, jobs: Jobs, *, spared: RunPlace | None =
                 f"Nobody waits for its job {orphan.name} any more ({orphan.reason}); the job was stopped.",
             )
             ended.append(holder.run_id)
-    return SweepResult(tuple(ended), tuple(orphans))
+    return SweepResult(tuple(ended), tuple(orphans), tuple(damage))
 
 
 def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:

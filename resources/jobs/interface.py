@@ -76,11 +76,12 @@ class Jobs(Protocol):
         Raises JobFailed, JobStopped, JobRefused, CostTooHigh, JobUnreachable.
         """
 
-    def orphans(self, was_canceled: Callable[[str], bool]) -> list[Orphan]:
+    def orphans(self, was_canceled: Callable[[str], bool], damage: list[str]) -> list[Orphan]:
         """Running jobs for which nobody comes back.
 
         Their Dagster run was canceled by `was_canceled(run id)`, or gave the job up, or nobody has renewed the lease for 15 minutes.
         The job of a run that was killed, or failed, goes on until then: whoever runs the same again attaches to it.
+        damage: gets what cannot be read; the job of which it tells is left alone.
         """
 
     def stop(self, orphan: Orphan) -> None:

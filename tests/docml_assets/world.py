@@ -243,7 +243,7 @@ class FakeJobs:
             links={"log": "https://example.com/log"},
         )
 
-    def orphans(self, holder_ended: Callable[[str], bool]) -> list[Orphan]:
+    def orphans(self, holder_ended: Callable[[str], bool], damage: list[str]) -> list[Orphan]:
         return []
 
     def stop(self, orphan: Orphan) -> None:

@@ -31,6 +31,7 @@ STEPS = {
 ROLES = {
     "supervisor": ("supervisor",),
     "tuner": ("supervisor",),
+    "fork server": ("fork server",),
     "container": ("container", "preparation", "trainer", "inference"),
 }
 

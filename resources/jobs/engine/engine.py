@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
+from docml_contract.base import ContractError
 from docml_contract.jobs import JobSpec
 from docml_contract.names import RunPlace
 from resources.jobs.backend import Backend, Busy, JobState
@@ -38,14 +39,20 @@ class Engine:
         watch = JobWatch(self.context, holder, listener, cancel or threading.Event())
         return Attempts(self.context, spec, files, watch).complete()
 
-    def orphans(self, was_canceled: Callable[[str], bool]) -> list[Orphan]:
+    def orphans(self, was_canceled: Callable[[str], bool], damage: list[str]) -> list[Orphan]:
         """See `Jobs.orphans`. Entries of jobs that have ended, or never came into being, are tidied away."""
         found = []
-        for entry in self.context.records.active():
-            with contextlib.suppress(Busy, JobElsewhere):  # the next sweep asks again; another account's asks its own
-                orphan = self._orphan(entry, was_canceled)
-                if orphan is not None:
-                    found.append(orphan)
+        for key in self.context.records.active():
+            try:
+                entry = self.context.records.entry(key)
+                orphan = self._orphan(entry, was_canceled) if entry is not None else None
+            except (Busy, JobElsewhere):  # the next sweep asks again; another account's asks its own
+                continue
+            except ContractError as error:
+                damage.append(f"{key}: {error}")
+                continue
+            if orphan is not None:
+                found.append(orphan)
         return found
 
     def _orphan(self, entry: ActiveJob, was_canceled: Callable[[str], bool]) -> Orphan | None:
@@ -94,9 +101,9 @@ class Engine:
         """Leave neither an entry nor a lease of a job that nobody needs to watch over."""
         place = RunPlace(record.spec.experiment, record.spec.run)
         self.context.records.deactivate(record.name)
-        lease = self.context.records.lease(place, record.name)
-        if lease is not None and lease.lapsed(self.context.clock()):
-            self.context.records.release(place, record.name, lease.holder)
+        lease = self.context.records.known_lease(place, record.name)
+        if lease is None or lease.lapsed(self.context.clock()):
+            self.context.records.release(place, record.name, lease.holder if lease else "")
 
     def stop(self, orphan: Orphan) -> None:
         """See `Jobs.stop`."""

@@ -13,14 +13,14 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from docml_contract.base import Document
+from docml_contract.base import Document, UnreadableDocument
 from docml_contract.jobs import JobSpec
 from docml_contract.names import ACTIVE_JOBS, STORE_IDENTITY, RunPlace
 from resources.errors import MissingKey
@@ -151,25 +151,37 @@ class Records:
         """Take the job off the list."""
         self.store.delete([_active_key(name)])
 
-    def active(self) -> Iterator[ActiveJob]:
-        """The listed jobs of all experiments."""
-        for stored in list(self.store.list(ACTIVE_JOBS)):
-            entry = self._get(ActiveJob, stored.key)
-            if entry is not None:
-                yield entry
+    def active(self) -> list[str]:
+        """Where the listed jobs of all experiments stand."""
+        return [stored.key for stored in self.store.list(ACTIVE_JOBS)]
+
+    def entry(self, key: str) -> ActiveJob | None:
+        """A listed job; None where it has ended meanwhile. UnreadableDocument."""
+        return self._get(ActiveJob, key)
 
     def lease(self, place: RunPlace, name: str) -> Lease | None:
-        """The lease of a job of a run, or None."""
+        """The lease of a job of a run, or None. UnreadableDocument."""
         return self._get(Lease, place.job_lease(name))
+
+    def known_lease(self, place: RunPlace, name: str) -> Lease | None:
+        """The lease; None also where it cannot be read: to whoever waits for the job, or ends it, it is nobody's."""
+        with contextlib.suppress(UnreadableDocument):
+            return self.lease(place, name)
+        return None
 
     def hold(self, place: RunPlace, name: str, holder: str, now: float) -> None:
         """Take or renew the lease."""
         self.store.put(place.job_lease(name), Lease(holder=holder, renewed_at=now).to_bytes())
 
     def release(self, place: RunPlace, name: str, holder: str) -> None:
-        """Give the lease up if it is ours."""
-        lease = self.lease(place, name)
-        if lease is not None and lease.holder == holder:
+        """Give the lease up if it is ours, or says nothing that can be read."""
+        try:
+            lease = self.lease(place, name)
+        except UnreadableDocument:
+            is_ours = True
+        else:
+            is_ours = lease is not None and lease.holder == holder
+        if is_ours:
             self.store.delete([place.job_lease(name)])
 
     def give_up(self, place: RunPlace, name: str, holder: str) -> None:

@@ -74,7 +74,7 @@ class JobWatch:
             return
         self._renewed = now
         job = self._held
-        lease = self.context.records.lease(job.place, job.name)
+        lease = self.context.records.known_lease(job.place, job.name)
         if lease is None or lease.holder == self.holder or lease.lapsed(now):
             self.context.records.hold(job.place, job.name, self.holder, now)
 
@@ -161,7 +161,7 @@ class JobWatch:
         records = self.context.records
         try:
             with contextlib.suppress(Exception):
-                lease = records.lease(job.place, job.name)
+                lease = records.known_lease(job.place, job.name)
                 if lease is not None and lease.holder != self.holder and not lease.lapsed(self.context.clock()):
                     return
                 self._settle(job, self.stop(job))

@@ -164,8 +164,10 @@ class ListedJobs:
     def __init__(self, *running: Orphan) -> None:
         self.running = list(running)
         self.stopped: list[str] = []
+        self.damage: list[str] = []
 
-    def orphans(self, canceled: Callable[[str], bool]) -> list[Orphan]:
+    def orphans(self, canceled: Callable[[str], bool], damage: list[str]) -> list[Orphan]:
+        damage += self.damage
         return [orphan for orphan in self.running if "lapsed" in orphan.reason or canceled(orphan.holder)]
 
     def stop(self, orphan: Orphan) -> None:
@@ -284,10 +286,12 @@ def test_jobs_of_working_and_of_unknown_runs_go_on(instance: dg.DagsterInstance)
 def test_the_sensor_says_what_it_did(instance: dg.DagsterInstance) -> None:
     run = add_run(instance, STARTED)
     jobs = ListedJobs(orphan(run, "its lease lapsed"))
+    jobs.damage = ["_active_jobs/b.json: it is empty"]
     with dg.build_sensor_context(instance=instance, resources={"jobs": jobs}) as context:
         skipped = orphaned_jobs_sensor(context)
     assert isinstance(skipped, dg.SkipReason)
     assert "stopped: its lease lapsed" in (skipped.skip_message or "")
+    assert "cannot be read (_active_jobs/b.json: it is empty): remove that file" in (skipped.skip_message or "")
 
 
 def other_process() -> str:

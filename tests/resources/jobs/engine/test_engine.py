@@ -1,10 +1,13 @@
 """Leases and orphans: who waits is left alone, who has gone leaves nothing that bills on."""
 
+import json
 from typing import Any
+
+import pytest
 
 from docml_contract.jobs import JobSpec
 from resources.jobs.backend import Job
-from resources.jobs.engine.records import LAPSE_SECONDS, ORPHAN_SECONDS
+from resources.jobs.engine.records import LAPSE_SECONDS, ORPHAN_SECONDS, RENEW_SECONDS, ActiveJob
 from resources.jobs.interface import Orphan
 from tests.contracts.jobs_contract import FILES, PLACE, RecordingListener, compute, training
 from tests.resources.jobs.simulation import URL, Actor, Interrupt, World
@@ -30,10 +33,12 @@ def killed_world() -> World:
     return world
 
 
-def look(world: World, canceled: set[str], *, stop: bool = False, delay: float = 0.0) -> list[Orphan]:
+def look(
+    world: World, canceled: set[str], *, stop: bool = False, delay: float = 0.0, damage: list[str] | None = None
+) -> list[Orphan]:
     def body(actor: Actor) -> list[Orphan]:
         engine = actor.engine()
-        found = engine.orphans(lambda holder: holder in canceled)
+        found = engine.orphans(lambda holder: holder in canceled, [] if damage is None else damage)
         for orphan in found if stop else ():
             engine.stop(orphan)
         return found
@@ -92,6 +97,68 @@ def test_a_job_that_somebody_has_attached_to_is_no_orphan() -> None:
     assert other.result.name == NAME
 
 
+UNREADABLE = {
+    "entry": "_active_jobs/EXP-2-r1-training-a-1.json",
+    "entry of no experiment": "_active_jobs/x.json",
+    "lease": PLACE.job_lease(NAME),
+    "record": PLACE.job_record(NAME),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+@pytest.mark.parametrize("content", [b"", b'{"exp', b"\xff\xfe"], ids=["empty", "cut", "no text"])
+def test_what_cannot_be_read_is_named_and_its_job_left_alone(what: str, content: bytes) -> None:
+    world = killed_world()
+    key = UNREADABLE[what]
+    if what == "entry of no experiment":
+        content = ActiveJob(experiment="../other", run=1, name="x", since=0).to_bytes()
+    world.objects[key] = content
+    damage: list[str] = []
+    found = look(world, {"run-a"}, damage=damage)
+    (said,) = damage
+    assert ("../other" if what == "entry of no experiment" else key) in said
+    assert [orphan.name for orphan in found] == ([NAME] if what.startswith("entry") else [])
+    assert world.service.job("TrainingJob", NAME).status == "InProgress"
+
+
+@pytest.mark.parametrize("key", [f"_active_jobs/{NAME}.json", PLACE.job_lease(NAME), PLACE.job_record(NAME)])
+def test_what_is_deleted_of_a_running_job_is_written_anew_by_who_comes_back(key: str) -> None:
+    world = killed_world()
+    del world.objects[key]
+    assert look(world, set()) == []
+    world.runtime.seconds = 600
+    again = orchestrator(world, "run-b")
+    world.run()
+    assert again.error is None, again.error
+    assert (again.result.name, again.result.launched) == (NAME, False)
+    assert not [key for key in world.objects if key.endswith(".lease.json") or key.startswith("_active_jobs/")]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_lease_that_cannot_be_read_is_nobodys_to_whoever_waits(interrupted: bool) -> None:
+    world = World()
+    world.runtime.seconds = 1000
+    waiting = orchestrator(world, "run-a")
+
+    def damage(actor: Actor) -> None:
+        actor.pause(300)
+        world.objects[PLACE.job_lease(NAME)] = b"{"
+        if interrupted:
+            waiting.interrupt_at = waiting.boundaries + 1
+        else:
+            actor.pause(2 * RENEW_SECONDS)
+            assert json.loads(world.objects[PLACE.job_lease(NAME)])["holder"] == "run-a"
+            world.objects[PLACE.job_lease(NAME)] = b"{"
+            world.runtime.seconds = 0
+
+    damaging = world.actor("damage", damage)
+    world.run()
+    assert damaging.error is None, damaging.error
+    assert isinstance(waiting.error, Interrupt) if interrupted else waiting.error is None, waiting.error
+    assert world.service.job("TrainingJob", NAME).status == ("Stopped" if interrupted else "Completed")
+    assert not [key for key in world.objects if key.endswith(".lease.json") or key.startswith("_active_jobs/")]
+
+
 def test_a_lease_is_renewed_for_as_long_as_somebody_waits() -> None:
     world = World()
     world.runtime.seconds = 3600
@@ -100,7 +167,7 @@ def test_a_lease_is_renewed_for_as_long_as_somebody_waits() -> None:
 
     def sensor(actor: Actor) -> None:
         for _ in range(50):
-            found.extend(actor.engine().orphans(lambda holder: False))
+            found.extend(actor.engine().orphans(lambda holder: False, []))
             actor.pause(60)
 
     world.actor("sensor", sensor)

@@ -35,7 +35,7 @@ def sweep(canceled: set[str], ticks: int) -> Callable[[Actor], Any]:
     def body(actor: Actor) -> None:
         for _ in range(ticks):
             engine = actor.engine()
-            for orphan in engine.orphans(lambda holder: holder in canceled):
+            for orphan in engine.orphans(lambda holder: holder in canceled, []):
                 engine.stop(orphan)
             actor.pause(60)
 

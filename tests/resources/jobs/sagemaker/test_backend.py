@@ -84,7 +84,9 @@ def test_the_sweep_leaves_what_another_account_runs() -> None:
     run(world, training(), kill_at=60)
     world.run()
     MOVES["account"](world)
-    sweep = world.actor("sweep", lambda actor: actor.engine().orphans(lambda holder: True), delay=2 * ORPHAN_SECONDS)
+    sweep = world.actor(
+        "sweep", lambda actor: actor.engine().orphans(lambda holder: True, []), delay=2 * ORPHAN_SECONDS
+    )
     world.run()
     assert sweep.error is None
     assert sweep.result == []
