@@ -1,7 +1,8 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
@@ -24,10 +25,17 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecordStatus,
 )
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
+from dagster._core.storage.sql import create_engine
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._serdes import serialize_value
 from dagster_shared.error import SerializableErrorInfo
 from dagster_shared.record import replace
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
 
 
 class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):
@@ -42,6 +50,22 @@ class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):
         self.description = sentence
         self.metadata = {}
         self.allow_retries = False
+
+
+def keep_engines() -> None:
+    """Have this process keep its SQLAlchemy engines, as they are meant to be: Dagster makes one for every statement on a home's SQLite
+    files, some 290 in a run that makes nothing anew, which is a tenth of its time."""
+    for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+        storage.create_engine = _kept_engine  # type: ignore[attr-defined]
+
+
+def _kept_engine(url: str, *, poolclass: type, connect_args: Mapping[str, Any] | None = None) -> "Engine":
+    return _engine(url, poolclass, tuple((connect_args or {}).items()))
+
+
+@lru_cache(maxsize=32)  # every run has a database of its own
+def _engine(url: str, poolclass: type, connect_arguments: tuple[tuple[str, Any], ...]) -> "Engine":
+    return create_engine(url, poolclass=poolclass, connect_args=dict(connect_arguments))
 
 
 def job_origin(module: str, location: str, job: str) -> RemoteJobOrigin:

@@ -105,6 +105,9 @@ def dagster_instance(home: Path) -> Iterator["dg.DagsterInstance"]:
     """The instance of a prepared home. HomeError, with the remedy, wherever its settings or databases cannot be used."""
     import dagster as dg
 
+    from docml_assets.dagster_internals import keep_engines
+
+    keep_engines()
     with explained_home(home):
         with _first_use(home):
             instance = dg.DagsterInstance.get()

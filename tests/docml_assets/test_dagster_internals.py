@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 
@@ -57,3 +58,28 @@ def test_it_takes_what_it_is_given(called: Callable[..., Any], parameters: list[
 def test_nobody_else_looks_inside_dagster() -> None:
     others = [path for path in PACKAGE.rglob("*.py") if path.name != "dagster_internals.py"]
     assert {str(path.relative_to(PACKAGE)): found for path in others if (found := private_imports(path))} == {}
+
+
+def test_a_home_has_an_engine_for_each_of_its_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for storage in ("event_log.sqlite.sqlite_event_log", "runs.sqlite.sqlite_run_storage"):
+        module = importlib.import_module(f"dagster._core.storage.{storage}")
+        monkeypatch.setattr(module, "create_engine", module.create_engine)  # put back at the end
+    module = importlib.import_module("dagster._core.storage.schedules.sqlite.sqlite_schedule_storage")
+    monkeypatch.setattr(module, "create_engine", module.create_engine)
+    dagster_internals.keep_engines()
+    engines: dict[str, set[int]] = {}
+
+    def note(connection: sqlalchemy.Connection) -> None:
+        engines.setdefault(Path(str(connection.engine.url.database)).name, set()).add(id(connection.engine))
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "engine_connect", note)
+    try:
+        with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+            for number in range(3):
+                instance.add_dynamic_partitions("experiment_run", [f"EXP-1-a|{number}"])
+                assert len(instance.get_dynamic_partitions("experiment_run")) == number + 1
+                assert instance.get_runs_count() == 0
+                assert instance.all_instigator_state() == []
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", note)
+    assert {name: len(found) for name, found in engines.items()} == {"index.db": 1, "runs.db": 1, "schedules.db": 1}
