@@ -1,5 +1,6 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def end_without_process(
         carry_findings(instance, checks, materialization.asset_key, materialization.partition or "")
     ended = dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name, message=reason)
     instance.report_dagster_event(ended, run.run_id)
-    forget_unevaluated_checks(instance, run)
+    forget_unevaluated_checks(instance, [run])
     return instance.get_run_by_id(run.run_id) or run
 
 
@@ -134,25 +135,28 @@ def carry_findings(
             )
 
 
-def forget_unevaluated_checks(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Delete what an ended run planned of checks and never evaluated.
+def forget_unevaluated_checks(instance: dg.DagsterInstance, runs: Iterable[dg.DagsterRun]) -> None:
+    """Delete what ended runs planned of checks and never evaluated.
 
     Dagster's lists of checks call such a check failed (skipped, where the run was canceled) until its partition is evaluated again, however
     often it passes for others.
     """
-    if run.execution_plan_snapshot_id is None:
-        return
-    checks = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).asset_check_keys
+    by_plan: dict[str, list[str]] = defaultdict(list)  # which most runs have in common
+    for run in runs:
+        if run.execution_plan_snapshot_id is not None:
+            by_plan[run.execution_plan_snapshot_id].append(run.run_id)
     found = AssetCheckExecutionsTable.c
-    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
-        connection.execute(
-            AssetCheckExecutionsTable.delete().where(
-                found.asset_key.in_({check.asset_key.to_string() for check in checks}),
-                found.check_name.in_({check.name for check in checks}),  # with these two, the index serves
-                found.run_id == run.run_id,
-                found.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value,
+    for plan, run_ids in by_plan.items():
+        checks = instance.get_execution_plan_snapshot(plan).asset_check_keys
+        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+            connection.execute(
+                AssetCheckExecutionsTable.delete().where(
+                    found.asset_key.in_({check.asset_key.to_string() for check in checks}),
+                    found.check_name.in_({check.name for check in checks}),  # with these two, the index serves
+                    found.run_id.in_(run_ids),
+                    found.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value,
+                )
             )
-        )
 
 
 def is_interrupt(event: dg.DagsterEvent) -> bool:

@@ -149,7 +149,7 @@ def execute(
         instance.report_run_canceled(run)
     ended = instance.get_run_by_id(run.run_id)
     if ended is not None:
-        forget_unevaluated_checks(instance, ended)
+        forget_unevaluated_checks(instance, [ended])
     status = ended.status if ended else dg.DagsterRunStatus.FAILURE
     return Executed(
         run.run_id,

@@ -54,8 +54,7 @@ def forget_unevaluated(instance: dg.DagsterInstance, within_seconds: float | Non
     """Have checks that ended runs planned and never evaluated count as not evaluated: of all runs, or of those that ended within so many
     seconds. Their runs say why they ended."""
     oldest = datetime.now(UTC) - timedelta(seconds=within_seconds) if within_seconds is not None else None
-    for run in instance.get_runs(dg.RunsFilter(statuses=list(FINISHED), updated_after=oldest)):
-        forget_unevaluated_checks(instance, run)
+    forget_unevaluated_checks(instance, instance.get_runs(dg.RunsFilter(statuses=list(FINISHED), updated_after=oldest)))
 
 
 def forget_removed(instance: dg.DagsterInstance, known: Mapping[str, Collection[int]], *, dry_run: bool) -> list[str]:
