@@ -1,9 +1,10 @@
 """Where the commands speak: everything that reaches a terminal passes here, and nothing in it acts on the terminal but our own colours.
 
-Colours only where a terminal shows them, and never with NO_COLOR.
+Colours only where a terminal shows them, and never with NO_COLOR; none in a pipe, whatever FORCE_COLOR says, since tables come whole there.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def say(text: str = "", *, lead: str = "", fg: str | None = None, bold: bool | None = None, err: bool = False) -> None:
     """One message. The colour is the lead's where there is one, else the text's."""
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         click.echo(plain(lead) + plain(text), err=err)
     elif lead:
         click.echo(click.style(plain(lead), fg=fg, bold=bold) + plain(text), err=err)
@@ -39,7 +40,10 @@ def console(width: int | None = None) -> "Console":
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
-    return PlainConsole(highlight=False, markup=False, width=width)
+    # Without a word rich decides, and takes FORCE_COLOR for a terminal.
+    return PlainConsole(
+        highlight=False, markup=False, width=width, force_terminal=None if sys.stdout.isatty() else False
+    )
 
 
 GAP = 2  # between columns

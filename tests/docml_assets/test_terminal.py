@@ -109,14 +109,29 @@ def test_columns_go_in_a_stated_order_and_that_is_said(
     assert "shows preparation, jobs as well." in " ".join(lines[3:])
 
 
-def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_color_is_honoured_and_so_is_a_terminal_that_has_none(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     @click.command()
     def speak() -> None:
         say("done", fg="green", bold=True)
 
+    monkeypatch.setenv("TERM", "xterm-256color")
     assert CliRunner().invoke(speak, color=True).output.startswith("\x1b[32m")
-    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv(name, value)
     assert CliRunner().invoke(speak, color=True).output == "done\n"
+
+
+def test_a_pipe_gets_whole_tables_without_colours_whatever_forces_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table(TABLE, ROWS, title="all")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert all(cell in said for cell in ROWS[0])
 
 
 def test_there_is_no_other_way_to_the_terminal() -> None:
