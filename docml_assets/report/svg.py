@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
+# Text is 13 of these units: small enough in a wide column, and not too small where the whole chart is 350 pixels wide.
+WIDTH, HEIGHT = 440, 260
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 48
 Point = tuple[float, float]
 
 

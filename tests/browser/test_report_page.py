@@ -93,6 +93,60 @@ def test_text_stands_out_in_light_and_dark(chromium: Browser, path: Path, scheme
     assert (ink < 80 and paper > 200) if scheme == "light" else (ink > 180 and paper < 60)
 
 
+A4 = 718  # pixels between the margins of a sheet
+TEXT_OF_CHARTS = """[...document.querySelectorAll('svg.chart text')].map(
+    text => parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a)"""
+STOP = """() => { const at = document.activeElement, box = at.getBoundingClientRect();
+    return at === document.body ? null : {place: [Math.round(box.top + scrollY), box.left],
+        name: at.getAttribute('aria-label') || (at.matches('a, summary') ? at.textContent.trim() : '')}; }"""
+WARNING = """document.querySelector('header.top').insertAdjacentHTML('beforeend', '<p class="warning">a warning</p>')"""
+
+
+@pytest.mark.parametrize(("media", "width"), [("screen", 400), ("print", A4)])
+def test_charts_can_be_read_on_a_telephone_and_on_paper(
+    chromium: Browser, path: Path, media: Literal["screen", "print"], width: int
+) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.emulate_media(media=media)
+    page.goto(path.as_uri())
+    sizes = page.evaluate(TEXT_OF_CHARTS)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
+    assert min(sizes) > 9
+    assert wide <= width
+
+
+def test_paper_is_white_and_has_what_is_closed_on_the_screen(chromium: Browser, path: Path) -> None:
+    page = chromium.new_page(viewport={"width": A4, "height": 900}, color_scheme="dark")
+    page.emulate_media(media="print")
+    page.goto(path.as_uri())
+    page.evaluate(WARNING)
+    for part in ("body", ".warning", "td", ".note"):
+        color, back = page.locator(part).first.evaluate(
+            "part => ['color', 'backgroundColor'].map(name => getComputedStyle(part)[name].match(/\\d+/g).map(Number))"
+        )
+        assert sum(color[:3]) / 3 < 120, part
+        assert back[3:] == [0] or sum(back[:3]) / 3 > 200, part
+    closed = page.locator("details:not([open])")
+    assert closed.count() > 0
+    assert closed.first.evaluate(
+        "part => part.querySelector('.document').checkVisibility({contentVisibilityAuto: true})"
+    )
+    page.close()
+
+
+def test_the_keyboard_goes_through_the_page_in_order_and_every_stop_has_a_name(opened: Opened) -> None:
+    opened.page.keyboard.press("Tab")
+    stops = []
+    while (stop := opened.page.evaluate(STOP)) is not None:
+        stops.append(stop)
+        opened.page.keyboard.press("Tab")
+    assert len(stops) > 15
+    assert [stop for stop in stops if not stop["name"]] == []
+    assert [stop["place"] for stop in stops] == sorted(stop["place"] for stop in stops)
+    assert opened.page.locator("th:not([scope])").count() == 0
+
+
 def test_a_narrow_screen_needs_no_sideways_scrolling(chromium: Browser, path: Path) -> None:
     page = chromium.new_page(viewport={"width": 420, "height": 800})
     page.goto(path.as_uri())
