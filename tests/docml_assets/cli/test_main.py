@@ -1,6 +1,7 @@
 """The group: quick to help, one message for what is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,21 @@ def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["reprot"])
     assert "Did you mean report?" in capsys.readouterr().err
+
+
+def test_the_shell_completes_as_the_readme_has_it() -> None:
+    (line,) = re.findall('`(eval "[^`]*_DOCML_COMPLETE=bash_source[^`]*)`', (REPOSITORY / "README.md").read_text())
+    tries = ("docml ru", "docml run EXP-1 --st", "docml image p")
+    asked = "; ".join(
+        f"COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _docml_completion docml; echo ${{COMPREPLY[*]}}; COMPREPLY=()"
+        for words in tries
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{line}; {asked}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.stdout.splitlines() == ["run runs", "--steps", "push"]
