@@ -117,7 +117,7 @@ def carry_findings(
 ) -> None:
     """Have the last findings of an asset's checks count for its last materialization, which told the same data again: Dagster takes a finding
     for void once its asset is materialized anew."""
-    target = check_target(instance, asset, partition)
+    target = _check_target(instance, asset, partition)
     for check in checks:
         found = _last_evaluation(instance, check, partition) if check.asset_key == asset else None
         if found is None or found.event is None or found.event.dagster_event is None or target is None:
@@ -187,7 +187,7 @@ def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -
 def is_evaluated(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str) -> bool:
     """Whether a partition's check came to a finding of its last materialization."""
     found = _last_evaluation(instance, check, partition)
-    target = check_target(instance, check.asset_key, partition)
+    target = _check_target(instance, check.asset_key, partition)
     evaluation = found.evaluation if found is not None else None
     return evaluation is not None and target is not None and evaluation.target_materialization_data == target
 
@@ -205,7 +205,13 @@ def _last_evaluation(
     return found[0] if found else None
 
 
-def check_target(
+def about_last(instance: dg.DagsterInstance, finding: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
+    """A finding of no run, as one of its partition's last materialization: Dagster's list of checks passes over others."""
+    target = _check_target(instance, finding.asset_key, finding.partition or "")
+    return replace(finding, target_materialization_data=target)
+
+
+def _check_target(
     instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str
 ) -> AssetCheckEvaluationTargetMaterializationData | None:
     """What a finding of a partition is about: its last materialization; None where this instance has none."""

@@ -17,7 +17,7 @@ from docml_assets.dagster_internals import (
     recorded_version,
     without_checks,
 )
-from docml_assets.partitions import PROCESS_TAG, partition_key, partition_tags, register
+from docml_assets.partitions import PROCESS_TAG, PRODUCTION_UNCHANGED, partition_key, partition_tags, register
 from docml_assets.runs.claims import Claim, read_or_note
 from docml_contract.manifests import Manifest
 from docml_contract.names import (
@@ -76,6 +76,11 @@ def selection(steps: frozenset[str], *, whole: bool) -> list[str]:
     return [asset for asset, _ in ASSETS[: last + 1]]
 
 
+def lasting_checks(job: dg.JobDefinition) -> list[dg.AssetCheckKey]:
+    """The checks whose findings hold on when a finished run is verified again."""
+    return [*checks_of(job), PRODUCTION_UNCHANGED]
+
+
 def is_checked(
     instance: dg.DagsterInstance, job: dg.JobDefinition, claim: Claim, finished: Mapping[str, Manifest] | None
 ) -> bool:
@@ -121,7 +126,7 @@ def execute(
     and count an interrupt as a failure.
     """
     key = register(instance, claim.experiment, claim.run)
-    known = () if checks else checks_of(job)
+    known = () if checks else lasting_checks(job)
     job = job if checks else without_checks(job, assets)
     run = instance.create_run_for_job(
         job,

@@ -13,11 +13,14 @@ import dagster as dg
 
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.settings.settings import Settings
-from docml_contract.names import STEPS, RunPlace, check_experiment_name
+from docml_contract.names import RECONCILED_DATA, STEPS, RunPlace, check_experiment_name
 
 EXPERIMENT = "experiment"
 EXPERIMENT_RUN = "experiment_run"
 RUN_KEY = re.compile(r"[1-9][0-9]{0,5}")
+
+# A check by partition whose findings are people's and the new_data_sensor's, not the job's.
+PRODUCTION_UNCHANGED = dg.AssetCheckKey(dg.AssetKey(RECONCILED_DATA), "production_unchanged")
 
 experiments = dg.DynamicPartitionsDefinition(name=EXPERIMENT)
 experiment_runs = dg.DynamicPartitionsDefinition(name=EXPERIMENT_RUN)

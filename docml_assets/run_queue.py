@@ -11,9 +11,9 @@ from typing import Any
 import dagster as dg
 
 from docml_assets.assets.metadata import brief
-from docml_assets.dagster_internals import checks_of, end_without_process, last_materialization
+from docml_assets.dagster_internals import end_without_process, last_materialization
 from docml_assets.deployment import Deployment
-from docml_assets.execution import ASSETS, JOB, finished_folders, is_checked
+from docml_assets.execution import ASSETS, JOB, finished_folders, is_checked, lasting_checks
 from docml_assets.partitions import BACKFILL_TAG, PARTITION_TAG, run_place
 from docml_assets.runs.claims import Claim, read_claim
 from docml_contract.names import CLASSIFIED_DOCUMENTS
@@ -66,7 +66,7 @@ def look_for_work(instance: dg.DagsterInstance, run: dg.DagsterRun, deployment: 
     if is_verified(instance, job, store, claim):
         known = (last_materialization(instance, asset, partition) for asset, _ in ASSETS if asset in selected)
         again = [retold(made) for made in known if made is not None]
-        raise AlreadyFinished("finished; its files are verified", again, checks_of(job))
+        raise AlreadyFinished("finished; its files are verified", again, lasting_checks(job))
 
 
 def _job() -> dg.JobDefinition:

@@ -10,7 +10,7 @@ from docml_assets.assets.materialization import RESOURCES, Results, materialize,
 from docml_assets.assets.metadata import Metadata, column_schema, pictures, plotted, table
 from docml_assets.assets.sources import SOURCES, experiment_snapshot, input_tags, observe
 from docml_assets.numbers import counted, number, size
-from docml_assets.partitions import experiment_runs
+from docml_assets.partitions import PRODUCTION_UNCHANGED, experiment_runs
 from docml_assets.steps.reconciliation import describe_change, read_counts, read_findings, reconciliation, versions
 from docml_assets.steps.reconciliation import label_counts as count_labels
 from docml_assets.steps.work import Outcome, Work
@@ -261,13 +261,13 @@ def _production_unchanged(context: dg.AssetCheckExecutionContext) -> dg.AssetChe
     else:
         observe(context, current)
         finding = unchanged(work, current)
-    return check_result(RECONCILED_DATA, "production_unchanged", finding)
+    return check_result(RECONCILED_DATA, PRODUCTION_UNCHANGED.name, finding)
 
 
 with preview_features():
     production_unchanged = dg.asset_check(
         asset=reconciled_data,
-        name="production_unchanged",
+        name=PRODUCTION_UNCHANGED.name,
         partitions_def=experiment_runs,
         required_resource_keys=set(RESOURCES),
         description="Labels and files in production are what this run was made of. Looks at production; never part of "

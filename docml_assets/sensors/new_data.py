@@ -14,11 +14,11 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from docml_assets.dagster_internals import check_history
+from docml_assets.dagster_internals import about_last, check_history
 from docml_assets.errors import DocmlError
 from docml_assets.experiment.folder import SETTINGS, experiment_folders
 from docml_assets.experiment.settings.settings import Settings
-from docml_assets.partitions import PARTITION_TAG, partition_key
+from docml_assets.partitions import PARTITION_TAG, PRODUCTION_UNCHANGED, partition_key
 from docml_assets.runs.claims import Claim, claim_next, read_claim, read_or_note, run_folders
 from docml_assets.sensors.launching import (
     TICK_PATIENCE_SECONDS,
@@ -33,13 +33,12 @@ from docml_assets.sensors.launching import State as TickState
 from docml_assets.steps.reconciliation import describe_change, files_version
 from docml_assets.steps.work import flagged_steps
 from docml_contract.base import Document, digest, short
-from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILED_DATA, RECONCILIATION, RunPlace
+from docml_contract.names import PRODUCTION_FILES, PRODUCTION_LABELS, RECONCILIATION, RunPlace
 from resources.labels import LabelSource
 from resources.store import Store
 from resources.store.manifests import read_manifest
 
 NAME = "new_data_sensor"
-CHECK = dg.AssetCheckKey(dg.AssetKey(RECONCILED_DATA), "production_unchanged")
 
 Versions = Mapping[str, str]  # production_labels, production_files -> data version
 
@@ -131,6 +130,10 @@ def new_data_sensor(context: dg.SensorEvaluationContext, deployment: dg.Resource
         lambda place: is_warned(context.instance, place),
     )
     cursor, findings = watch.look(NewDataCursor.read(context.cursor))
+    findings.events = [
+        about_last(context.instance, event) if isinstance(event, dg.AssetCheckEvaluation) else event
+        for event in findings.events
+    ]
     return findings.result(context, cursor.write(), watch.folders, deployment.experiments)
 
 
@@ -148,7 +151,7 @@ def is_warned(instance: dg.DagsterInstance, place: RunPlace) -> bool:
 
     Dagster keeps one check evaluation without a run for each partition and refuses a second one, which would fail the whole tick.
     """
-    return None in check_history(instance, CHECK, partition_key(place.experiment, place.number))
+    return None in check_history(instance, PRODUCTION_UNCHANGED, partition_key(place.experiment, place.number))
 
 
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -318,8 +321,8 @@ def observations(partition: str, current: Versions) -> list[dg.AssetObservation]
 def warning(place: RunPlace, state: State) -> dg.AssetCheckEvaluation:
     """What the check `production_unchanged` of a run finds. It is said once a run: see `is_warned`."""
     return dg.AssetCheckEvaluation(
-        asset_key=CHECK.asset_key,
-        check_name=CHECK.name,
+        asset_key=PRODUCTION_UNCHANGED.asset_key,
+        check_name=PRODUCTION_UNCHANGED.name,
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
         description=describe_change(changed(state)),

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
-from docml_assets.partitions import OPERATION_TAG, TRIGGER_TAG
+from docml_assets.partitions import OPERATION_TAG, PRODUCTION_UNCHANGED, TRIGGER_TAG, register
 from docml_assets.runs.claims import Claim, claim_run, read_claim, write_snapshot
 from docml_assets.sensors import new_data
 from docml_assets.sensors.new_data import NewDataCursor, State, changed, decide, is_in_progress, new_data_sensor
@@ -20,6 +20,7 @@ from docml_contract.names import RunPlace
 from resources.labels import LabelSource
 from resources.store import Store
 from resources.store.manifests import publish_bytes
+from tests.docml_assets.assets.materializing import listed
 from tests.docml_assets.experiment.experiments import FUNCTIONS, SETTINGS, settings_text, write_experiment
 from tests.docml_assets.sensors.ticking import Daemon, apply, environment_of, evaluate, runs_by_partition
 
@@ -220,17 +221,19 @@ def test_the_next_free_number_and_the_frozen_settings(world: World) -> None:
 def test_without_the_key_the_run_is_shown_to_be_stale_and_nothing_starts(world: World) -> None:
     world.experiment(settings="")
     world.run(1)
+    instance = world.daemon.instance
+    made = dg.AssetMaterialization("reconciled_data", partition=register(instance, "EXP-1", 1))
+    instance.report_runless_asset_event(made)
     world.daemon.ticks(2)
     world.label("a", "y")
     assert world.daemon.ticks(4) == []
-    instance = world.daemon.instance
     records = instance.fetch_observations(dg.AssetKey("production_labels"), limit=10).records
     observed = [record.asset_observation for record in records]
     assert len(observed) == 2  # one a version, not one a tick
     assert {seen.partition for seen in observed if seen} == {"EXP-1|1"}
     assert len({seen.tags["dagster/data_version"] for seen in observed if seen and seen.tags}) == 2
-    key = dg.AssetCheckKey(dg.AssetKey("reconciled_data"), "production_unchanged")
-    history = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    assert listed(instance, PRODUCTION_UNCHANGED) == {"FAILED": ["EXP-1|1"]}
+    history = instance.event_log_storage.get_asset_check_execution_history(PRODUCTION_UNCHANGED, limit=10)
     evaluations = [record.event.asset_check_evaluation for record in history if record.event]
     assert [(seen.passed, seen.partition) for seen in evaluations if seen] == [(False, "EXP-1|1")]
     newest = evaluations[0]
