@@ -1,5 +1,6 @@
 """The private names of Dagster that docml needs, in one place. Dagster's version is pinned, and a test tells what a new one took away."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -10,7 +11,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
-from dagster._core.errors import DagsterUserCodeProcessError
+from dagster._core.errors import DagsterExecutionInterruptedError, DagsterUserCodeProcessError
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.events import StepMaterializationData
 from dagster._core.execution.api import execute_run_iterator
@@ -58,6 +59,15 @@ def keep_engines() -> None:
     files, some 290 in a run that makes nothing anew, which is a tenth of its time."""
     for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
         storage.create_engine = _kept_engine  # type: ignore[attr-defined]
+    logging.getLogger(_POOL).addFilter(_no_interrupt)
+
+
+_POOL = "sqlalchemy.pool.impl.NullPool"
+
+
+def _no_interrupt(record: logging.LogRecord) -> bool:
+    """Drop the traceback that SQLAlchemy prints of an interrupt that meets it while it closes a connection; the interrupt goes on."""
+    return not (record.exc_info and isinstance(record.exc_info[1], DagsterExecutionInterruptedError))
 
 
 def _kept_engine(url: str, *, poolclass: type, connect_args: Mapping[str, Any] | None = None) -> "Engine":

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import dagster as dg
 import pytest
 import sqlalchemy
 from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.api import execute_run_iterator
+from sqlalchemy.engine.default import DefaultDialect
 
 from docml_assets import dagster_internals
 
@@ -60,13 +63,21 @@ def test_nobody_else_looks_inside_dagster() -> None:
     assert {str(path.relative_to(PACKAGE)): found for path in others if (found := private_imports(path))} == {}
 
 
-def test_a_home_has_an_engine_for_each_of_its_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for storage in ("event_log.sqlite.sqlite_event_log", "runs.sqlite.sqlite_run_storage"):
-        module = importlib.import_module(f"dagster._core.storage.{storage}")
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are kept for one test."""
+    for name in (
+        "event_log.sqlite.sqlite_event_log",
+        "runs.sqlite.sqlite_run_storage",
+        "schedules.sqlite.sqlite_schedule_storage",
+    ):
+        module = importlib.import_module(f"dagster._core.storage.{name}")
         monkeypatch.setattr(module, "create_engine", module.create_engine)  # put back at the end
-    module = importlib.import_module("dagster._core.storage.schedules.sqlite.sqlite_schedule_storage")
-    monkeypatch.setattr(module, "create_engine", module.create_engine)
     dagster_internals.keep_engines()
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_home_has_an_engine_for_each_of_its_databases(tmp_path: Path) -> None:
     engines: dict[str, set[int]] = {}
 
     def note(connection: sqlalchemy.Connection) -> None:
@@ -83,3 +94,23 @@ def test_a_home_has_an_engine_for_each_of_its_databases(tmp_path: Path, monkeypa
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", note)
     assert {name: len(found) for name, found in engines.items()} == {"index.db": 1, "runs.db": 1, "schedules.db": 1}
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize(("raised", "said"), [(DagsterExecutionInterruptedError, 0), (OSError, 1)])
+def test_an_interrupt_while_a_connection_closes_is_no_traceback(
+    raised: type[BaseException],
+    said: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def close(dialect: object, connection: object) -> None:
+        raise raised
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        assert instance.get_runs_count() == 0
+        with monkeypatch.context() as patched, suppress(raised):
+            patched.setattr(DefaultDialect, "do_close", close)
+            instance.get_runs_count()
+    assert len(caplog.records) == said
