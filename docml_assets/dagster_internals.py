@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import yaml
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.job_base import InMemoryJob
@@ -16,6 +17,7 @@ from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.events import StepMaterializationData
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
@@ -26,18 +28,34 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
 )
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster._core.storage.sql import create_engine
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._serdes import serialize_value
+from dagster._serdes import ConfigurableClassData, serialize_value
 from dagster_shared.error import SerializableErrorInfo
 from dagster_shared.record import replace
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
+
+# Dagster's own databases in a home: of events alone, and of everything.
+EventDatabases = sqlite_event_log.SqliteEventLogStorage
+HomeDatabases = DagsterSqliteStorage
+# The columns in which an event stands as JSON: every one of a run in the run's own database, those of assets and checks in the index too.
+EVENT_COLUMNS = (SqlEventLogStorageTable.c.event, AssetCheckExecutionsTable.c.evaluation_event)
+
+
+def instance_defaults(base_dir: str, storage: type[HomeDatabases]) -> Mapping[str, Any]:
+    """What makes up an instance whose dagster.yaml names nothing else, with a storage of ours."""
+    place = yaml.safe_dump({"base_dir": base_dir})
+    return {
+        **InstanceRef.config_defaults(base_dir),
+        "storage": ConfigurableClassData(storage.__module__, storage.__name__, place),
+    }
 
 
 class ExplainedFailure(dg.Failure, DagsterUserCodeProcessError):

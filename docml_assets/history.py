@@ -2,24 +2,123 @@
 
 In a home of its own databases (SQLite), Dagster gives every run one with all of its tables and indexes: 120 kB of pages that hold next to
 nothing, before the run has said a word.
+And an event is some 1,500 characters of JSON, which stand in them up to three times, and most of which are the names of Dagster's own fields.
 """
 
 import contextlib
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import sqlalchemy
 
-from docml_assets.dagster_internals import forget_unevaluated_checks
+from docml_assets.dagster_internals import (
+    EVENT_COLUMNS,
+    EventDatabases,
+    HomeDatabases,
+    forget_unevaluated_checks,
+    instance_defaults,
+)
 from docml_assets.partitions import EXPERIMENT, EXPERIMENT_RUN, partition_key
 
 RUNS = "history/runs"  # below the home: <run id>.db, and an index over all
 PAGE_BYTES = 512  # the smallest that SQLite knows
 FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 _HEADER = slice(16, 18)  # where a database's page size stands
+
+# What events have in common, for zlib to refer to. What was written with these words can be read with these very words only.
+_WORDS = (
+    b'{"__class__": "EventLogEntry", "dagster_event": {"__class__": "DagsterEvent", "event_specific_data": {"__class__": "'
+    b'AssetMaterializationPlannedData", "AssetCheckEvaluationPlanned", "asset_key": {"__class__": "AssetKey", "path": ["'
+    b'"partitions_subset": {"__class__": "DefaultPartitionsSubset", "subset": {"__set__": ["'
+    b'"__class__": "StepMaterializationData", "asset_lineage": [], "materialization": {"__class__": "AssetMaterialization", '
+    b'"asset_observation": {"__class__": "AssetObservation", "AssetObservationData", "PathMetadataEntryData", "path": "'
+    b'"FloatMetadataEntryData", "value": "UrlMetadataEntryData", "url": "MarkdownMetadataEntryData", "md_str": "'
+    b'{"__class__": "EventLogEntry", "dagster_event": null, "error_info": null, "level": 20, "message": "'
+    b'"__class__": "StepOutputData", "metadata_entries": [{"__class__": "EventMetadataEntry", "description": null, '
+    b'"entry_data": {"__class__": "TextMetadataEntryData", "text": "'
+    b'"__class__": "AssetCheckEvaluation", "blocking": false, "check_name": "description": "metadata": {"severity": '
+    b'{"__enum__": "AssetCheckSeverity.WARN"}, "success": true, "target_materialization_data": {"__class__": '
+    b'"AssetCheckEvaluationTargetMaterializationData", "run_id": "storage_id": "timestamp": '
+    b'"step_output_handle": {"__class__": "StepOutputHandle", "mapping_key": null, "output_name": "type_check_data": '
+    b'{"__class__": "TypeCheckData", "description": null, "label": "metadata_entries": [], "success": true}, "version": null}, '
+    b'"partition": "tags": {"dagster/code_version": "1", "dagster/data_version": "dagster/data_version_is_user_provided": "true"'
+    b'"event_specific_data": null, "event_type_value": "ASSET_MATERIALIZATION_PLANNED", "ASSET_CHECK_EVALUATION_PLANNED", '
+    b'"STEP_OUTPUT", "STEP_SUCCESS", "StepSuccessData", "duration_ms": "STEP_START", "Finished execution of step \\"'
+    b'"logging_tags": {"job_name": "run_experiment", "op_name": "resource_fn_name": "None", "resource_name": "None", "run_id": '
+    b'"step_key": "message": "run_experiment intends to execute asset check on asset [\\"Started execution of step \\"_checks", '
+    b'"pid": null, "pipeline_name": "run_experiment", "solid_handle": {"__class__": "SolidHandle", "name": "parent": null}, '
+    b'"step_handle": {"__class__": "StepHandle", "key": "solid_handle": {"__class__": "SolidHandle", "name": "parent": null}}, '
+    b'"step_key": "step_kind_value": "COMPUTE"}, "error_info": null, "level": 10, "message": "", "pipeline_name": '
+    b'"run_experiment", "run_id": "step_key": null, "timestamp": "user_message": "Yielded output \\"" of type \\"Any\\". '
+    b'(Type check passed)."}'
+)
+_COMPRESSES = "docml_compresses_events"  # set on the dialect of a connection
+
+
+class CompressedText(sqlalchemy.TypeDecorator[str]):
+    """Text that `CompactEvents` writes compressed; what is text in the database is read as it stands."""
+
+    impl = sqlalchemy.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sqlalchemy.Dialect) -> Any:
+        """What is written."""
+        if value is None or not hasattr(dialect, _COMPRESSES):
+            return value
+        compressor = zlib.compressobj(zdict=_WORDS)
+        return compressor.compress(value.encode()) + compressor.flush()
+
+    def process_result_value(self, value: Any, dialect: sqlalchemy.Dialect) -> str | None:
+        """What was written."""
+        return zlib.decompressobj(zdict=_WORDS).decompress(value).decode() if isinstance(value, bytes) else value
+
+
+class CompactEvents(EventDatabases):
+    """Dagster's event log in SQLite, which writes events compressed and reads both kinds."""
+
+    def __init__(self, base_dir: str) -> None:
+        for column in EVENT_COLUMNS:
+            column.type = CompressedText()
+        super().__init__(base_dir)
+
+    @contextlib.contextmanager
+    def _connect(self, shard: str) -> Iterator[sqlalchemy.Connection]:
+        with super()._connect(shard) as connection:
+            setattr(connection.dialect, _COMPRESSES, True)
+            yield connection
+
+
+class CompactStorage(HomeDatabases):
+    """Dagster's databases of a home, with `CompactEvents`."""
+
+    def __init__(self, base_dir: str, inst_data: Any = None) -> None:
+        super().__init__(base_dir, inst_data)
+        self._event_log_storage = CompactEvents(str(Path(base_dir) / RUNS))
+
+    @classmethod
+    def from_config_value(cls, inst_data: Any, config_value: Any) -> "CompactStorage":
+        """As Dagster makes it from an instance's settings."""
+        return cls.from_local(inst_data=inst_data, **config_value)
+
+
+class CompactInstance(dg.DagsterInstance):
+    """Dagster's instance (`instance_class` in dagster.yaml) upon `CompactStorage`, where no other storage is set."""
+
+    @staticmethod
+    def config_schema() -> dict[str, Any]:
+        """Its own settings in dagster.yaml: none."""
+        return {}
+
+    @staticmethod
+    def config_defaults(base_dir: str) -> Mapping[str, Any]:
+        """What it is made up of, where dagster.yaml names nothing else."""
+        return instance_defaults(base_dir, CompactStorage)
 
 
 def shrink(database: Path) -> int:
