@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -124,7 +125,7 @@ def end_without_process(
     instance: dg.DagsterInstance,
     run: dg.DagsterRun,
     reason: str,
-    made: Iterable[dg.AssetMaterialization] = (),
+    made: Collection[dg.AssetMaterialization] = (),
     checks: Collection[dg.AssetCheckKey] = (),
 ) -> dg.DagsterRun:
     """Mark a run that has not begun as succeeded, with the materializations that it would have made, of which `checks` would find the same
@@ -133,31 +134,30 @@ def end_without_process(
         data = StepMaterializationData(materialization)
         kind = dg.DagsterEventType.ASSET_MATERIALIZATION.value
         instance.report_dagster_event(dg.DagsterEvent(kind, run.job_name, event_specific_data=data), run.run_id)
-        carry_findings(instance, checks, materialization.asset_key, materialization.partition or "")
+    for partition in {each.partition for each in made if each.partition}:
+        carry_findings(instance, checks, partition)
     ended = dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name, message=reason)
     instance.report_dagster_event(ended, run.run_id)
     forget_unevaluated_checks(instance, [run])
     return instance.get_run_by_id(run.run_id) or run
 
 
-def carry_findings(
-    instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey], asset: dg.AssetKey, partition: str
-) -> None:
-    """Have the last findings of an asset's checks count for its last materialization, which told the same data again: Dagster takes a finding
-    for void once its asset is materialized anew."""
-    target = _check_target(instance, asset, partition)
-    for check in checks:
-        found = _last_evaluation(instance, check, partition) if check.asset_key == asset else None
-        if found is None or found.event is None or found.event.dagster_event is None or target is None:
-            continue
-        finding = replace(found.event.dagster_event.event_specific_data, target_materialization_data=target)
-        event = found.event.dagster_event._replace(event_specific_data=finding)
-        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+def carry_findings(instance: dg.DagsterInstance, checks: Collection[dg.AssetCheckKey], partition: str) -> None:
+    """Have the last findings of checks count for what was materialized last, which told the same data again: Dagster takes a finding for void
+    once its asset is materialized anew."""
+    targets, found = _targets(instance, checks, partition), _last_evaluations(instance, checks, partition)
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        for record in found.values():
+            target, entry = targets[record.key.asset_key], record.event
+            if target is None or entry is None or entry.dagster_event is None:
+                continue
+            finding = replace(entry.dagster_event.event_specific_data, target_materialization_data=target)
+            event = entry.dagster_event._replace(event_specific_data=finding)
             connection.execute(
                 AssetCheckExecutionsTable.update()
-                .where(AssetCheckExecutionsTable.c.id == found.id)
+                .where(AssetCheckExecutionsTable.c.id == record.id)
                 .values(
-                    evaluation_event=serialize_value(found.event._replace(dagster_event=event)),
+                    evaluation_event=serialize_value(entry._replace(dagster_event=event)),
                     materialization_event_storage_id=target.storage_id,
                 )
             )
@@ -179,8 +179,7 @@ def forget_unevaluated_checks(instance: dg.DagsterInstance, runs: Iterable[dg.Da
         with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
             connection.execute(
                 AssetCheckExecutionsTable.delete().where(
-                    found.asset_key.in_({check.asset_key.to_string() for check in checks}),
-                    found.check_name.in_({check.name for check in checks}),  # with these two, the index serves
+                    *_are_of(checks),
                     found.run_id.in_(run_ids),
                     found.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value,
                 )
@@ -212,43 +211,67 @@ def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -
     return (made.tags or {}).get(DATA_VERSION_TAG) if made is not None else None
 
 
-def is_evaluated(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str) -> bool:
-    """Whether a partition's check came to a finding of its last materialization."""
-    found = _last_evaluation(instance, check, partition)
-    target = _check_target(instance, check.asset_key, partition)
-    evaluation = found.evaluation if found is not None else None
-    return evaluation is not None and target is not None and evaluation.target_materialization_data == target
+def unevaluated_checks(
+    instance: dg.DagsterInstance, checks: Collection[dg.AssetCheckKey], partition: str
+) -> list[dg.AssetCheckKey]:
+    """The checks that have come to no finding of what was last materialized for a partition."""
+    targets, found = _targets(instance, checks, partition), _last_evaluations(instance, checks, partition)
+    about = {
+        check: record.evaluation.target_materialization_data for check, record in found.items() if record.evaluation
+    }
+    return [check for check in checks if about.get(check) is None or about[check] != targets[check.asset_key]]
 
 
-def _last_evaluation(
-    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str
-) -> AssetCheckExecutionRecord | None:
-    """The last execution of a partition's check that came to a finding."""
-    found = instance.event_log_storage.get_asset_check_execution_history(
-        check,
-        limit=1,
-        status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
-        partition_filter=PartitionKeyFilter(key=partition),
+def _last_evaluations(
+    instance: dg.DagsterInstance, checks: Collection[dg.AssetCheckKey], partition: str
+) -> dict[dg.AssetCheckKey, AssetCheckExecutionRecord]:
+    """The last execution of each of a partition's checks that came to a finding: in one statement, of which Dagster needs one a check."""
+    column = AssetCheckExecutionsTable.c
+    wanted = AssetCheckExecutionsTable.select().where(
+        *_are_of(checks),
+        column.partition == partition,
+        column.execution_status.in_([status.value for status in COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES]),
     )
-    return found[0] if found else None
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        rows = connection.execute(wanted).mappings().all()
+    known = {(check.asset_key.to_string(), check.name): check for check in checks}
+    keyed = ((known.get((row["asset_key"], row["check_name"])), row) for row in sorted(rows, key=itemgetter("id")))
+    return {check: AssetCheckExecutionRecord.from_db_row(row, check) for check, row in keyed if check is not None}
 
 
-def about_last(instance: dg.DagsterInstance, finding: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
-    """A finding of no run, as one of its partition's last materialization: Dagster's list of checks passes over others."""
-    target = _check_target(instance, finding.asset_key, finding.partition or "")
-    return replace(finding, target_materialization_data=target)
+def _are_of(checks: Iterable[dg.AssetCheckKey]) -> tuple[Any, Any]:
+    """That rows are of these assets and these names of checks: with both, the table's index serves."""
+    column = AssetCheckExecutionsTable.c
+    keys = list(checks)
+    return (
+        column.asset_key.in_(sorted({check.asset_key.to_string() for check in keys})),
+        column.check_name.in_(sorted({check.name for check in keys})),
+    )
 
 
-def _check_target(
+def _targets(
+    instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey], partition: str
+) -> dict[dg.AssetKey, AssetCheckEvaluationTargetMaterializationData | None]:
+    """What a finding of each check's asset is about: the partition's last materialization; None where this instance has none."""
+    assets = {check.asset_key for check in checks}
+    return {asset: _target(instance, asset, partition) for asset in assets}
+
+
+def _target(
     instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str
 ) -> AssetCheckEvaluationTargetMaterializationData | None:
-    """What a finding of a partition is about: its last materialization; None where this instance has none."""
     made = _last_record(instance, asset, partition)
     if made is None:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
         storage_id=made.storage_id, run_id=made.run_id, timestamp=made.timestamp
     )
+
+
+def about_last(instance: dg.DagsterInstance, finding: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
+    """A finding of no run, as one of its partition's last materialization: Dagster's list of checks passes over others."""
+    target = _target(instance, finding.asset_key, finding.partition or "")
+    return replace(finding, target_materialization_data=target)
 
 
 def check_history(

@@ -11,10 +11,10 @@ from docml_assets.dagster_internals import (
     checks_of,
     execute_run,
     forget_unevaluated_checks,
-    is_evaluated,
     is_interrupt,
     job_origin,
     recorded_version,
+    unevaluated_checks,
     without_checks,
 )
 from docml_assets.partitions import PROCESS_TAG, PRODUCTION_UNCHANGED, partition_key, partition_tags, register
@@ -89,7 +89,7 @@ def is_checked(
     return (
         finished is not None
         and recorded_version(instance, INFERENCE_REPORT, partition) == finished[claim.place.inference].data_version
-        and all(is_evaluated(instance, check, partition) for check in checks_of(job))
+        and not unevaluated_checks(instance, checks_of(job), partition)
     )
 
 
@@ -126,7 +126,7 @@ def execute(
     and count an interrupt as a failure.
     """
     key = register(instance, claim.experiment, claim.run)
-    known = () if checks else lasting_checks(job)
+    known = [] if checks else lasting_checks(job)
     job = job if checks else without_checks(job, assets)
     run = instance.create_run_for_job(
         job,
@@ -142,8 +142,6 @@ def execute(
     failures = []
     try:
         for event in execute_run(job, run, instance):
-            if event.is_step_materialization and event.asset_key is not None:
-                carry_findings(instance, known, event.asset_key, key)
             if not event.is_step_failure:
                 continue
             if is_interrupt(event):
@@ -154,6 +152,7 @@ def execute(
         instance.report_run_canceled(run)
     ended = instance.get_run_by_id(run.run_id)
     if ended is not None:
+        carry_findings(instance, known, key)
         forget_unevaluated_checks(instance, [ended])
     status = ended.status if ended else dg.DagsterRunStatus.FAILURE
     return Executed(

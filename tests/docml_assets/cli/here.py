@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 
 from docml_assets.cli import main
-from docml_assets.dagster_internals import checks_of, is_evaluated
+from docml_assets.dagster_internals import checks_of, unevaluated_checks
 from docml_assets.definitions import defs
 from docml_assets.deployment import SAMPLE
 from docml_assets.execution import JOB
@@ -96,8 +96,7 @@ class Here:
     def unevaluated(self, run: int) -> list[dg.AssetCheckKey]:
         """The checks that have no finding of what the run made last."""
         with dg.DagsterInstance.from_config(str(self.root / ".dagster_home")) as instance:
-            checks = checks_of(defs.resolve_job_def(JOB))
-            return [check for check in checks if not is_evaluated(instance, check, f"{self.experiment}|{run}")]
+            return unevaluated_checks(instance, checks_of(defs.resolve_job_def(JOB)), f"{self.experiment}|{run}")
 
     def statuses(self) -> list[dg.DagsterRunStatus]:
         """Of all Dagster runs, newest first."""
