@@ -33,7 +33,7 @@ PARAMETERS = {
 OPTIONAL = frozenset({"process_func", "encode_batch"})
 RETURN_NOTHING = frozenset({"process_func"})
 PADDING = "PADDING"
-UNDECODED = ("Image", "Audio", "Video", "Pdf")  # features of `datasets` that hold files, which no model takes
+UNDECODED = ("Audio", "Video", "Pdf")  # features of `datasets` that hold files, which no model takes
 
 _ENCODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # as Python looks for it
 # Run by the worker's Python: prints those of its arguments that it cannot find. Top-level names only, so nothing is imported.
@@ -149,8 +149,8 @@ def _undecoded_features(nodes: list[ast.AST]) -> Iterator[tuple[int, str, str, s
         called = node.func if isinstance(node, ast.Call) else None
         kind = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
         if isinstance(node, ast.Call) and kind in UNDECODED:
-            expected = 'numbers, for example datasets.Array3D((3, 224, 224), "uint8")'
-            remedy = "decode the file in encode_data and return its pixels: np.asarray(image).transpose(2, 0, 1)"
+            expected = 'numbers, for example datasets.Array2D((None, 80), "float32"), or pictures: datasets.Image()'
+            remedy = "decode the file in encode_data and return its numbers"
             yield node.lineno, f"the feature {ast.unparse(node)}", expected, remedy
 
 

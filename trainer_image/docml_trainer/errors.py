@@ -17,6 +17,14 @@ class DataError(TrainerError):
     """The documents, tables or encoded rows are not what the job needs."""
 
 
+class PictureError(DataError):
+    """A picture cannot be read. `file` names it, where it was one."""
+
+    def __init__(self, message: str, file: str | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+
+
 class TrainingError(TrainerError):
     """The training diverged, ran out of memory, or lost a process."""
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from docml_trainer.data.collate import Collator
 from docml_trainer.data.datasets import (
     ahead,
     document_lengths,
@@ -96,6 +99,32 @@ def test_values_are_arrays_of_the_stored_type(tmp_path: Path) -> None:
             assert row["flags"].tolist() == columns["flags"][position]
             assert (row["score"], row["labels"]) == (columns["score"][position], columns["labels"][position])
             assert row["artifact_guid"] == columns["artifact_guid"][position]
+
+
+def test_pictures_come_as_pixels(tmp_path: Path) -> None:
+    """Pages of several sizes, as `datasets` itself writes them."""
+    features = datasets.Features({"pages": datasets.List(datasets.Image()), "cover": datasets.Image()})
+    pages = [np.full((size, 3, 3), size, dtype=np.uint8) for size in (2, 5, 4)]
+    columns = {"pages": [pages[:2], [], pages[2:]], "cover": pages}
+    images = [Image.fromarray(page) for page in pages]
+    written = {"pages": [images[:2], [], images[2:]], "cover": images}
+    datasets.Dataset.from_dict(written, features=features).save_to_disk(str(tmp_path))
+    data = datasets.load_from_disk(str(tmp_path))
+    for chosen, order in ((data, [2, 0, 1]), (data.select([2, 0, 1]), [0, 1, 2])):
+        rows = fetch(chosen, np.array(order))
+        for row, position in zip(rows, [2, 0, 1], strict=True):
+            own = [page.transpose(1, 2, 0).tolist() for page in row["pages"]]
+            assert own == [page.tolist() for page in columns["pages"][position]]
+            assert np.array_equal(row["cover"], columns["cover"][position].transpose(2, 0, 1))
+    assert longest_axes(data, "pages", (None, 3, None, None)) == [2, 3, 5, 3]
+    assert longest_axes(data, "cover", (3, None, None)) == [3, 5, 3]
+    assert longest_axes(data.select([1]), "pages", (None, 3, None, None)) == [0, 3, 0, 0]
+    assert document_lengths(data, "").tolist() == [1, 1, 1]
+    batch = Collator(features, {"cover": 9})(rows)
+    assert batch["pages"].shape == (3, 2, 3, 5, 3)
+    assert batch["pages"].sum(dim=(1, 2, 3, 4)).tolist() == [4 * 36, 2 * 18 + 5 * 45, 0]
+    assert batch["cover"].dtype == torch.uint8
+    assert batch["cover"][1, :, 2:].unique().tolist() == [9], "padded to the largest of the batch"
 
 
 def test_leaves_are_all_numbers_in_order() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from docml_trainer.data.shapes import Shape
 from docml_trainer.preparation import baseline_inputs as module
-from docml_trainer.preparation.baseline_inputs import count_terms, pool_values
+from docml_trainer.preparation.baseline_inputs import count_terms, pool_pictures, pool_values
 
 
 def test_terms_are_tokens_and_pairs_of_neighbours() -> None:
@@ -62,3 +62,13 @@ def test_free_axes_are_averaged_and_nothing_is_zero() -> None:
     nested = pa.array([[[1, 3], []], [[5]]], pa.list_(pa.list_(pa.int32())))
     assert pool_values(nested, Shape((None, None), "int32"), 10).tolist() == [[1.0], [5.0]]
     assert pool_values(pa.array([4, 9]), Shape((), "int32"), 10).tolist() == [[4.0], [9.0]]
+
+
+def test_pictures_are_made_equally_small_and_averaged() -> None:
+    halves = np.zeros((3, 4, 8), dtype=np.uint8)
+    halves[0, :, 4:], halves[2] = 200, 10  # red on the right, a little blue everywhere
+    expected = [0.0, 0.0, 10.0, 200.0, 0.0, 10.0] * 2
+    assert pool_pictures([halves, halves[:, :2, 2:6]], 12).tolist() == [expected, expected]
+    pages = pool_pictures([[halves, halves * 0], []], 13)
+    assert pages.tolist() == [[value / 2 for value in expected], [0.0] * 12]
+    assert pool_pictures([halves], 1).tolist() == [[100.0, 0.0, 10.0]]

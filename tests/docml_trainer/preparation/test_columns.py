@@ -1,5 +1,6 @@
 """Strict conversion: what an encoder returns is what its feature declares, or is refused by position."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from docml_trainer.data.datasets import document_values
-from docml_trainer.data.shapes import Shape
+from docml_trainer.data.pictures import read_pictures
+from docml_trainer.data.shapes import IMAGE, Shape
+from docml_trainer.preparation import columns as module
 from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_column
 
 IDS = Shape((None,), "int32")
@@ -105,6 +108,60 @@ def test_a_wrong_value_is_named_with_what_was_expected(shape: Shape, wrong: Any,
     assert error.value.index == 1
     assert found in str(error.value)
     assert str(shape) in str(error.value)
+
+
+PIXELS = [np.full((2 + index, 3, 3), index, dtype=np.uint8) for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        (Shape((3, None, None), IMAGE), PIXELS),
+        (Shape((None, 3, None, None), IMAGE), [PIXELS[:2], [], PIXELS[2:]]),
+        (Shape((2, 3, None, None), IMAGE), [PIXELS[:2], PIXELS[1:]]),
+        (Shape((None, 3, None, None), IMAGE), []),
+        (Shape((3, None, None), IMAGE), []),
+    ],
+)
+def test_pictures_survive_arrow(shape: Shape, values: list[Any]) -> None:
+    column = to_column(shape, [read_pictures(value) for value in values])
+    array = column.to_arrow()
+    assert array.type == arrow_type(shape)
+    found = column.documents()
+    assert repr(list(found)) == repr(list(document_values(pa.chunked_array([array]), shape)))
+    expected = [value if isinstance(value, list) else [value] for value in values]
+    for pages, own in zip(expected, found if len(shape.axes) > 3 else [[page] for page in found], strict=True):
+        assert [page.transpose(1, 2, 0).tolist() for page in own] == [page.tolist() for page in pages]
+    assert [b - a for a, b in pairwise(column.offsets)] == [len(pages) for pages in expected]
+    assert column.wide().shape == (sum(map(len, expected)), 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong", "found"),
+    [
+        (Shape((3, None, None), IMAGE), 7, "found int 7, expected a picture: "),
+        (Shape((3, None, None), IMAGE), [PIXELS[0]], "found list [Picture("),
+        (Shape((None, 3, None, None), IMAGE), PIXELS[0], "expected a list of pictures"),
+        (Shape((None, 3, None, None), IMAGE), [PIXELS[0], None], "found NoneType None, expected a picture"),
+        (Shape((2, 3, None, None), IMAGE), PIXELS, "found 3 pictures, expected 2"),
+    ],
+)
+def test_what_is_no_picture_is_named(shape: Shape, wrong: Any, found: str) -> None:
+    right = PIXELS[:2] if len(shape.axes) > 3 else PIXELS[0]
+    with pytest.raises(BadValue) as error:
+        to_column(shape, [read_pictures(value) for value in (right, wrong)])
+    assert error.value.index == 1
+    assert found in str(error.value)
+
+
+def test_pictures_that_no_array_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [read_pictures(value) for value in PIXELS]
+    total = sum(len(picture.content) for picture in pictures)
+    monkeypatch.setattr(module, "MAX_BYTES", total)
+    assert len(to_column(Shape((3, None, None), IMAGE), pictures).flat) == 3
+    monkeypatch.setattr(module, "MAX_BYTES", total - 1)
+    with pytest.raises(BadValue, match=f"{total} in 3 documents .* return smaller pictures"):
+        to_column(Shape((3, None, None), IMAGE), pictures)
 
 
 def test_wide_values_do_not_depend_on_the_stored_type() -> None:

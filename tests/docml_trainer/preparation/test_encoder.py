@@ -5,14 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from docml_trainer.data.datasets import fetch
+from docml_trainer.data.pictures import read_pictures
 from docml_trainer.errors import DataError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
-from docml_trainer.preparation.documents import InputDocument
+from docml_trainer.preparation.documents import Documents, InputDocument
 from docml_trainer.preparation.encoder import DIGEST, SIGNATURE, Encoder
 from docml_trainer.preparation.near_duplicates import compute_signatures
+from docml_trainer.preparation.rows import write_unlabelled
 
 HEAD = """\
 import json
@@ -155,6 +160,72 @@ def test_the_digest_tells_how_ragged_lists_are_cut(tmp_path: Path) -> None:
         for source in (IMAGES, first, second)
     }
     assert len(digests) == 3
+
+
+PICTURES = """
+import datasets
+import numpy as np
+
+def get_dataset_features(context):
+    return datasets.Features({"pages": datasets.List(datasets.Image())})
+
+def encode_data(instance, context):
+    path = instance["raw_text.json"]
+    return {"pages": [path, np.zeros((2, 2, 3), np.uint8)]}
+"""
+
+
+def test_a_damaged_picture_is_a_failure_and_a_wrong_value_a_wrong_encoder(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 3), 7, dtype=np.uint8)
+    png = read_pictures(pixels).content
+    documents = [document(tmp_path, index, content) for index, content in enumerate([png, png[:-30], b"", png])]
+    found = encoder(tmp_path, PICTURES, sign=True)
+    rows = found(documents)
+    assert rows["@position"].to_pylist() == [0, 3]
+    assert rows["pages"][0][0]["bytes"].as_py() == png
+    assert rows["pages"][0][0]["path"].as_py() is None
+    assert [(failure.artifact_guid, failure.file) for failure in found.tally.failures] == [
+        ("guid-1", "1.json"),
+        ("guid-2", "2.json"),
+    ]
+    assert "feature 'pages': the picture cannot be read: " in found.tally.failures[0].error
+    assert (found.near_duplicate_feature, rows["@tokens toy"].to_pylist()) == (None, [None, None])
+    (row, _) = found.features_of(documents)
+    assert [page.shape for page in row["pages"]] == [(3, 2, 3), (3, 2, 2)]
+    same = encoder(tmp_path, PICTURES.replace("[path,", "[np.full((2, 3, 3), 7, np.uint8),"))
+    assert same(documents[:1])[DIGEST] == rows[DIGEST][:1], "the pixels count, not the file that holds them"
+    fewer = encoder(tmp_path, PICTURES.replace("[path, np.zeros((2, 2, 3), np.uint8)]", "[path]"))
+    assert fewer(documents[:1])[DIGEST] != rows[DIGEST][:1]
+    for wrong, said in (
+        ("path", "expected a list of pictures"),
+        ("[np.zeros((3, 2, 2))]", r"a float64 array \[3, 2, 2\], expected a picture: "),
+    ):
+        with pytest.raises(UserCodeError, match=f"guid-0.*feature 'pages': found .*{said}"):
+            encoder(tmp_path, PICTURES.replace("[path, np.zeros((2, 2, 3), np.uint8)]", wrong))(documents[:1])
+
+
+def test_what_a_prediction_reads_is_what_a_server_gets(tmp_path: Path) -> None:
+    """Of pages, also of a fixed number: the rows on disk, fetched, and those that are not stored."""
+    for feature in ("List(datasets.Image())", "List(datasets.Image(), length=2)", "LargeList(datasets.Image())"):
+        found = encoder(tmp_path, PICTURES.replace("List(datasets.Image())", feature))
+        png = read_pictures(np.full((2, 3, 3), 7, dtype=np.uint8)).content
+        inputs = [document(tmp_path, index, png) for index in range(2)]
+        with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, found.schema) as writer:
+            writer.write_table(found(inputs))
+        own = [document.guid for document in inputs]
+        documents = Documents(own, ["a"] * 2, [None] * 2, [], [], ("a",), {})
+        write_unlabelled([tmp_path / "rows.arrow"], documents, found.features, tmp_path / "rows")
+        data = datasets.load_from_disk(str(tmp_path / "rows"))
+        assert data[1]["pages"][0].size == (3, 2)
+        for stored, sent in zip(fetch(data, np.arange(2)), found.features_of(inputs), strict=True):
+            assert [page.tolist() for page in stored["pages"]] == [page.tolist() for page in sent["pages"]]
+
+
+@pytest.mark.parametrize("feature", ["Image(mode='L')", "Image(decode=False)", "List(datasets.List(datasets.Image()))"])
+def test_pictures_that_are_no_rgb_pixels_are_refused(tmp_path: Path, feature: str) -> None:
+    source = PICTURES.replace("List(datasets.Image())", feature)
+    with pytest.raises(DataError, match=r"feature 'pages' is declared as .* expected .*Image\(\) or List\(Image\(\)\)"):
+        encoder(tmp_path, source)([document(tmp_path, 0, "x")])
 
 
 def test_a_mask_tells_the_tokens_of_a_document_that_the_user_padded(tmp_path: Path) -> None:

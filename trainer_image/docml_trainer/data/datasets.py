@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from docml_trainer.data.pictures import decode_picture
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes, shape_of
 from docml_trainer.errors import DataError
 
@@ -36,7 +37,8 @@ def load_split(folder: Path, prefix: str) -> datasets.Dataset:
 def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
     """Rows as the collator takes them, each with its `row_id`.
 
-    A feature's values are an array of the stored type, or a list of arrays where inner lists may differ in length.
+    A feature's values are an array of the stored type, or a list of arrays where inner lists may differ in length. Pictures are decoded
+    here: uint8[3, height, width].
     """
     table = _as_arrow(data)[rows.tolist()]
     columns = {
@@ -75,6 +77,8 @@ def document_values(column: pa.ChunkedArray, shape: Shape) -> Sequence[Any]:
 
 def _nested(array: pa.Array, axes: Sequence[int | None]) -> list[Any]:
     array = _storage(array)
+    if pa.types.is_struct(array.type):
+        return [decode_picture(content) for content in array.field("bytes").to_pylist()]
     inner = _storage(array.flatten())
     if pa.types.is_fixed_size_list(array.type):
         bounds = np.arange(len(array) + 1) * array.type.list_size
@@ -120,12 +124,19 @@ def _leaf_counts(array: pa.Array) -> Rows:
 
 
 def longest_axes(data: datasets.Dataset, column: str, axes: tuple[int | None, ...]) -> list[int]:
-    """The greatest length of every axis of a column."""
+    """The greatest length of every axis of a column. The pictures of one are all decoded for it."""
     values = data.with_format("arrow")[column]
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    result = []
+    chunks = (values.chunks or [values.combine_chunks()]) if isinstance(values, pa.ChunkedArray) else [values]
+    return [max(lengths) for lengths in zip(*(_longest(chunk, axes) for chunk in chunks), strict=True)]
+
+
+def _longest(array: pa.Array, axes: tuple[int | None, ...]) -> list[int]:
+    result: list[int] = []
     for fixed in axes:
         array = _storage(array)
+        if pa.types.is_struct(array.type):
+            sizes = (decode_picture(content.as_py()).shape for content in array.field("bytes"))
+            return [*result, *map(max, zip((3, 0, 0), *sizes, strict=True))]
         if fixed is not None:
             result.append(fixed)
         else:

@@ -1,6 +1,6 @@
 """What a declared feature means for arrays: number of axes, which of them have a fixed length, and the value type.
 
-The declared features are the contract between the encoder, the saved data and the collator; only numbers can become
+The declared features are the contract between the encoder, the saved data and the collator; only numbers and pictures can become
 tensors, so anything else is refused here, by name.
 """
 
@@ -17,6 +17,7 @@ ARTIFACT_GUID = "artifact_guid"
 OWN_COLUMNS = (LABELS, ARTIFACT_GUID)  # what the platform adds to the encoder's features
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
+IMAGE = "image"  # the value type of a picture that is stored as a file; its pixels are uint8
 
 _NUMBERS = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -42,6 +43,11 @@ class Shape:
         return self.dtype.startswith(("int", "uint"))
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is stored as a compressed file, which is decoded when a row is fetched."""
+        return self.dtype == IMAGE
+
+    @property
     def is_sequence(self) -> bool:
         """Whether documents differ in length, so that the collator pads."""
         return None in self.axes
@@ -53,7 +59,7 @@ class Shape:
 
 
 def shape_of(name: str, feature: Any) -> Shape:
-    """The shape of a declared feature. DataError for anything but numbers and (nested) lists of them."""
+    """The shape of a declared feature. DataError for anything but numbers, (nested) lists of them, a picture, and a list of pictures."""
     axes: list[int | None] = []
     inner = feature
     while isinstance(inner, datasets.List | datasets.LargeList):
@@ -63,6 +69,8 @@ def shape_of(name: str, feature: Any) -> Shape:
     if isinstance(inner, datasets.Array2D | datasets.Array3D | datasets.Array4D | datasets.Array5D):
         axes += inner.shape
         return Shape(tuple(axes), _number(name, inner.dtype, feature))
+    if isinstance(inner, datasets.Image) and inner.decode and inner.mode in (None, "RGB") and len(axes) < 2:
+        return Shape((*axes, 3, None, None), IMAGE)
     if isinstance(inner, datasets.ClassLabel):
         return Shape(tuple(axes), "int64")
     if isinstance(inner, datasets.Value):
@@ -83,10 +91,12 @@ def model_shapes(features: datasets.Features, prefix: str) -> dict[str, Shape]:
 
 
 def is_image(name: str, shape: Shape) -> bool:
-    """Whether a feature holds pixels: bytes with at least two axes, which reach the model as bytes.
+    """Whether a feature holds pixels: pictures, and bytes with at least two axes, which reach the model as bytes.
 
     A list of small tuples (boxes) is none, and neither is what is named as ids or as a mask, which models look up or multiply with.
     """
+    if shape.is_picture:
+        return True
     if shape.dtype != "uint8" or name.endswith(("_ids", "_mask")):
         return False
     return shape.rank > 2 or (shape.rank == 2 and shape.axes.count(None) != 1)
@@ -115,7 +125,7 @@ def _number(name: str, dtype: str, feature: Any) -> str:
 
 def _refusal(name: str, feature: Any) -> str:
     return (
-        f"feature {name!r} is declared as {feature}; expected a number or (nested) lists of numbers, "
+        f"feature {name!r} is declared as {feature}; expected a number, (nested) lists of numbers, Image() or List(Image()), "
         "since every feature becomes a tensor (drop it from get_dataset_features, or encode it as numbers: an image as "
         'Array3D((3, height, width), "uint8"))'
     )

@@ -2,13 +2,14 @@
 
 Terms are token ids and pairs of neighbouring ones; beyond a million of them they share buckets by hash. Values are those of all other
 features (images, embeddings, single numbers), each document's averaged to a few: over axes on which documents differ in length, and over
-equal stretches of the axes that all share.
+equal stretches of the axes that all share. Pictures that are stored as files are made equally small first.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from docml_contract.names import SPLITS
+from docml_trainer.data.datasets import document_values
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, OWN_COLUMNS, Shape, shape_of
 
 MAX_TERMS = 2**20
@@ -161,7 +163,9 @@ def _pool(data: datasets.Dataset, columns: Sequence[str]) -> Floats:
     for start in range(0, len(data), DOCUMENTS_AT_ONCE):
         table = read[start : start + DOCUMENTS_AT_ONCE]
         pooled = (
-            pool_values(table[name].combine_chunks(), shape, MAX_VALUES // len(columns))
+            pool_pictures(document_values(table[name], shape), MAX_VALUES // len(columns))
+            if shape.is_picture
+            else pool_values(table[name].combine_chunks(), shape, MAX_VALUES // len(columns))
             for name, shape in zip(columns, shapes, strict=True)
         )
         parts.append(np.concatenate([*pooled], axis=1))
@@ -191,6 +195,19 @@ def pool_values(column: pa.Array, shape: Shape, most: int) -> Floats:
         else:
             values = _means(values, lengths[axis])
     return values.reshape(len(values), -1)
+
+
+def pool_pictures(documents: Sequence[Any], most: int) -> Floats:
+    """float64[documents, at most `most`] of each document's picture, or list of pictures: made equally small, and averaged (0 of none)."""
+    from PIL import Image
+
+    side = max(1, math.isqrt(most // 3))
+    values = np.zeros((len(documents), side * side * 3))
+    for row, own in zip(values, documents, strict=True):
+        for page in own if isinstance(own, list) else [own]:
+            image = Image.fromarray(page.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BOX)
+            row += np.asarray(image).reshape(-1) / (len(own) if isinstance(own, list) else 1)
+    return values
 
 
 def _means(values: Floats, lengths: Ids) -> Floats:

@@ -13,10 +13,14 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from docml_trainer.data.shapes import Shape
+from docml_trainer.data.pictures import EXPECTED, Picture, decode_picture
+from docml_trainer.data.shapes import IMAGE, Shape
+from docml_trainer.functions import describe
 
 Array = np.ndarray[Any, Any]
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)  # of a tensor
+PICTURE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # of datasets.Image
+MAX_BYTES = 2_000_000_000  # of the pictures of a batch of documents: an Arrow array of bytes holds 2^31 - 1
 _PLAIN_TYPES: dict[str, set[type]] = {"bool": {bool}, "int": {int}, "float": {int, float}}
 
 
@@ -54,7 +58,7 @@ class Column:
         """By document, the length on every axis; where a document's lists differ, the lengths of all of them."""
         described: list[list[Any]] = [[] for _ in range(len(self.lengths[0]) if self.lengths else len(self.flat))]
         bounds = np.arange(len(described) + 1)
-        for lengths, declared in zip(self.lengths, self.shape.axes, strict=True):
+        for lengths, declared in zip(self.lengths, self.shape.axes, strict=not self.shape.is_picture):
             for document, (start, end) in zip(described, pairwise(bounds), strict=True):
                 own = lengths[start:end]
                 equal = not own.size or (own == own[0]).all()
@@ -72,25 +76,48 @@ class Column:
 
     def to_arrow(self) -> pa.Array:
         """Nested lists of the declared type, all of variable length."""
-        array = pa.array(self.flat)
+        array = self._flat_to_arrow()
         for lengths in reversed(self.lengths):
             array = pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), array)
         return array
+
+    def _flat_to_arrow(self) -> pa.Array:
+        return pa.array(self.flat)
 
     def wide(self) -> Array:
         """The values as int64 or float64: equal values are equal whatever type stores them."""
         return self.flat.astype(np.float64 if self.shape.dtype.startswith("float") else np.int64, copy=False)
 
 
+class PictureColumn(Column):
+    """Pictures: `flat` holds a Picture each, so that `lengths` has an axis at most, that of a list of pictures."""
+
+    def documents(self) -> Sequence[Any]:
+        """The pixels document by document: uint8[3, height, width], or a list of such."""
+        decoded = [decode_picture(picture.content) for picture in self.flat]
+        return [decoded[start:end] for start, end in pairwise(self.offsets.tolist())] if self.lengths else decoded
+
+    def _flat_to_arrow(self) -> pa.Array:
+        contents = pa.array([picture.content for picture in self.flat], pa.binary())
+        return pa.StructArray.from_arrays([contents, pa.nulls(len(contents), pa.string())], fields=[*PICTURE_TYPE])
+
+    def wide(self) -> Array:
+        """uint8[pictures, 32], the digests of their pixels: equal pictures are equal whatever file holds them."""
+        return np.array([[*picture.digest] for picture in self.flat], dtype=np.uint8).reshape(-1, 32)
+
+
 def to_column(shape: Shape, values: Sequence[Any]) -> Column:
-    """Convert one feature's values (lists, NumPy arrays or tensors). BadValue names the first one that is wrong."""
+    """Convert one feature's values (lists, NumPy arrays, tensors; Pictures). BadValue names the first one that is wrong."""
+    if shape.is_picture:
+        return _pictures(shape, values)
     return _plain(shape, values) or _checked(shape, values)
 
 
 def arrow_type(shape: Shape) -> pa.DataType:
     """The type of `Column.to_arrow()`."""
-    inner = {"bool": pa.bool_(), "float16": pa.float16()}.get(shape.dtype) or pa.type_for_alias(shape.dtype)
-    for _ in shape.axes:
+    own = {"bool": pa.bool_(), "float16": pa.float16(), IMAGE: PICTURE_TYPE}
+    inner = own.get(shape.dtype) or pa.type_for_alias(shape.dtype)
+    for _ in shape.axes[:-3] if shape.is_picture else shape.axes:
         inner = pa.list_(inner)
     return inner
 
@@ -110,6 +137,31 @@ def _plain(shape: Shape, values: Sequence[Any]) -> Column | None:
     if flat.dtype.kind == "f" and flat.size and not np.abs(flat).max() <= _LARGEST_FLOAT:
         return None  # infinite, or would be; NaN too
     return Column(shape, flat, (lengths,))
+
+
+def _pictures(shape: Shape, values: Sequence[Any]) -> Column:
+    pages = values if len(shape.axes) > 3 else [[value] for value in values]
+    for index, own in enumerate(pages):
+        if not isinstance(own, list):
+            raise BadValue(index, f"found {_found(own)}, expected a list of pictures")
+        if wrong := [page for page in own if not isinstance(page, Picture)]:
+            raise BadValue(index, f"found {_found(wrong[0])}, expected {EXPECTED}")
+        if pages is values and shape.axes[0] not in (None, len(own)):
+            raise BadValue(index, f"found {len(own)} pictures, expected {shape.axes[0]}")
+    sizes = [sum(len(page.content) for page in own) for own in pages]
+    if sum(sizes) > MAX_BYTES:
+        raise BadValue(
+            int(np.argmax(sizes)),
+            f"found pictures of {max(sizes):,} bytes, and {sum(sizes):,} in {len(pages)} documents that are encoded together, "
+            f"expected at most {MAX_BYTES:,}: return smaller pictures",
+        )
+    flat = np.empty(sum(map(len, pages)), dtype=object)
+    flat[:] = [*chain.from_iterable(pages)]
+    return PictureColumn(shape, flat, (np.array([*map(len, pages)], dtype=np.int64),) if pages is values else ())
+
+
+def _found(value: Any) -> str:
+    return f"a {value.dtype} array {list(value.shape)}" if isinstance(value, np.ndarray) else describe(value)
 
 
 def _checked(shape: Shape, values: Sequence[Any]) -> Column:

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from docml_contract.names import column_prefix
+from docml_trainer.data.pictures import read_pictures
 from docml_trainer.data.shapes import ATTENTION_MASK, OWN_COLUMNS, Shape, main_feature, shape_of
-from docml_trainer.errors import UserCodeError
+from docml_trainer.errors import PictureError, UserCodeError
 from docml_trainer.functions import Context, UserFunctions, describe, explain
 from docml_trainer.preparation import near_duplicates
 from docml_trainer.preparation.columns import BadValue, Column, arrow_type, to_column
@@ -182,8 +183,21 @@ class Encoder:
         else:
             batch = [self._encode_one(documents[index], context) for index in readable]
         for index, result in zip(readable, batch, strict=True):
-            results[index] = result
+            results[index] = self._with_pictures(documents[index], context.model_name, result)
         return results
+
+    def _with_pictures(self, document: InputDocument, model: str, result: Any) -> Any:
+        """What the encoder returned, with its pictures read; or the failure, if one of them is damaged."""
+        names = [name for name, shape in self._shapes[model].items() if shape.is_picture]
+        if not names or not isinstance(result, Mapping):
+            return result
+        read = dict(result)
+        for name in names:
+            try:
+                read |= {name: read_pictures(result[name])} if name in result else {}
+            except PictureError as error:
+                return _failure(document, f"feature {name!r}: {error}", error.file)
+        return read
 
     def _encode_batch(self, documents: Sequence[InputDocument], context: Context) -> list[Any]:
         encode = self.functions.encode_batch
