@@ -17,7 +17,7 @@ from docml_trainer.data.pictures import decode_picture
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, Shape, main_feature, model_shapes, shape_of
 from docml_trainer.errors import DataError
 
-_arrow_views: WeakKeyDictionary[datasets.Dataset, datasets.Dataset] = WeakKeyDictionary()
+_views: WeakKeyDictionary[datasets.Dataset, tuple[datasets.Dataset, dict[str, Shape]]] = WeakKeyDictionary()
 Rows = np.ndarray[Any, np.dtype[np.int64]]  # numbers of rows of a data set
 
 
@@ -40,11 +40,10 @@ def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
     A feature's values are an array of the stored type, or a list of arrays where inner lists may differ in length. Pictures are decoded
     here: uint8[3, height, width].
     """
-    table = _as_arrow(data)[rows.tolist()]
+    arrow, shapes = _view(data)
+    table = arrow[rows.tolist()]
     columns = {
-        name: column.to_pylist()
-        if name == ARTIFACT_GUID
-        else document_values(column, shape_of(name, data.features[name]))
+        name: column.to_pylist() if name == ARTIFACT_GUID else document_values(column, shapes[name])
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return [
@@ -53,11 +52,13 @@ def fetch(data: datasets.Dataset, rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _as_arrow(data: datasets.Dataset) -> datasets.Dataset:
-    """The data set in its Arrow format; remembered as long as the data set lives, since making it costs more than reading a row."""
-    if data not in _arrow_views:
-        _arrow_views[data] = data.with_format("arrow")
-    return _arrow_views[data]
+def _view(data: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, Shape]]:
+    """The data set in its Arrow format, and its features' shapes; remembered as long as the data set lives, since to make the one and to
+    ask for the other costs more than reading a row."""
+    if data not in _views:
+        shapes = {name: shape_of(name, feature) for name, feature in data.features.items() if name != ARTIFACT_GUID}
+        _views[data] = data.with_format("arrow"), shapes
+    return _views[data]
 
 
 def leaves(value: Any) -> np.ndarray[Any, Any]:
