@@ -156,7 +156,7 @@ def scratch_folder() -> Iterator[Path]:
 
     The owner holds a lock on a file in it, which the system lets go when the process ends, however it ends.
     """
-    _remove_abandoned()
+    remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
     new = folder / "new"
     lock = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
@@ -169,7 +169,8 @@ def scratch_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
+    """Remove the scratch folders of processes that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*/{_LOCK}"):
         try:
             lock = os.open(path, os.O_RDWR)

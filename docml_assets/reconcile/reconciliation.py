@@ -34,7 +34,7 @@ from docml_assets.reconcile.plan import (
     not_planned,
     to_process,
 )
-from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts
+from docml_assets.reconcile.process import ArtifactFailure, ArtifactTask, cores, process_artifacts, remove_abandoned
 from docml_assets.reconcile.use_case import UseCaseAtWork
 from docml_contract.base import canonical_json, digest
 from docml_contract.names import RunPlace
@@ -138,6 +138,7 @@ def reconcile(inputs: ReconciliationInputs) -> ReconciledArtifacts:
     another version are never touched. Raises ReconciliationError and its kin, LabelError, StoreError.
     """
     started = time.monotonic()
+    remove_abandoned()  # even if nothing is left to process: a command that was killed at its last artifact left its folder
     step = _Step(inputs, inputs.sources())
     inputs.progress("labels and files listed", 0, 1)
     listings = step.sources.ask()

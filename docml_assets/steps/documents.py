@@ -145,7 +145,7 @@ def copy_documents(work: Work, documents: DocumentSet, staged: str) -> dict[str,
 
 def process_documents(work: Work, documents: DocumentSet, staged: str, errors: Mapping[str, str]) -> dict[str, str]:
     """Let process_func make its files anew, in the sandboxed workers of reconciliation; why it failed, by GUID."""
-    from docml_assets.reconcile.process import ArtifactTask, cores, process_artifacts
+    from docml_assets.reconcile.process import ArtifactTask, cores, process_artifacts, remove_abandoned
 
     done = {
         stored.key.split("/")[-2] for stored in work.store.list(staged) if stored.key.split("/")[-1].startswith(MARKER)
@@ -163,6 +163,7 @@ def process_documents(work: Work, documents: DocumentSet, staged: str, errors: M
         work.reporter.progress("artifacts processed", finished, len(tasks))
 
     if not tasks:
+        remove_abandoned()
         return {}
     failures = process_artifacts(
         tasks,

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,31 @@ def test_again_there_is_nothing_to_do(scene: Scene) -> None:
     assert second.data_version == first.data_version
     assert (second.funnel["copied"], second.funnel["reused"], second.funnel["processed"]) == (0, 6, 0)
     assert _stats(scene.store) == before
+
+
+def test_what_a_killed_command_left_is_removed_even_if_nothing_is_left_to_process(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scene.run(functions=PROCESS, **WORDS)
+    held = (
+        "from docml_assets.reconcile.process import scratch_folder as s\nwith s() as f: print(f, flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", held],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
+    )
+    with child:
+        assert child.stdout is not None
+        left = Path(child.stdout.readline().strip())
+        scene.run(2, functions=PROCESS, **WORDS)
+        assert left.is_dir(), "its owner lives"
+        child.kill()
+    scene.run(3, functions=PROCESS, **WORDS)
+    assert not left.exists()
 
 
 def _stats(store: Store) -> dict[str, tuple[int, int]]:
