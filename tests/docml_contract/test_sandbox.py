@@ -102,6 +102,24 @@ def test_a_death_costs_one_artifact(tmp_path: Path, death: str, how: str) -> Non
         assert one.run({"dies": False}, tmp_path).error is None
 
 
+@pytest.mark.parametrize("leave", ["", "os.setsid()"], ids=["beside it", "in a session of its own"])
+def test_a_death_is_noticed_at_once_whoever_still_holds_the_channel(tmp_path: Path, leave: str) -> None:
+    source = (
+        "import os, time\ndef process_func(artifact, directory):\n"
+        "    if artifact['dies']:\n"
+        f"        if os.fork() == 0:\n            {leave or 'pass'}\n"
+        "            (directory / 'child').write_text(str(os.getpid()))\n"
+        "            time.sleep(600)\n"
+        "        while not (directory / 'child').exists(): time.sleep(.01)\n"
+        "        os._exit(3)\n"
+    )
+    with worker(source) as one:  # which waits 60 seconds for a function
+        outcome = one.run({"dies": True}, tmp_path)
+        assert outcome.error == "the worker process died (exit code 3) in process_func"
+        _wait_until_gone(int((tmp_path / "child").read_text()))
+        assert one.run({"dies": False}, tmp_path).error is None
+
+
 def test_sys_exit_is_an_error_like_any_other(tmp_path: Path) -> None:
     with worker("import sys\ndef process_func(artifact, directory): sys.exit('enough')\n") as one:
         assert one.run({}, tmp_path).error == "SystemExit: enough"

@@ -34,6 +34,7 @@ TIMEOUT_SECONDS = 600.0
 STARTUP_SECONDS = 300.0
 # Until what a worker started is gone, once it is killed.
 KILL_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # between two looks whether a worker that says nothing is there still
 _SCRIPT = Path(__file__).with_name("sandbox_script.py")
 # A reply holds an error and its traceback, cut by the script; more is not one.
 MAX_REPLY_BYTES = 1 << 20
@@ -197,6 +198,7 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _kill_marked(f"HOME={self._home}")
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -257,12 +259,17 @@ class Worker:
 
     def _reply(self, seconds: float) -> dict[str, Any] | None:
         """The next reply; None if the worker has gone. Raises TimeoutError, and BadReply for what is none."""
+        assert self._process is not None
         deadline = time.monotonic() + seconds
         replies = select.poll()  # select.select() takes no descriptor above 1,023
         replies.register(self._replies, select.POLLIN)
         while b"\n" not in self._pending:
-            if not replies.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
+            if not replies.poll(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())) * 1000):
+                if self._process.poll() is not None and not replies.poll(0):
+                    return None  # what it started may hold the pipe open
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+                continue
             block = os.read(self._replies, 1 << 16)
             if not block:
                 return None
@@ -304,6 +311,15 @@ def _kill_descendants(process: "subprocess.Popen[bytes]") -> None:
         for pid in found:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _kill_marked(variable: str) -> None:
+    """Kill what has a variable that a worker alone had: nobody's descendants, once the worker was dead."""
+    mark = b"\0" + variable.encode() + b"\0"
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in b"\0" + path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _descendants(ancestor: int) -> list[int]:
