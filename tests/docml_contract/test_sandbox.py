@@ -120,6 +120,15 @@ def test_a_death_is_noticed_at_once_whoever_still_holds_the_channel(tmp_path: Pa
         assert one.run({"dies": False}, tmp_path).error is None
 
 
+def test_an_error_with_half_a_character_can_be_written_down(tmp_path: Path) -> None:
+    source = "def process_func(artifact, directory):\n    raise ValueError('cannot read \\udcff.pdf')\n"
+    with worker(source) as one:
+        outcome = one.run({}, tmp_path)
+    assert outcome.error == "ValueError: cannot read \\udcff.pdf"
+    assert "\\udcff.pdf" in outcome.traceback
+    assert (outcome.error + outcome.traceback).encode()
+
+
 def test_sys_exit_is_an_error_like_any_other(tmp_path: Path) -> None:
     with worker("import sys\ndef process_func(artifact, directory): sys.exit('enough')\n") as one:
         assert one.run({}, tmp_path).error == "SystemExit: enough"

@@ -58,9 +58,14 @@ def _load(path: str) -> Any:
 def _said(error: BaseException) -> str:
     """The error in one bounded sentence, whatever its own code does when it is asked for it."""
     try:
-        return f"{type(error).__name__}: {error}"[:2000]
+        return _encodable(f"{type(error).__name__}: {error}"[:2000])
     except BaseException:
         return type(error).__name__
+
+
+def _encodable(text: str) -> str:
+    """The text with an escape for what no file can hold: half of a surrogate pair, as Python gives for bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _user_traceback(error: BaseException) -> str:
@@ -70,7 +75,7 @@ def _user_traceback(error: BaseException) -> str:
         (i for i, frame in enumerate(frames) if frame.filename != __file__ and "importlib" not in frame.filename), 0
     )
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames[start:])]
-    return "".join([*lines, *traceback.format_exception_only(error)])[-8000:]
+    return _encodable("".join([*lines, *traceback.format_exception_only(error)])[-8000:])
 
 
 def _exit_with_parent(parent: int) -> None:
