@@ -211,7 +211,7 @@ def _least_loss(truth: Ids, answers: Sequence[Probabilities]) -> int:
 
 
 @dataclass(frozen=True)
-class Answers:
+class FoldAnswers:
     """What models say that were fitted on the same rows, one a strength: float32[asked, labels] of each.
 
     terms: how many terms or values they know. rarest: in how many of the rows a term had to be.
@@ -224,7 +224,7 @@ class Answers:
 
 def answer(
     inputs: Inputs, labels: Ids, parts: Sequence[tuple[Ids, Ids]], strengths: Sequence[float], width: int
-) -> list[Answers]:
+) -> list[FoldAnswers]:
     """Of each part, rows that are fitted and rows that are asked about, what a model a strength says about the latter."""
     # Each fit has one thread: several wait for each other for longer than they help, and their number would show in the last digits.
     at_once = min(len(os.sched_getaffinity(0)), FITS_AT_ONCE)
@@ -233,9 +233,9 @@ def answer(
         return list(pool.map(lambda part: _answers(inputs, labels, part[0], part[1], strengths, width), parts))
 
 
-def _answers(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Sequence[float], width: int) -> Answers:
+def _answers(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Sequence[float], width: int) -> FoldAnswers:
     """The same of one part."""
-    found = Answers([np.zeros((len(asked), width), dtype=np.float32) for _ in strengths])
+    found = FoldAnswers([np.zeros((len(asked), width), dtype=np.float32) for _ in strengths])
     known = np.unique(labels[fit])
     if len(known) == 1:
         for values in found.probabilities:
@@ -260,7 +260,7 @@ def regression(strength: float, documents: int, *, terms: bool) -> LogisticRegre
 
 
 def _weigh(inputs: Inputs, fit: Ids, asked: Ids, labels: int) -> tuple[Inputs, Inputs, int, int]:
-    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, how many terms or values that are, and `Answers.rarest`.
+    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, how many terms or values that are, and `FoldAnswers.rarest`.
 
     labels: how many the rows `fit` have.
     """
