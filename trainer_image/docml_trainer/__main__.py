@@ -48,7 +48,6 @@ def run_command(folders: Folders) -> None:
 
 
 if __name__ == "__main__":
-    atexit.register(
-        gc.freeze
-    )  # otherwise libraries are unloaded object by object, which takes torch and transformers a second
+    # Otherwise libraries are unloaded object by object at the end, which takes torch and transformers a second.
+    atexit.register(gc.freeze)
     sys.exit(main(sys.argv[1:]))

@@ -25,6 +25,7 @@ import torch
 from docml_contract.base import ContractError, digest
 from docml_contract.jobs import TrainTask
 from docml_contract.log_lines import nonce_for_children
+from docml_contract.manifests import write_atomically
 from docml_trainer.container import EXIT_STOPPED, Folders, ResourceConfig, explained_out_of_memory
 from docml_trainer.errors import TrainerError, TrainingError
 
@@ -196,9 +197,8 @@ def worker_failures() -> Iterator[None]:
             "reason": str(error) if expected else f"{type(error).__name__}: {error} (process {rank})",
             "detail": detail,
         }
-        path = Path(os.environ[FAILURES]) / f"{rank}.json"
-        path.with_suffix(".part").write_text(json.dumps(said), encoding="utf-8")
-        path.with_suffix(".part").replace(path)  # the launcher ends the others as soon as one has failed
+        # Whole or not at all: the launcher ends the others as soon as one has failed.
+        write_atomically(Path(os.environ[FAILURES]) / f"{rank}.json", json.dumps(said).encode())
         print(detail or f"Process {rank}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
