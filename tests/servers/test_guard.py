@@ -80,12 +80,22 @@ def test_one_that_is_killed_while_postgresql_starts_leaves_nothing_either(folder
 
 def test_only_what_belongs_to_the_folder_is_ended(tmp_path: Path) -> None:
     mine, other = tmp_path / "home", tmp_path / "home2"
-    command = [sys.executable, "-c", "import time; time.sleep(600)"]
-    with subprocess.Popen([*command, str(mine)]) as ours, subprocess.Popen([*command, str(other)]) as theirs:
-        end_processes_of(mine)
-        assert ours.wait(10) == -signal.SIGINT
-        assert theirs.poll() is None
-        theirs.kill()
+    # an interrupt that meets the interpreter while it starts is an exit code of its own
+    command = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"]
+    with (
+        subprocess.Popen([*command, str(mine)], stdout=subprocess.PIPE, text=True) as ours,
+        subprocess.Popen([*command, str(other)], stdout=subprocess.PIPE, text=True) as theirs,
+    ):
+        try:
+            for started in (ours, theirs):
+                assert started.stdout is not None
+                assert started.stdout.readline() == "ready\n"
+            end_processes_of(mine)
+            assert ours.wait() == -signal.SIGINT
+            assert theirs.poll() is None
+        finally:
+            ours.kill()
+            theirs.kill()
 
 
 def test_the_folder_of_a_server_goes_with_the_block() -> None:
