@@ -164,7 +164,7 @@ def test_the_report_is_one_click_away(server: DagsterDev, ui: Page) -> None:
     with ui.context.expect_page() as opened:
         ui.get_by_role("link", name=f"/stored/{EXPERIMENT}/run_1/inference/report.html").click()
     report = opened.value
-    report.wait_for_url("**/report.html")  # a page that is still being opened cannot be loaded again
+    report.wait_for_url("**/report.html?*")  # a page that is still being opened cannot be loaded again
     asked: list[str] = []
     complaints: list[str] = []
     report.on("request", lambda request: asked.append(request.url))
