@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from docml_assets.errors import DocmlError
+from docml_assets.experiment.folder import experiments_root
 from docml_assets.runs.claims import Claim
 from docml_assets.steps.snapshot import operated_settings
 from docml_assets.steps.work import Reporter, TrackingAccount, Work
@@ -113,7 +114,7 @@ class Deployment:
     @property
     def experiments(self) -> Path:
         """DOCML_EXPERIMENTS: the folder of experiment folders."""
-        return Path(self.environment.get("DOCML_EXPERIMENTS") or "experiments").resolve()
+        return experiments_root(self.environment).resolve()
 
     def experiment_folder(self, name: str) -> Path:
         """The folder of an experiment, whether it exists or not; BadName if the name is not allowed."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.arguments import complete_experiment, complete_run
 from docml_assets.numbers import signed
 from docml_assets.terminal import TableColumn, print_table, say
 
@@ -22,7 +23,7 @@ HISTORY_COLUMNS = (
 
 
 @click.command(name="champion")
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 def champion(experiment: str) -> None:
     """Show the champion of EXPERIMENT and its history."""
     from docml_assets.deployment import Deployment
@@ -43,8 +44,8 @@ def champion(experiment: str) -> None:
 
 
 @click.command(name="promote")
-@click.argument("experiment")
-@click.argument("run", type=click.IntRange(min=1))
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=click.IntRange(min=1), shell_complete=complete_run)
 @click.option("--model", help="The model, where the run compares several.")
 @click.option(
     "--force", metavar="REASON", help="Promote it although it is worse, or cannot be compared; the reason is recorded."
@@ -80,7 +81,7 @@ def promote(experiment: str, run: int, model: str | None, force: str | None) -> 
 
 
 @click.command(name="rollback")
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 def rollback(experiment: str) -> None:
     """Take the last promotion of EXPERIMENT back. The history keeps both."""
     from docml_assets.cli.finished_run import user_name

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run, user_name
+from docml_assets.cli.arguments import Choice, RunChoice, complete_experiment, complete_run
+from docml_assets.cli.finished_run import find_run, open_run, user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 from docml_assets.terminal import TableColumn, print_table, say
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command(name="deploy")
-@click.argument("experiment")
-@click.argument("run", type=RunChoice())
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=RunChoice(), shell_complete=complete_run)
 @click.option("--model", help="The model, where the run compares several.")
 @click.option(
     "--mode",

@@ -14,8 +14,9 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from docml_assets.cli.arguments import complete_experiment
 from docml_assets.errors import DocmlError, Problem
-from docml_assets.experiment.folder import SETTINGS, ExperimentFolder
+from docml_assets.experiment.folder import SETTINGS, ExperimentFolder, experiments_root
 from docml_assets.experiment.scaffold import new_experiment
 from docml_assets.experiment.settings.ini import parse_ini
 from docml_assets.experiment.settings.settings import SECTIONS, Settings
@@ -47,8 +48,7 @@ def new(experiment: str, model: str | None) -> None:
 
     The folder validates and runs as it is on the bundled sample documents.
     """
-    root = Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments")
-    folder = (root / check_experiment_name(experiment)).resolve()
+    folder = (experiments_root(os.environ) / check_experiment_name(experiment)).resolve()
     files = [path.name for path in new_experiment(folder, model)]
     say(f"{folder}: wrote {' and '.join(files)}")
     _offer(experiment)
@@ -76,7 +76,7 @@ SHOWN_LABELS = 10
 
 
 @click.command()
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 @click.pass_context
 def validate(context: click.Context, experiment: str) -> None:
     """Find every mistake of EXPERIMENT (a name, or the path of its folder) that can be known before a job starts.
@@ -206,7 +206,7 @@ def find_oddities(folder: ExperimentFolder, rows: pa.Table, counts: Mapping[str,
 def _folder(experiment: str) -> Path:
     if os.sep in experiment:
         return Path(experiment.rstrip(os.sep))
-    return Path(os.environ.get("DOCML_EXPERIMENTS") or "experiments") / experiment
+    return experiments_root(os.environ) / experiment
 
 
 def _show(problems: Iterable[Problem]) -> None:

@@ -5,8 +5,7 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from docml_assets.cli.arguments import Choice
 from docml_contract import log_lines
 from docml_contract.names import RunPlace
 
@@ -15,24 +14,6 @@ if TYPE_CHECKING:
     from docml_assets.display import Display
     from docml_assets.steps.work import Work
     from resources.jobs.interface import Listener
-
-
-CHAMPION = "champion"
-Choice = int | str  # a run's number, or CHAMPION
-
-
-class RunChoice(click.ParamType[Choice]):
-    """A run's number, or `champion`."""
-
-    name = "RUN"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Choice:
-        """The number, or CHAMPION; a usage error for anything else."""
-        if value == CHAMPION:
-            return CHAMPION
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r}: expected a run's number, or {CHAMPION}", param, ctx)
-        return int(value)
 
 
 def find_run(deployment: "Deployment", experiment: str, run: Choice, model: str | None) -> tuple[int, str | None]:

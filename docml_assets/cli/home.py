@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from docml_assets.errors import EXPLAINED_ERRORS, DocmlError
-from docml_assets.experiment.folder import ExperimentFolder, experiment_folders
+from docml_assets.experiment.folder import ExperimentFolder, experiment_folders, experiments_root
 from docml_assets.terminal import say
 from docml_contract.names import EXPERIMENT_NAME
 
@@ -80,11 +80,10 @@ def prepare_dagster_home() -> Path:
 def _note_served(home: Path) -> None:
     """Note which store and experiments use the home now: its partition keys are those of all that do."""
     store = os.environ.get("DOCML_STORE") or "./storage"
-    experiments = os.environ.get("DOCML_EXPERIMENTS") or "experiments"
     note = json.dumps(
         {
             "DOCML_STORE": store if "://" in store else os.path.realpath(Path(store).expanduser()),
-            "DOCML_EXPERIMENTS": str(Path(experiments).resolve()),
+            "DOCML_EXPERIMENTS": str(experiments_root(os.environ).resolve()),
         }
     )
     path = home / SERVED / f"{hashlib.sha256(note.encode()).hexdigest()[:16]}.json"

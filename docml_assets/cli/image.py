@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from docml_assets.cli.arguments import complete_experiment
 from docml_assets.errors import DocmlError
 from docml_assets.terminal import say
 
@@ -41,7 +42,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 @click.option(
     "--base", help="Base image with Python 3.11 or later and torch.  [default: AWS's container in the image's region]"
 )
@@ -70,7 +71,7 @@ def build(experiment: str, base: str | None, platform: str, dry_run: bool) -> No
 
 
 @image.command()
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 @click.option("--dry-run", is_flag=True, help="Only show the commands.")
 def push(experiment: str, dry_run: bool) -> None:
     """Push EXPERIMENT's image, as `docml image build` tagged it."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
+from docml_assets.cli.arguments import Choice, RunChoice, complete_experiment, complete_run
+from docml_assets.cli.finished_run import find_run, open_run
 from docml_assets.terminal import TableColumn, print_table, say
 
 SHOWN = 20  # suspects on the terminal; a format writes all
@@ -16,8 +17,8 @@ FORMATS = ("csv", "label-studio")
 
 
 @click.command(name="labels")
-@click.argument("experiment")
-@click.argument("run", type=RunChoice())
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=RunChoice(), shell_complete=complete_run)
 @click.option("--suspects", is_flag=True, help="Labels that look wrong, the most doubtful first (the default).")
 @click.option("--next", "count", type=click.IntRange(min=1), metavar="COUNT", help="Documents to label next.")
 @click.option(

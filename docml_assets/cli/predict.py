@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from docml_assets.cli.finished_run import Choice, RunChoice, find_run, open_run
+from docml_assets.cli.arguments import Choice, RunChoice, complete_experiment, complete_run
+from docml_assets.cli.finished_run import find_run, open_run
 from docml_assets.cli.home import COPIES, prepare_dagster_home
 from docml_assets.errors import DocmlError
 from docml_assets.numbers import number
@@ -30,8 +31,8 @@ def _check_out(context: click.Context, parameter: click.Parameter, value: Path |
 
 
 @click.command(name="predict")
-@click.argument("experiment")
-@click.argument("run", type=RunChoice())
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=RunChoice(), shell_complete=complete_run)
 @click.option("--model", help="The model, where the run compares several.")
 @click.option("--files", help="A folder or s3://bucket/prefix: <guid>/<file>, or one file per document.")
 @click.option("--query", help="A SELECT that yields the artifact_guid of documents in production.")
@@ -165,8 +166,8 @@ def _named(row: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 @click.command(name="serve")
-@click.argument("experiment")
-@click.argument("run", type=RunChoice())
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=RunChoice(), shell_complete=complete_run)
 @click.option("--model", help="The model, where the run compares several.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on.")

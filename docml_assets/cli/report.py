@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from docml_assets.cli.finished_run import Choice, RunChoice, find_run
+from docml_assets.cli.arguments import Choice, RunChoice, complete_experiment, complete_run
+from docml_assets.cli.finished_run import find_run
 from docml_assets.numbers import number, p_value, score, share, signed
 from docml_assets.terminal import TableColumn, console, print_table
 from docml_contract.names import REPORT_HTML, RunPlace
@@ -16,8 +17,8 @@ LABELS = 30  # shown in the terminal; the page has all
 
 
 @click.command(name="report")
-@click.argument("experiment")
-@click.argument("run", type=RunChoice())
+@click.argument("experiment", shell_complete=complete_experiment)
+@click.argument("run", type=RunChoice(), shell_complete=complete_run)
 def report(experiment: str, run: Choice) -> None:
     """Show the summary of run RUN (a number, or `champion`) of EXPERIMENT, and where its report.html lies."""
     from docml_assets.deployment import Deployment
@@ -146,10 +147,10 @@ def _print_labels(report: "Report") -> None:
 
 
 @click.command(name="compare")
-@click.argument("experiment_a")
-@click.argument("run_a", type=click.IntRange(min=1))
-@click.argument("experiment_b")
-@click.argument("run_b", type=click.IntRange(min=1))
+@click.argument("experiment_a", shell_complete=complete_experiment)
+@click.argument("run_a", type=click.IntRange(min=1), shell_complete=complete_run)
+@click.argument("experiment_b", shell_complete=complete_experiment)
+@click.argument("run_b", type=click.IntRange(min=1), shell_complete=complete_run)
 def compare(experiment_a: str, run_a: int, experiment_b: str, run_b: int) -> None:
     """Compare every model of run RUN_A of EXPERIMENT_A with every model of run RUN_B of EXPERIMENT_B.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.arguments import complete_experiment
 from docml_assets.cli.finished_run import user_name
 from docml_assets.cli.home import dagster_instance, prepare_dagster_home
 from docml_assets.terminal import say
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="run")
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_experiment)
 @click.option(
     "--run", "number", type=click.IntRange(1, 999_999), help="Run N: claim it, or continue it from its frozen content."
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docml_assets.cli.arguments import complete_experiment
 from docml_assets.numbers import duration, score, size
 from docml_assets.terminal import TableColumn, print_table, say
 from docml_contract.names import EXPERIMENT_NAME, check_experiment_name
@@ -23,7 +24,7 @@ STEPS = ("reconciliation", "preparation", "training", "inference")
 
 
 @click.command(name="runs")
-@click.argument("experiment", required=False)
+@click.argument("experiment", required=False, shell_complete=complete_experiment)
 @click.option("--jobs", is_flag=True, help="Name the jobs of every run as well.")
 def runs(experiment: str | None, jobs: bool) -> None:
     """Show the runs of EXPERIMENT, or of all experiments, newest last."""
@@ -122,7 +123,7 @@ def _coloured(status: str) -> "Text":
 
 
 @click.command(name="gc")
-@click.argument("experiment", required=False)
+@click.argument("experiment", required=False, shell_complete=complete_experiment)
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def gc(experiment: str | None, dry_run: bool) -> None:
     """Remove what no manifest and no unfinished run of EXPERIMENT, or of any experiment, needs.

@@ -1,6 +1,7 @@
 """An experiment's folder: its two files, as they were when they were read."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -99,6 +100,11 @@ def dockerfile_problems(folder: Path) -> list[Problem]:
         for number, line in enumerate(lines, start=1)
         if (match := _NO_SHELL.fullmatch(line)) and re.search(r"\s#", re.sub(r"\"[^\"]*\"|'[^']*'", "", match[2]))
     ]
+
+
+def experiments_root(environment: Mapping[str, str]) -> Path:
+    """DOCML_EXPERIMENTS: the folder of experiment folders."""
+    return Path(environment.get("DOCML_EXPERIMENTS") or "experiments")
 
 
 def experiment_folders(root: Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from docml_assets.cli import COMMANDS, cli, main
+from docml_contract.names import RunPlace
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -56,9 +57,23 @@ def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -
     assert "Did you mean report?" in capsys.readouterr().err
 
 
-def test_the_shell_completes_as_the_readme_has_it() -> None:
+def test_the_shell_completes_as_the_readme_has_it(tmp_path: Path) -> None:
+    for name in ("EXP-1-first", "EXP-2-second"):
+        (tmp_path / "experiments" / name).mkdir(parents=True)
+        (tmp_path / "experiments" / name / "settings.ini").touch()
+    for run in (2, 10):
+        key = tmp_path / "storage" / RunPlace("EXP-2-second", run).claim
+        key.parent.mkdir(parents=True)
+        key.write_text("{}")
     (line,) = re.findall('`(eval "[^`]*_DOCML_COMPLETE=bash_source[^`]*)`', (REPOSITORY / "README.md").read_text())
-    tries = ("docml ru", "docml run EXP-1 --st", "docml image p")
+    tries = (
+        "docml ru",
+        "docml run EXP-1 --st",
+        "docml image p",
+        "docml validate EXP-2",
+        "docml report EXP-2-second ''",
+        "docml compare EXP-1-first 1 EXP-2-second 1",
+    )
     asked = "; ".join(
         f"COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _docml_completion docml; echo ${{COMPREPLY[*]}}; COMPREPLY=()"
         for words in tries
@@ -69,6 +84,7 @@ def test_the_shell_completes_as_the_readme_has_it() -> None:
         capture_output=True,
         text=True,
         check=True,
+        cwd=tmp_path,
         env={**os.environ, "PATH": path},
     )
-    assert done.stdout.splitlines() == ["run runs", "--steps", "push"]
+    assert done.stdout.splitlines() == ["run runs", "--steps", "push", "EXP-2-second", "10 2 champion", "10"]
