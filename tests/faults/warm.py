@@ -103,6 +103,8 @@ def _run(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):  # which are ignored where the tests run under nohup
+        signal.signal(number, signal.SIG_DFL)
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
