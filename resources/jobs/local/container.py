@@ -269,17 +269,20 @@ class Container:
             return reason
         if lacks_space(self.base):
             return unusable_folder(self.base, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        code = self.exit_code
-        if code is not None and code < 0:
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{hint}"
-        return f"exit code {code}" if code else f"it ended without writing {OUTPUT}"
+        if number := self._killed_by():
+            hint = " (out of memory?)" if number == signal.SIGKILL else ""
+            return f"killed by {signal.Signals(number).name}{hint}"
+        return f"exit code {self.exit_code}" if self.exit_code else f"it ended without writing {OUTPUT}"
 
     @property
     def was_killed(self) -> bool:
         """Ended by a signal and without a reason of its own: the machine's doing, not the job's."""
-        code = self.exit_code
-        return code is not None and code < 0 and not self.has_reason
+        return bool(self._killed_by()) and not self.has_reason
+
+    def _killed_by(self) -> int:
+        """The signal that ended it, or 0: of SIGTERM it may have made an end of its own, with a checkpoint."""
+        code = self.exit_code or 0
+        return signal.SIGTERM if code == 128 + signal.SIGTERM else max(0, -code)
 
 
 def signs_of_life(containers: Sequence[Container]) -> list[tuple[int, int]]:

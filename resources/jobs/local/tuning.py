@@ -28,6 +28,7 @@ from resources.jobs.trials import Trial, add_trials, best_trial, metric_definiti
 TICK_SECONDS = 0.1
 STUDY = "search"  # its name in the journal
 REASON, SECONDS, END = "reason", "seconds", "end"  # what is kept of a trial besides its objective
+KILLED = "killed"  # by what, of a trial that has begun again
 
 
 class RunningTrial:
@@ -82,6 +83,12 @@ class RunningTrial:
         for container in self.containers:
             container.kill()
         self.mirror.stop()
+
+    @property
+    def was_killed(self) -> bool:
+        """Ended by a signal: the machine's doing, or memory that it had not."""
+        ended = [container for container in self.containers if container.exit_code]
+        return bool(ended) and all(container.was_killed for container in ended)
 
     def objective(self, regex: str) -> float | None:
         """The latest value in the log, which is what SageMaker's tuner ranks by."""
@@ -229,6 +236,13 @@ class Search:
         storage.set_trial_user_attr(identity, SECONDS, round(trial.seconds, 1))
         limit = self.local.job.spec.compute.max_runtime_seconds
         stopped = trial.seconds > limit
+        if (
+            failed is not None
+            and trial.was_killed
+            and not stopped
+            and self._begin_again(trial, identity, failed.reason())
+        ):
+            return
         if failed is None and objective is not None and not stopped:
             if (container.output / OFFLINE_RUNS).is_dir():
                 shutil.copytree(
@@ -250,6 +264,19 @@ class Search:
         shutil.rmtree(trial.base, ignore_errors=True)
         store = self.local.store
         store.delete([stored.key for stored in store.list(trial.prefix)])
+
+    def _begin_again(self, trial: RunningTrial, identity: int, reason: str) -> bool:
+        """Once, from its checkpoints, for a trial that was killed: what a search finds is not to depend on it. Whoever takes too much memory
+        is killed again, and has failed."""
+        frozen = self.storage.get_trial(identity)
+        if KILLED in frozen.user_attrs:
+            return False
+        self.storage.set_trial_user_attr(identity, KILLED, reason)
+        self.interrupted.append(frozen)
+        self.mirror.sync()
+        self.local.enter(f"Trial {trial.number} of {self.total}: {reason}; it begins again where its checkpoints end")
+        shutil.rmtree(trial.base, ignore_errors=True)
+        return True
 
     def _is_best(self, objective: float) -> bool:
         best = best_trial(self.trials(), self.tuning)

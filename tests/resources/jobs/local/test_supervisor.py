@@ -106,6 +106,23 @@ def test_a_search_keeps_the_offline_tracking_of_all_trials(store: Store, tmp_pat
     assert kept == [f"wandb/offline-run-{rate}/run.wandb" for rate in rates]
 
 
+@pytest.mark.parametrize(("die", "statuses"), [("once", ["Completed"]), ("always", ["Failed"])])
+def test_a_trial_that_is_killed_begins_again_once(store: Store, tmp_path: Path, die: str, statuses: list[str]) -> None:
+    search = Tuning(ranges={"learning_rate": Choice(values=(0.1,))}, strategy="Grid", max_jobs=1)
+    one = supervisor(store, tmp_path / "a", options={"die": die}, search=search)
+    assert one.local.claim()
+    one.run()
+    assert [one.local.state.status] == statuses
+    said = one.local.state.model_dump_json()
+    assert said.count("killed by SIGKILL (out of memory?); it begins again where its checkpoints end") == 1
+    if die == "once":
+        store.download(one.job.output_prefix, tmp_path / "output")
+        output = JobOutput.from_bytes((tmp_path / "output" / OUTPUT).read_bytes(), OUTPUT)
+        assert output.facts["starts"] == 2, "it went on"
+    else:
+        assert one.local.state.reason == "all 1 trials failed: trial 1: killed by SIGKILL (out of memory?)"
+
+
 def test_an_output_that_is_not_what_it_says_is_the_jobs_own_failure(store: Store, tmp_path: Path) -> None:
     one = supervisor(store, tmp_path / "a", options={"untrue": True})
     assert one.local.claim()
