@@ -106,8 +106,8 @@ class Lease(Document):
         return self.renewed_at == 0.0
 
     def lapsed(self, now: float) -> bool:
-        """Whether nobody has renewed it lately."""
-        return now - self.renewed_at > LAPSE_SECONDS
+        """Whether nobody has renewed it lately. A time to come was written before a clock was set back."""
+        return abs(now - self.renewed_at) > LAPSE_SECONDS
 
 
 class ActiveJob(Document):
@@ -211,12 +211,16 @@ class StoreIdentity(Document):
 
 @dataclass
 class JobContext:
-    """What all parts of the engine share. `clock` and `pause` are the outside world's time; tests turn it themselves."""
+    """What all parts of the engine share. `clock`, `timer` and `pause` are the outside world's time; tests turn it themselves.
+
+    `clock` is what is written and compared between processes; `timer` measures how long something takes, whoever sets the clock meanwhile.
+    """
 
     store: Store
     backend: Backend
     prices: Mapping[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
+    timer: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     jitter: random.Random = field(default_factory=random.Random)
 

@@ -33,7 +33,7 @@ class JobWatch:
         self.holder = holder
         self.listener = listener
         self.cancel = cancel
-        self.budget = Budget(context.clock, context.jitter)
+        self.budget = Budget(context.timer, context.jitter)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.may_exist = False  # the job may exist: Create was begun, or the job was seen
         self._held: Job | None = None
@@ -46,7 +46,7 @@ class JobWatch:
         now = self.context.clock()
         self.context.records.hold(job.place, job.name, self.holder, now)
         self.context.records.activate(job, now)
-        self._held, self._renewed = job, now
+        self._held, self._renewed = job, self.context.timer()
 
     def drop(self) -> None:
         """Renew the lease no longer."""
@@ -57,23 +57,22 @@ class JobWatch:
 
         Canceled when the caller's event is set.
         """
-        until = self.context.clock() + seconds
+        until = self.context.timer() + seconds
         while True:
             if self.cancel.is_set():
                 raise Canceled
             self._renew()
-            left = until - self.context.clock()
+            left = until - self.context.timer()
             if left <= 0:
                 return
             self.context.pause(min(left, 1.0))
 
     def _renew(self) -> None:
         """Renew the lease if it is ours or nobody's; another run that has attached since keeps it while it lives."""
-        now = self.context.clock()
-        if self._held is None or now - self._renewed < RENEW_SECONDS:
+        if self._held is None or self.context.timer() - self._renewed < RENEW_SECONDS:
             return
-        self._renewed = now
-        job = self._held
+        self._renewed = self.context.timer()
+        job, now = self._held, self.context.clock()
         lease = self.context.records.known_lease(job.place, job.name)
         if lease is None or lease.holder == self.holder or lease.lapsed(now):
             self.context.records.hold(job.place, job.name, self.holder, now)
@@ -110,12 +109,12 @@ class JobWatch:
     def see(self, job: Job) -> JobState:
         """The state of a job that must exist, with patience."""
         backend = self.context.backend
-        deadline = self.context.clock() + INVISIBLE_SECONDS
+        deadline = self.context.timer() + INVISIBLE_SECONDS
         while True:
             state = self.ask(job, backend.observe)
             if state is not None:
                 return state
-            if self.context.clock() > deadline:
+            if self.context.timer() > deadline:
                 return JobState("Failed", reason="the job has disappeared", cause="lost")
             self.pause(backend.poll_seconds)
 
@@ -135,8 +134,8 @@ class JobWatch:
             if state.ended:
                 break
             self.pause(backend.poll_seconds)
-        deadline = self.context.clock() + backend.log_settle_seconds
-        while self.context.clock() < deadline:
+        deadline = self.context.timer() + backend.log_settle_seconds
+        while self.context.timer() < deadline:
             self.pause(min(1.0, backend.log_settle_seconds))
             self._relay(job, cursor)
         return state
@@ -186,13 +185,13 @@ class JobWatch:
         """Stop the job and wait for its end, within a bound. A job whose Create was interrupted may appear late."""
         backend = self.context.backend
         seconds = backend.stop_seconds if within is None else min(within, backend.stop_seconds)
-        deadline = self.context.clock() + (seconds if self.may_exist else 0.0)
+        deadline = self.context.timer() + (seconds if self.may_exist else 0.0)
         while True:
             state = None
             with contextlib.suppress(Busy):
                 backend.stop(job)
                 state = backend.observe(job)
-            if (state is not None and state.ended) or self.context.clock() >= deadline:
+            if (state is not None and state.ended) or self.context.timer() >= deadline:
                 return state
             self.context.pause(min(backend.poll_seconds, 2.0))
 
@@ -207,8 +206,8 @@ BUSY_SECONDS = 15 * 60.0
 class Budget:
     """The patience of one call of `Jobs.run`. Waits grow from attempt to attempt and are jittered."""
 
-    def __init__(self, clock: Callable[[], float], jitter: random.Random) -> None:
-        self._clock = clock
+    def __init__(self, timer: Callable[[], float], jitter: random.Random) -> None:
+        self._timer = timer
         self._jitter = jitter
         self._capacity_since: float | None = None
         self._capacity_tries = 0
@@ -227,8 +226,8 @@ class Budget:
     def capacity(self) -> float | None:
         """Seconds until machines are asked for again; none: waited long enough."""
         if self._capacity_since is None:
-            self._capacity_since = self._clock()
-        if self._clock() - self._capacity_since > CAPACITY_SECONDS:
+            self._capacity_since = self._timer()
+        if self._timer() - self._capacity_since > CAPACITY_SECONDS:
             return None
         self._capacity_tries += 1
         return self._wait(30.0, self._capacity_tries, 600.0)
@@ -240,8 +239,8 @@ class Budget:
     def busy(self, error: Exception, what: str) -> float:
         """Seconds until the service is asked again; JobUnreachable when that has gone on for too long."""
         if self._busy_since is None:
-            self._busy_since = self._clock()
-        if self._clock() - self._busy_since > BUSY_SECONDS:
+            self._busy_since = self._timer()
+        if self._timer() - self._busy_since > BUSY_SECONDS:
             raise JobUnreachable(
                 f"{what}: the service has not answered for {BUSY_SECONDS / 60:.0f} minutes ({error}); "
                 "a job that runs goes on: run again to attach to it"

@@ -155,7 +155,12 @@ class Actor:
         backend._jitter = random.Random(self.name)
         engine = Engine(store, backend)
         engine.context = JobContext(
-            store, backend, clock=self.world.clock, pause=self.pause, jitter=random.Random(self.name)
+            store,
+            backend,
+            clock=self.world.clock,
+            timer=self.world.clock,
+            pause=self.pause,
+            jitter=random.Random(self.name),
         )
         return engine
 

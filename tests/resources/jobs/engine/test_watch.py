@@ -1,12 +1,18 @@
-"""What is tried again, how often, and for how long."""
+"""What is tried again, how often, and for how long; and how a lease is kept meanwhile."""
 
 import random
+import threading
+from pathlib import Path
 
 import pytest
 
-from resources.jobs.backend import JobState
-from resources.jobs.engine.watch import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget
+from resources.jobs.backend import Job, JobState
+from resources.jobs.engine.records import JobContext, Lease
+from resources.jobs.engine.watch import BUSY_SECONDS, CAPACITY_SECONDS, MAX_ATTEMPTS, Budget, JobWatch
 from resources.jobs.interface import JobUnreachable
+from resources.jobs.local.backend import LocalBackend
+from resources.store import Store
+from tests.contracts.jobs_contract import RecordingListener, training
 
 
 class Clock:
@@ -57,3 +63,37 @@ def test_a_service_that_answers_again_resets_the_patience() -> None:
 def exhaust(budget: Budget, clock: Clock) -> None:
     while True:
         clock.now += budget.busy(Exception("throttled"), "job")
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("shift", [-HOUR, HOUR])
+def test_a_clock_that_is_set_meanwhile_neither_stretches_a_wait_nor_lets_the_lease_lapse(
+    tmp_path: Path, shift: float
+) -> None:
+    wall, passing = Clock(), Clock()
+    wall.now = 1_800_000_000.0
+
+    def pause(seconds: float) -> None:
+        passing.now += seconds
+        wall.now += seconds + (shift if passing.now == 5 else 0)
+        assert passing.now < HOUR, "it waits for the clock to come to where it was"
+
+    store = Store.open(str(tmp_path), environment={})
+    context = JobContext(store, LocalBackend(store, {}, ["true"]), clock=wall, timer=passing, pause=pause)
+    watch = JobWatch(context, "run-a", RecordingListener(), threading.Event())
+    job = Job.plan(training(), 1, context.store_name)
+    watch.take(job)
+    watch.pause(60)
+    assert passing.now == 60
+    lease = context.records.lease(job.place, job.name)
+    assert lease is not None
+    assert wall.now - lease.renewed_at <= 20
+    assert not lease.lapsed(wall.now)
+
+
+def test_a_lease_of_before_the_clock_was_set_back_is_nobodys() -> None:
+    lease = Lease(holder="run-a", renewed_at=2 * HOUR)
+    assert not lease.lapsed(2 * HOUR - 60)
+    assert lease.lapsed(HOUR)
