@@ -20,7 +20,7 @@ from docml_assets.experiment.settings.ini import DIALECT
 from docml_assets.experiment.settings.settings import Settings, parse_settings
 from docml_assets.experiment.use_case import UseCase
 from docml_assets.tables import DamagedTable
-from docml_contract.base import Document, IncompleteArtifact, UnreadableDocument, digest
+from docml_contract.base import Document, IncompleteArtifact, Moment, UnreadableDocument, digest
 from docml_contract.manifests import CODE_VERSIONS, Manifest, cache_key, snapshot_version, utc_now
 from docml_contract.names import USER_FUNCTIONS, RunPlace, check_experiment_name
 from resources.errors import MissingKey, StoreError
@@ -60,7 +60,7 @@ class Claim(Document):
     request_id: str = Field(
         min_length=1, description="of the claiming request; tells whether one whose response was lost succeeded"
     )
-    created_at: str = Field(description="UTC, ISO 8601")
+    created_at: Moment = Field(description="UTC, ISO 8601")
     parent_run: int | None = Field(
         None, description="the run whose settings and functions were taken, if not the folder's"
     )
@@ -227,12 +227,18 @@ def claim_or_continue(
 
 
 def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
-    """The claim of a run, or None if nobody claimed it. Raises UnreadableDocument."""
+    """The claim of a run, or None if nobody claimed it. Raises UnreadableDocument, also for one of another run: it would be worked on there."""
     key = RunPlace(experiment, number).claim
     try:
-        return Claim.from_bytes(store.get(key), store.uri(key))
+        claim = Claim.from_bytes(store.get(key), store.uri(key))
     except MissingKey:
         return None
+    if (claim.experiment, claim.run) != (experiment, number):
+        raise UnreadableDocument(
+            f"{store.uri(key)} is the claim of {claim.experiment} run {claim.run}; expected that of {experiment} run {number}, as it was "
+            "written: restore the file, or take the next run number"
+        )
+    return claim
 
 
 def changed_keys(claim: Claim, folder: Claim | ExperimentFolder) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from docml_contract.base import Document, digest
+from docml_contract.base import Document, Moment, digest
 from docml_contract.names import check_experiment_name
 from resources.errors import ResourceError
 
@@ -117,11 +117,11 @@ class EndpointRecord(Document):
     where: str = Field(description="the machine, or account and region: an endpoint is looked for nowhere else")
     status: Literal["asked", "up", "leaving"]
     by: str = Field(description="who asked")
-    asked_at: str = Field(description="UTC, ISO 8601")
-    renewed_at: str | None = Field(None, description="when the process that brings it up last reported")
-    up_since: str | None = None
+    asked_at: Moment = Field(description="UTC, ISO 8601")
+    renewed_at: Moment | None = Field(None, description="when the process that brings it up last reported")
+    up_since: Moment | None = None
     checked_documents: int | None = Field(None, description="test documents whose answers were equal to the report's")
-    expires_at: str | None = Field(None, description="when the sweep takes it down")
+    expires_at: Moment | None = Field(None, description="when the sweep takes it down")
     previous: EndpointSpec | None = Field(
         None, description="what the alias answered with before, until this one goes into service"
     )

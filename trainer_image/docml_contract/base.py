@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from typing import Any, Self
+from datetime import datetime
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Document(BaseModel):
@@ -28,6 +29,16 @@ class Document(BaseModel):
                 f"{source}: {where}: {first['msg']} (expected a {cls.__name__} written by docml; "
                 "if the file was edited by hand, restore it, otherwise report it)"
             ) from error
+
+
+def _check_moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no offset from UTC")
+    return text
+
+
+# ISO 8601 with its offset, as `utc_now` writes it: whoever reads one may calculate with it.
+Moment = Annotated[str, AfterValidator(_check_moment)]
 
 
 def canonical_json(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from docml_contract.base import Document, UnreadableDocument
+from docml_contract.base import Document, Moment, UnreadableDocument
 from docml_contract.jobs import JobSpec
 from docml_contract.names import ACTIVE_JOBS, STORE_IDENTITY, RunPlace
 from resources.errors import MissingKey
@@ -61,7 +61,7 @@ class JobRecord(Document):
     reason: str = ""
     output_prefix: str = Field("", description="store key of a completed job's output")
     swept: bool = Field(False, description="stopped because nobody waited for it")
-    started_at: str = ""
+    started_at: Literal[""] | Moment = ""
     ended_at: str = ""
     seconds: float = 0.0
     billable_seconds: float | None = None

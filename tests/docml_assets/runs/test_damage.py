@@ -1,6 +1,7 @@
 """One file that cannot be read affects its own run only: it is named, and skipped where it is not needed."""
 
 import os
+import re
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,7 +14,9 @@ from docml_assets.steps.reconciliation import reconciliation
 from docml_assets.steps.reuse import read_previous_splits
 from docml_assets.steps.training import run_training
 from docml_contract.base import UnreadableDocument
+from docml_contract.manifests import FileEntry
 from docml_contract.names import MANIFEST, PREPARED, RECONCILED_TABLE, REPORT_JSON, RunPlace
+from resources.store.manifests import read_manifest
 from tests.docml_assets.world import World
 
 
@@ -61,8 +64,11 @@ KEYS = {
 def test_other_runs_and_commands_go_on(world: World, place: RunPlace, name: str) -> None:
     key = KEYS[name](place, world)
     if name == "report":
-        manifest = world.store.get(f"{place.reconciliation}/{MANIFEST}")
-        world.store.put(f"{place.inference}/{MANIFEST}", manifest)
+        entry = FileEntry(path=REPORT_JSON, size=1, sha256="0" * 64)
+        reconciled = read_manifest(world.store, place.reconciliation)
+        assert reconciled is not None
+        manifest = reconciled.model_copy(update={"files": (entry,)})
+        world.store.put(f"{place.inference}/{MANIFEST}", manifest.to_bytes())
     if not world.store.exists(key):
         world.store.put(key, b'{"schema_version": 1, "created_at": "2026')
     else:
@@ -71,7 +77,8 @@ def test_other_runs_and_commands_go_on(world: World, place: RunPlace, name: str)
     shown = call(runs.runs)
     if name not in ("prepared.json", "reconciled table"):  # no part of what the table shows
         assert "EXP-1 run 1 is damaged: " in shown.output
-        assert key in shown.output.replace("\n", "")
+        folder, _, file = key.rpartition("/")
+        assert key in shown.output.replace("\n", "") or f"{folder}: {file}" in shown.output.replace("\n", "")
     assert "EXP-1 run 2 is damaged" not in shown.output
     collected = call(runs.gc)
     if name != "report":  # its run is finished, so that what its jobs handed over goes
@@ -89,8 +96,18 @@ def test_other_runs_and_commands_go_on(world: World, place: RunPlace, name: str)
     run_training(work)
 
 
-def test_the_damaged_run_itself_says_what_is_wrong(world: World, place: RunPlace) -> None:
-    damage(world, place.claim)
+@pytest.mark.parametrize("found", ["half of it", "another run", "no time", "a time without its zone"])
+def test_the_damaged_run_itself_says_what_is_wrong(world: World, place: RunPlace, found: str) -> None:
+    content = world.store.get(place.claim)
+    changed = {
+        "half of it": content[: len(content) // 2],
+        "another run": content.replace(b'"run": 1', b'"run": 3'),
+        "no time": re.sub(rb'"created_at": "2', b'"created_at": "x', content),
+        "a time without its zone": content.replace(b"+00:00", b""),
+    }[found]
+    assert changed != content
+    world.store.put(place.claim, changed)
+    assert "EXP-1 run 1 is damaged: " in call(runs.runs).output
     with pytest.raises(UnreadableDocument, match="CLAIM"):
         read_claim(world.store, "EXP-1", 1)
     with pytest.raises((UnreadableDocument, RunClaimed), match=r"CLAIM\.json"):

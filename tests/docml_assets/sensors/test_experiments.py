@@ -247,7 +247,7 @@ def test_two_hundred_experiments_with_fifty_runs_each(daemon: Daemon, tmp_path: 
                     "functions_source": FUNCTIONS,
                     "trigger": {},
                     "request_id": "other",
-                    "created_at": "2026-01-01",
+                    "created_at": "2026-01-01T00:00:00+00:00",
                 }
             )
         )

@@ -36,7 +36,7 @@ def state(**changes: Any) -> State:
         functions_source=FUNCTIONS,
         trigger=changes.pop("trigger", {}),
         request_id="r",
-        created_at="2026-01-01",
+        created_at="2026-01-01T00:00:00+00:00",
     )
     values: dict[str, Any] = {
         "newest_reconciled": True,
