@@ -26,6 +26,7 @@ from docml_assets.report.statistics import LabelScores, confusion_matrix, interv
 from docml_assets.tables import read_parquet
 from docml_contract.names import PREDICTIONS, RunPlace
 from resources.store import Store
+from resources.store.manifests import read_finished
 
 ALPHA = 0.05
 
@@ -170,8 +171,7 @@ class RunComparison:
 def read_run(store: Store, place: RunPlace) -> PreviousRun:
     """What a run's models said. ReportError if the run has no finished report."""
     report = read_report(store, place)
-    key = f"{place.inference}/{PREDICTIONS}"
-    predictions = read_parquet(store.get(key), store.uri(key))
+    predictions = read_parquet(read_finished(store, place.inference, PREDICTIONS))
     return PreviousRun(place.experiment, place.number, predictions, report.labels)
 
 

@@ -9,7 +9,7 @@ from docml_contract.base import Document
 from docml_contract.names import BASELINE, REPORT_JSON, RunPlace
 from docml_contract.policy import Policy
 from resources.store import Store
-from resources.store.manifests import read_manifest
+from resources.store.manifests import read_manifest, read_recorded
 
 NO_DIFFERENCE = "no difference shown"
 MANY_LABELS = 100
@@ -334,11 +334,12 @@ class Report(Document):
 
 
 def read_report(store: Store, place: RunPlace) -> Report:
-    """report.json of a run. ReportError if the run has no finished report."""
-    if read_manifest(store, place.inference) is None:
+    """report.json of a run, as its manifest has it. ReportError if the run has no finished report."""
+    manifest = read_manifest(store, place.inference)
+    if manifest is None:
         raise ReportError(
             f"{place.experiment} run {place.number} has no finished inference report ({store.uri(place.inference)}): "
             f"finish it with docml run {place.experiment} --run {place.number}; docml runs {place.experiment} shows how far it is"
         )
-    key = f"{place.inference}/{REPORT_JSON}"
-    return Report.from_bytes(store.get(key), store.uri(key))
+    content = read_recorded(store, place.inference, manifest.file(REPORT_JSON))
+    return Report.from_bytes(content, store.uri(f"{place.inference}/{REPORT_JSON}"))

@@ -26,7 +26,7 @@ from docml_contract.names import (
     RunPlace,
 )
 from resources.store import Store
-from resources.store.manifests import read_manifest
+from resources.store.manifests import read_finished, read_manifest
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _predictions(store: Store, place: RunPlace) -> list[str]:
 
 def _guids(store: Store, folder: str) -> list[str]:
     """The documents of a finished prediction."""
-    guids: list[str] = read_parquet(store.get(f"{folder}/{PREDICTIONS}"))["artifact_guid"].to_pylist()
+    guids: list[str] = read_parquet(read_finished(store, folder, PREDICTIONS))["artifact_guid"].to_pylist()
     return guids
 
 

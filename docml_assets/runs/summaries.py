@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from docml_assets.report.schema import Report
+from docml_assets.report.schema import read_report
 from docml_assets.runs.claims import claimed_runs, read_claim, read_or_note
 from docml_contract.manifests import Manifest
-from docml_contract.names import REPORT_JSON, RunPlace
+from docml_contract.names import RunPlace
 from resources.jobs.engine.records import JobRecord, job_records
 from resources.store import Store
 from resources.store.manifests import read_manifest
@@ -84,6 +84,4 @@ def _status(
 
 
 def _scores(store: Store, place: RunPlace) -> dict[str, tuple[float, tuple[float, float]]]:
-    key = f"{place.inference}/{REPORT_JSON}"
-    report = Report.from_bytes(store.get(key), store.uri(key))
-    return {name: (model.f1_macro, model.f1_macro_ci95) for name, model in report.models.items()}
+    return {name: (model.f1_macro, model.f1_macro_ci95) for name, model in read_report(store, place).models.items()}

@@ -32,7 +32,7 @@ from docml_contract.names import (
 from docml_contract.units import units_in
 from resources.endpoints.endpoints import Endpoints
 from resources.endpoints.interface import Endpoint, EndpointSpec, Mode, check_alias, endpoint_name
-from resources.store.manifests import check_finished, read_manifest
+from resources.store.manifests import check_finished, read_finished, read_manifest, read_recorded
 
 COMPARED_DOCUMENTS = 50
 # Of a probability. What an export in bfloat16 says of a document depends a little on the documents that share its batch.
@@ -171,10 +171,10 @@ def read_test_documents(work: Work, model: str) -> Iterator[TestDocument]:
 
     Left out are those too large to be sent, and those of whose units the report has only some: an endpoint reads them all.
     """
-    predictions = read_parquet(work.store.get(f"{work.place.inference}/{PREDICTIONS}"))
+    predictions = read_parquet(read_finished(work.store, work.place.inference, PREDICTIONS))
     columns = {"guid": "artifact_guid", "label": model + PREDICTION_SUFFIX, "probability": model + PROBABILITY_SUFFIX}
     rows = predictions.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
-    reconciled = read_parquet(work.store.get(f"{work.place.reconciliation}/{RECONCILED_TABLE}"))
+    reconciled = read_parquet(read_finished(work.store, work.place.reconciliation, RECONCILED_TABLE))
     keys: dict[str, dict[str, str]] = {}
     named: dict[str, list[str]] = {}
     for row in reconciled.select(["artifact_guid", "file", "key", "origin"]).to_pylist():
@@ -201,7 +201,7 @@ def _reported_units(work: Work) -> dict[str, set[str]] | None:
     manifest = read_manifest(work.store, work.place.inference)
     if manifest is None or UNIT_PREDICTIONS not in {entry.path for entry in manifest.files}:
         return None
-    table = read_parquet(work.store.get(f"{work.place.inference}/{UNIT_PREDICTIONS}"))
+    table = read_parquet(read_recorded(work.store, work.place.inference, manifest.file(UNIT_PREDICTIONS)))
     found: dict[str, set[str]] = {}
     for guid, unit in zip(table["artifact_guid"].to_pylist(), table["unit"].to_pylist(), strict=True):
         found.setdefault(guid, set()).add(unit)

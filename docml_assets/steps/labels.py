@@ -23,7 +23,7 @@ from docml_contract.names import (
 )
 from docml_contract.units import document_guid
 from resources.errors import ResourceError
-from resources.store.manifests import read_manifest
+from resources.store.manifests import read_finished, read_manifest, read_recorded
 
 if TYPE_CHECKING:
     from docml_assets.steps.work import Work
@@ -48,7 +48,7 @@ def read_suspects(work: "Work", limit: int | None) -> tuple[list[str], list[Row]
             "(the check label_suspects says why), or they were made before docml estimated label suspects; set BASELINE = true, "
             "or take the next run number with a changed encoder"
         )
-    table = read_parquet(work.store.get(f"{read_prepared(work).folder}/{SUSPECTS_TABLE}"))
+    table = read_parquet(read_recorded(work.store, read_prepared(work).folder, manifest.file(SUSPECTS_TABLE)))
     rows: list[Row] = table.slice(0, limit).to_pylist()
     said = _answers(work)
     excerpts = read_excerpts(work)
@@ -63,7 +63,8 @@ def _answers(work: "Work") -> Mapping[str, Row]:
     if manifest is None:
         return {}
     units = UNIT_PREDICTIONS in {entry.path for entry in manifest.files}
-    table = read_parquet(work.store.get(f"{work.place.inference}/{UNIT_PREDICTIONS if units else PREDICTIONS}"))
+    entry = manifest.file(UNIT_PREDICTIONS if units else PREDICTIONS)
+    table = read_parquet(read_recorded(work.store, work.place.inference, entry))
     models = [name for name in work.settings.model_names if name + PREDICTION_SUFFIX in table.column_names]
     return {
         document_guid(row["artifact_guid"], row.get("unit")): {
@@ -113,7 +114,7 @@ def read_next(work: "Work", count: int) -> list[Row]:
     """
     labels = read_labels(work)
     table = _classified(work)
-    labelled = read_parquet(work.store.get(f"{work.place.reconciliation}/{LABEL_ROWS}"))["artifact_guid"]
+    labelled = read_parquet(read_finished(work.store, work.place.reconciliation, LABEL_ROWS))["artifact_guid"]
     table = table.filter(pc.invert(pc.is_in(table["artifact_guid"], value_set=labelled.combine_chunks())))
     rows = choose_next(table, count)
     if not len(rows):
@@ -140,17 +141,17 @@ def read_next(work: "Work", count: int) -> list[Row]:
 def _classified(work: "Work") -> pa.Table:
     """All documents that this run's models have an answer for, each once, with its newest one."""
     folders = [work.place.prediction(name) for name in work.store.list_folders(work.place.predictions)]
-    made = {
-        folder: manifest.created_at for folder in folders if (manifest := read_manifest(work.store, folder)) is not None
-    }
+    made = {folder: manifest for folder in folders if (manifest := read_manifest(work.store, folder)) is not None}
     if not made:
         raise ReportError(
             f"{work.describe()} has classified no documents yet, so none can be chosen: docml predict {work.place.experiment} "
             f"{work.place.number} --query 'SELECT artifact_guid …'"
         )
     tables = [
-        read_parquet(work.store.get(f"{folder}/{PREDICTIONS}")).select(["artifact_guid", "probabilities"])
-        for folder in sorted(made, key=lambda folder: made[folder], reverse=True)
+        read_parquet(read_recorded(work.store, folder, manifest.file(PREDICTIONS))).select(
+            ["artifact_guid", "probabilities"]
+        )
+        for folder, manifest in sorted(made.items(), key=lambda entry: entry[1].created_at, reverse=True)
     ]
     return newest_answers(tables)
 

@@ -119,7 +119,7 @@ def predict_documents(work: Work, model: str, documents: DocumentSet) -> Predict
     folder = work.place.prediction(identity)
     manifest = read_manifest(work.store, folder)
     if manifest is not None:
-        check_finished(work.store, manifest, folder)
+        check_finished(work.store, manifest, folder, deep=True)
         table = read_parquet(work.store.get(f"{folder}/{PREDICTIONS}"))
         return PredictionResult(folder, manifest, table, context.labels, known=table.num_rows)
     known, known_units = _known_rows(work, deployment, documents)
@@ -216,7 +216,7 @@ def _known_rows(work: Work, deployment: Manifest, documents: DocumentSet) -> tup
         if DOCUMENTS not in {entry.path for entry in manifest.files}:
             continue  # of before there were any
         try:
-            check_finished(work.store, manifest, folder)
+            check_finished(work.store, manifest, folder, deep=True)
         except IncompleteArtifact as error:
             work.reporter.say(f"earlier predictions cannot be used: {error}")
             continue

@@ -40,9 +40,18 @@ def read_recorded(store: Store, folder: str, entry: FileEntry) -> bytes:
     except MissingKey:
         raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: missing. {_remedy(store, folder)}") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        problem = f"content differs from its sha256 {entry.sha256[:12]}…"
+        cut = f"{len(data)} bytes, expected {entry.size}"
+        problem = cut if len(data) != entry.size else f"content differs from its sha256 {entry.sha256[:12]}…"
         raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: {problem}. {_remedy(store, folder)}")
     return data
+
+
+def read_finished(store: Store, folder: str, path: str) -> bytes:
+    """The same by the file's path, of a folder that is known to be finished."""
+    manifest = read_manifest(store, folder)
+    if manifest is None:
+        raise MissingKey(f"{store.uri(folder)} is not finished: it has no {MANIFEST}")
+    return read_recorded(store, folder, manifest.file(path))
 
 
 def _remedy(store: Store, folder: str) -> str:

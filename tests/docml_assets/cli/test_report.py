@@ -1,14 +1,17 @@
 """docml report over a real store."""
 
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from docml_assets.cli.report import report
+from docml_assets.cli.report import compare, report
 from docml_assets.errors import ReportError
 from docml_assets.report.comparison import read_report, read_run
-from docml_contract.names import RunPlace
+from docml_assets.tables import parquet_bytes, read_parquet
+from docml_contract.base import IncompleteArtifact
+from docml_contract.names import PREDICTIONS, REPORT_JSON, RunPlace
 from resources.store import Store
 from tests.docml_assets.cli.finished import store_with_two_runs
 
@@ -51,3 +54,25 @@ def test_reading_a_run_back(store: Store) -> None:
 @pytest.mark.parametrize("arguments", [[], ["EXP-a"], ["EXP-a", "0"], ["EXP-a", "x"]])
 def test_usage(arguments: list[str]) -> None:
     assert CliRunner().invoke(report, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("file", [REPORT_JSON, PREDICTIONS])
+def test_one_wrong_figure_is_never_shown(store: Store, file: str) -> None:
+    place = RunPlace("EXP-a", 1)
+    content = store.get(f"{place.inference}/{file}")
+    if file == REPORT_JSON:
+        changed = re.sub(
+            rb'"accuracy": 0\.(\d)', lambda found: b'"accuracy": 0.%d' % (9 - int(found[1])), content, count=1
+        )
+    else:
+        table = read_parquet(content)
+        values = table["tiny_prediction"].to_pylist()
+        changed = parquet_bytes(table.set_column(2, "tiny_prediction", [[values[1], *values[1:]]]))
+    assert changed != content
+    store.put(f"{place.inference}/{file}", changed)
+    message = f"{file}: content differs .* remove the folder {store.uri(place.inference)}"
+    for command, arguments in ((compare, ["EXP-a", "1", "EXP-b", "3"]), (report, ["EXP-a", "1"])):
+        if command is report and file == PREDICTIONS:
+            continue  # it shows what stands in report.json
+        with pytest.raises(IncompleteArtifact, match=message):
+            CliRunner().invoke(command, arguments, catch_exceptions=False)

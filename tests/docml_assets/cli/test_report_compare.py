@@ -34,12 +34,13 @@ def test_labels_that_changed_between_the_runs_are_counted(store: Store) -> None:
 
 
 def test_truncated_predictions_are_named_with_the_remedy(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    key = f"{RunPlace('EXP-b', 3).inference}/{PREDICTIONS}"
-    store.put(key, store.get(key)[:500])
+    folder = RunPlace("EXP-b", 3).inference
+    whole = store.get(f"{folder}/{PREDICTIONS}")
+    store.put(f"{folder}/{PREDICTIONS}", whole[:500])
     with pytest.raises(SystemExit) as ended:
         main(["compare", "EXP-a", "1", "EXP-b", "3"])
     assert ended.value.code == 1
     said = capsys.readouterr().err
-    assert f"docml: {store.uri(key)} (500 bytes) is not a whole parquet file" in said
-    assert "restore it, or remove its folder and execute the run again" in said
+    assert f"docml: {store.uri(folder)}: {PREDICTIONS}: 500 bytes, expected {len(whole)}. " in said
+    assert f"restore it, or remove the folder {store.uri(folder)} and execute the run again" in said
     assert "Traceback" not in said
