@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 DEFAULT_HOME = ".dagster_home"
 COPIES = "deployments"  # below the home: copies of deployment folders that docml serve reads
 SETTINGS = "dagster.yaml"
-LOCK = ".first_use.lock"
+LOCK = ".first_use.lock"  # held while a process opens the home; holds its number
+PATIENCE_SECONDS = 20.0  # of many first uses at once, each waits for those before it
 SERVED = "served"  # below the home: a note for each store that has used it, with its experiments
 _PACKAGE = Path(__file__).resolve().parents[1]
 # beside the package in a checkout; within it in a wheel
@@ -151,10 +153,32 @@ def explained_home(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _first_use(home: Path) -> Iterator[None]:
-    """One process at a time makes the databases of a home: two at once can leave it unusable for ever."""
-    with (home / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """One process at a time makes the databases of a home: two at once can leave it unusable for ever. One that stands still is named."""
+    with (home / LOCK).open("a+b", buffering=0) as lock:
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > patience:
+                patience = float("inf")
+                lock.seek(0)
+                other = lock.read(20).decode(errors="replace")
+                say(
+                    f"Waiting for process {other}, which is opening the Dagster home {home}. If it stands still (SIGSTOP), wake it "
+                    f"(kill -CONT {other}) or end it (kill -KILL {other})",
+                    fg="yellow",
+                    err=True,
+                )
+            time.sleep(0.05)
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
         yield
+
+
+def _locked(lock: FileIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unusable(home: Path, error: OSError) -> HomeError:

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import re
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import dagster as dg
 import pytest
 
 from docml_assets.cli import main
-from docml_assets.cli.home import HomeError, dagster_instance, hold, prepare_dagster_home
+from docml_assets.cli.home import HomeError, _first_use, dagster_instance, hold, prepare_dagster_home
 from tests.docml_assets.world import World
 
 
@@ -53,6 +55,35 @@ def test_processes_that_use_a_fresh_home_first_at_once_all_succeed(tmp_path: Pat
         assert failed.empty(), failed.get()
         with dg.DagsterInstance.from_config(str(home)) as instance:
             assert len(instance.get_dynamic_partitions("experiment_run")) == 5
+
+
+def stand_still(home: Path, ready: "multiprocessing.Queue[int]") -> None:
+    with _first_use(home):
+        ready.put(os.getpid())
+        signal.pause()
+
+
+def test_a_process_that_stands_still_while_it_opens_the_home_is_named_and_the_remedy_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("docml_assets.cli.home.PATIENCE_SECONDS", 0.0)
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Queue()
+    other = fork.Process(target=stand_still, args=(tmp_path, ready))
+    other.start()
+    number = ready.get()
+    said = ""
+
+    def look(_: float) -> None:
+        nonlocal said
+        said += capsys.readouterr().err
+        if said:
+            os.kill(int(re.findall(r"kill -KILL (\d+)", said)[0]), signal.SIGKILL)
+            other.join()
+
+    monkeypatch.setattr("docml_assets.cli.home.time.sleep", look)
+    with _first_use(tmp_path):
+        assert f"Waiting for process {number}, which is opening the Dagster home {tmp_path}" in said
 
 
 @pytest.fixture
