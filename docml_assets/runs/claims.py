@@ -233,12 +233,18 @@ def read_claim(store: Store, experiment: str, number: int) -> Claim | None:
         claim = Claim.from_bytes(store.get(key), store.uri(key))
     except MissingKey:
         return None
+    except UnreadableDocument as error:
+        raise UnreadableDocument(f"{error}. {_remedy(experiment)}") from error
     if (claim.experiment, claim.run) != (experiment, number):
         raise UnreadableDocument(
             f"{store.uri(key)} is the claim of {claim.experiment} run {claim.run}; expected that of {experiment} run {number}, as it was "
-            "written: restore the file, or take the next run number"
+            f"written. {_remedy(experiment)}"
         )
     return claim
+
+
+def _remedy(experiment: str) -> str:
+    return f"Restore the file, or take the next run number: docml run {experiment} --next"
 
 
 def changed_keys(claim: Claim, folder: Claim | ExperimentFolder) -> list[str]:
