@@ -8,6 +8,7 @@ Errors:
     ResourceError          something outside the process refused, failed or was set up wrongly
     ├── StoreError         an object store refused or failed
     │   ├── MissingKey     no object has this key
+    │   ├── UnreadableFile one file that is there and cannot be read (its permissions, a symbolic link, the disk)
     │   ├── UnsafeKey      a key that no store is asked for ('..', empty segments, control characters)
     │   └── UnsafeFile     a file that does not enter a store: a symbolic link
     ├── LabelError         the label source refused or failed

@@ -1,5 +1,7 @@
 """The package's exceptions; the tree is drawn in `resources/__init__.py`."""
 
+from docml_contract.base import UnreadableDocument
+
 
 class ResourceError(Exception):
     """Something outside the process refused, failed or was set up wrongly."""
@@ -11,6 +13,10 @@ class StoreError(ResourceError):
 
 class MissingKey(StoreError):
     """No object has this key."""
+
+
+class UnreadableFile(StoreError, UnreadableDocument):
+    """One file that is there and cannot be read: damage of what it belongs to, and no reason to stop at anything else."""
 
 
 class UnsafeKey(StoreError):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from resources.errors import StoreError
+from resources.errors import StoreError, UnreadableFile
 from resources.processes import boot, pid_namespace, start_of
 from resources.store.objects import (
     LINK_SIZE,
@@ -267,6 +267,11 @@ class FolderBackend:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_key(str(self.root / key)) from None
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EIO) and os.path.lexists(self.root / key):
+                raise UnreadableFile(
+                    f"{self.root / key} cannot be read ({error.strerror}); expected a file that this user can read: fix its permissions, "
+                    "or restore it"
+                ) from error
             raise self._error(key, error) from error
 
     def _error(self, key: str, error: OSError) -> StoreError:
@@ -278,10 +283,13 @@ class FolderBackend:
             )
         if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
             return StoreError(
-                f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both"
+                f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both: remove the one that "
+                "docml has not written"
             )
         if error.errno == errno.ELOOP:
-            return StoreError(f"{path}: a symbolic link; expected a file: put a copy of what it leads to there instead")
+            return UnreadableFile(
+                f"{path}: a symbolic link; expected a file: put a copy of what it leads to there instead"
+            )
         if error.errno == errno.ENAMETOOLONG:
             return StoreError(f"{path}: a segment of the key is longer than 255 bytes")
         return StoreError(f"{path}: {error.strerror or error}")
@@ -295,8 +303,8 @@ def make_private_folder(folder: Path) -> None:
 
 
 def _open(path: Path) -> BufferedReader:
-    """A file to read; OSError (ELOOP) if it is a symbolic link, whatever it was when it was listed."""
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+    """A file to read; OSError (ELOOP) if it is a symbolic link, whatever it was when it was listed. Nobody waits for who writes to a pipe."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
 def _write_durably(path: Path, data: bytes) -> None:

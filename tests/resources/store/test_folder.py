@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resources.errors import StoreError
+from docml_contract.base import UnreadableDocument
+from resources.errors import StoreError, UnreadableFile
 from resources.processes import start_of
 from resources.store import LINK_SIZE, Store
 from resources.store.folder import DRAFTS
@@ -155,6 +156,19 @@ class TestFolder(StoreContract):
         store.put("a/b", b"x")
         (store.local_path / "a" / "circle").symlink_to(store.local_path)
         assert [o.key for o in store.list()] == ["a/b"]
+
+    def test_a_file_that_cannot_be_read_is_damage_of_what_it_belongs_to(self, store: Store) -> None:
+        assert store.local_path is not None
+        store.put("a", b"x")
+        (store.local_path / "circle").symlink_to("circle")
+        os.mkfifo(store.local_path / "pipe")
+        assert store.get("pipe") == b"", "nobody waits for somebody to write to it"
+        with pytest.raises(UnreadableFile, match="circle: a symbolic link"):
+            store.get("circle")
+        memory = Store.open("/proc/self", environment={})
+        with pytest.raises(UnreadableFile, match=r"mem cannot be read .*fix its permissions, or restore it"):
+            memory.get("mem")
+        assert issubclass(UnreadableFile, UnreadableDocument)
 
     def test_links_to_files_are_told_from_files_and_never_read(self, store: Store, tmp_path: Path) -> None:
         assert store.local_path is not None
