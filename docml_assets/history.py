@@ -121,6 +121,17 @@ class CompactInstance(dg.DagsterInstance):
         return instance_defaults(base_dir, CompactStorage)
 
 
+def has_compressed_events(home: Path) -> bool:
+    """Whether the home has events that only `CompactInstance` can read."""
+    index = home / RUNS / "index.db"
+    if not index.is_file():
+        return False
+    with contextlib.closing(sqlite3.connect(index)) as connection, contextlib.suppress(sqlite3.Error):
+        found = connection.execute("SELECT 1 FROM event_logs WHERE typeof(event) = 'blob' LIMIT 1").fetchone()
+        return found is not None
+    return False
+
+
 def shrink(database: Path) -> int:
     """Rewrite the database of an ended run with small pages; how many bytes were saved, 0 where it is in use, small already, or not there."""
     try:

@@ -111,12 +111,39 @@ def dagster_instance(home: Path) -> Iterator["dg.DagsterInstance"]:
     keep_engines()
     with explained_home(home):
         with _first_use(home):
-            instance = dg.DagsterInstance.get()
+            instance = _open(home)
             instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
             instance.all_instigator_state()
             instance.get_dynamic_partitions("experiment_run")
         with instance:
             yield instance
+
+
+def _open(home: Path) -> "dg.DagsterInstance":
+    """The instance of the home; HomeError for settings that Dagster cannot use, whatever it says of them."""
+    import dagster as dg
+    import sqlalchemy.exc
+    from alembic.util import CommandError
+
+    from docml_assets.history import CompactInstance, has_compressed_events
+
+    try:
+        instance = dg.DagsterInstance.get()
+    except (sqlalchemy.exc.SQLAlchemyError, CommandError, OSError):
+        raise
+    except Exception as error:
+        raise _wrong_settings(home, error) from error
+    if not isinstance(instance, CompactInstance) and has_compressed_events(home):
+        lines = f"instance_class: {{module: {CompactInstance.__module__}, class: {CompactInstance.__name__}}}"
+        raise _wrong_settings(home, f"the events of its runs are compressed, and it lacks the line {lines}")
+    return instance
+
+
+def _wrong_settings(home: Path, cause: object) -> HomeError:
+    first = " ".join(str(cause).split())[:300]
+    return HomeError(
+        f"{home / SETTINGS} is not what Dagster expects ({first}): fix it, or remove it, and docml writes its own"
+    )
 
 
 @contextmanager
@@ -132,10 +159,7 @@ def explained_home(home: Path) -> Iterator[None]:
     try:
         yield
     except (yaml.YAMLError, dg.DagsterInvalidConfigError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise HomeError(
-            f"{home / SETTINGS} is not what Dagster expects ({first}): fix it, or remove it, and docml writes its own"
-        ) from error
+        raise _wrong_settings(home, error) from error
     except (sqlalchemy.exc.SQLAlchemyError, CommandError) as error:
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
         if "full" in cause or lacks_space(home):
@@ -182,6 +206,11 @@ def _locked(lock: FileIO) -> bool:
 
 
 def _unusable(home: Path, error: OSError) -> HomeError:
+    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+        what = "a folder" if isinstance(error, IsADirectoryError) else "no folder"
+        return HomeError(
+            f"the Dagster home {home} cannot be used: {error.filename} is {what}. Move it away, or let DAGSTER_HOME name another folder"
+        )
     return HomeError(
         f"the Dagster home {home} cannot be used ({error.strerror or error}); expected a folder that this user can write to, with space "
         "left: fix its permissions, free space, or let DAGSTER_HOME name another folder"

@@ -119,6 +119,7 @@ def use(home: Path) -> None:
         patch.setenv("DAGSTER_HOME", str(home))
         with dagster_instance(prepare_dagster_home()) as instance:
             instance.add_dynamic_partitions("experiment_run", ["1"])
+            instance.report_runless_asset_event(dg.AssetMaterialization("anything"))
 
 
 @pytest.mark.parametrize("name", ["a%41", "what?", "a#b", "a\nb"])
@@ -129,11 +130,23 @@ def test_odd_characters_are_refused_before_anything_is_made(
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("text", ["telemetry: [\n", "nonsense: 1\n"])
-def test_wrong_settings_are_named_and_the_remedy_works(run: Callable[[Path], str], tmp_path: Path, text: str) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text(text)
+WRONG_SETTINGS = {
+    "no YAML": b"telemetry: [\n",
+    "unknown": b"nonsense: 1\n",
+    "a list": b"- a\n",
+    "endless": b"[" * 20_000,
+    "no UTF-8": b"a: \xff\xfe",
+    "no such module": b"run_launcher: {module: nowhere.at.all, class: X}\n",
+    "without the class that reads its events": b"",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SETTINGS)
+def test_wrong_settings_are_named_and_the_remedy_works(
+    run: Callable[[Path], str], pristine: Path, tmp_path: Path, kind: str
+) -> None:
+    home = shutil.copytree(pristine, tmp_path / "home")
+    (home / "dagster.yaml").write_bytes(WRONG_SETTINGS[kind])
     assert f"{home}/dagster.yaml is not what Dagster expects" in run(home)
     (home / "dagster.yaml").unlink()
     use(home)
@@ -173,6 +186,25 @@ def test_a_home_that_is_no_folder_or_not_writable_is_said(run: Callable[[Path], 
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", Path("/sys/docml-home")):
         assert f"the Dagster home {home} cannot be used" in run(home)
+
+
+@pytest.mark.parametrize("name", ["dagster.yaml", "history", ".first_use.lock", "served"])
+def test_what_stands_in_the_place_of_something_is_named_and_the_remedy_works(
+    run: Callable[[Path], str], pristine: Path, tmp_path: Path, name: str
+) -> None:
+    home = shutil.copytree(pristine, tmp_path / "home")
+    place = home / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.write_text("")
+    else:
+        place.unlink()
+        place.mkdir()
+    said = run(home)
+    moved = re.findall(r"cannot be used: (\S+) is (?:a|no) folder\. Move it away", said)
+    assert moved, said
+    Path(moved[0]).rename(tmp_path / "away")
+    use(home)
 
 
 def test_one_home_has_one_ui(tmp_path: Path) -> None:
