@@ -16,7 +16,7 @@ from docml_assets.errors import DocmlError
 from docml_assets.numbers import signed
 from docml_assets.report.comparison import PreviousRun, compare_runs, read_run
 from docml_assets.report.schema import Pair
-from docml_contract.base import Document
+from docml_contract.base import Document, UnreadableDocument
 from docml_contract.manifests import utc_now
 from docml_contract.names import PREDICTION_SUFFIX, PROBABILITY_SUFFIX, RunPlace, check_experiment_name
 from resources.store import Store
@@ -60,9 +60,15 @@ class Verdict:
 
 
 def read_history(store: Store, experiment: str) -> list[Promotion]:
-    """All entries, oldest first."""
+    """All entries, oldest first. UnreadableDocument."""
     keys = [stored.key for stored in store.list(_folder(experiment)) if stored.key.endswith(".json")]
-    return [Promotion.from_bytes(store.get(key), store.uri(key)) for key in sorted(keys)]
+    try:
+        return [Promotion.from_bytes(store.get(key), store.uri(key)) for key in sorted(keys)]
+    except UnreadableDocument as error:
+        raise UnreadableDocument(
+            f"{error}. Restore the file; or remove it, and look at docml champion {experiment}: what is left counts, and the model "
+            "that should be the champion can be promoted again"
+        ) from error
 
 
 def read_champion(store: Store, experiment: str) -> Promotion:
@@ -147,15 +153,17 @@ def standing(entries: Sequence[Promotion]) -> list[Promotion]:
     """The promotions that no rollback took back."""
     found: list[Promotion] = []
     for entry in entries:
-        if entry.rollback:
-            found.pop()
-        else:
+        if not entry.rollback:
             found.append(entry)
+            continue
+        del found[-1:]
+        if [(kept.run, kept.model) for kept in found[-1:]] != [(entry.run, entry.model)]:
+            found.append(entry)  # the promotion that it went back to was removed
     return found
 
 
 def _append(store: Store, experiment: str, **fields: object) -> Promotion:
-    sequence = len(read_history(store, experiment)) + 1
+    sequence = max((entry.sequence for entry in read_history(store, experiment)), default=0) + 1
     entry = Promotion.model_validate({"sequence": sequence, "promoted_at": utc_now(), **fields})
     if not store.put_if_absent(f"{_folder(experiment)}/{sequence:06d}.json", entry.to_bytes()):
         raise ChampionError(

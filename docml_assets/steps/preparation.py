@@ -81,14 +81,15 @@ def run_preparation(work: Work) -> Outcome | None:
 
 def read_prepared(work: Work) -> PreparedData:
     """Which prepared data this run uses; NotReady before the step is finished."""
-    read_required(work, work.place.preparation, ENCODED_SPLITS)
-    key = f"{work.place.preparation}/{PREPARED}"
-    return PreparedData.from_bytes(work.store.get(key), key)
+    manifest = read_required(work, work.place.preparation, ENCODED_SPLITS)
+    content = read_recorded(work.store, work.place.preparation, manifest.file(PREPARED))
+    return PreparedData.from_bytes(content, work.store.uri(f"{work.place.preparation}/{PREPARED}"))
 
 
 def read_labels(work: Work) -> list[str]:
     """The labels of the run's prepared data in the order of their ids."""
-    by_id: dict[str, str] = json.loads(work.store.get(f"{read_prepared(work).folder}/{ID2LABEL}"))
+    entry = read_prepared_manifest(work).file(ID2LABEL)
+    by_id: dict[str, str] = json.loads(read_recorded(work.store, read_prepared(work).folder, entry))
     return [label for _, label in sorted(by_id.items(), key=lambda item: int(item[0]))]
 
 

@@ -275,7 +275,7 @@ class FolderBackend:
             raise self._error(key, error) from error
 
     def _error(self, key: str, error: OSError) -> StoreError:
-        path = self.root / key
+        path = self.root / key if key else Path(error.filename or self.root)
         if error.errno in _UNUSABLE or not key:
             return StoreError(
                 f"{path}: {error.strerror or error}; expected a folder that this user can read and write, with space left: fix its "

@@ -35,6 +35,9 @@ LAPSE_SECONDS = 120.0
 ORPHAN_SECONDS = 15 * 60.0
 RENEW_SECONDS = 20.0
 
+# A job is found again by its name.
+REMEDY = "Restore the file; or remove it and execute the run again, which attaches to the job or takes its result"
+
 _RECORD = re.compile(r"[A-Za-z0-9-]+\.json")
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
@@ -189,9 +192,12 @@ class Records:
         self.hold(place, name, holder, 0.0)
 
     def _get(self, model: type[AnyDocument], key: str) -> AnyDocument | None:
-        with contextlib.suppress(MissingKey):
+        try:
             return model.from_bytes(self.store.get(key), self.store.uri(key))
-        return None
+        except MissingKey:
+            return None
+        except UnreadableDocument as error:
+            raise UnreadableDocument(f"{error}. {REMEDY}") from error
 
 
 def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
@@ -199,7 +205,10 @@ def job_records(store: Store, place: RunPlace) -> list[JobRecord]:
     start = len(place.jobs) + 1
     keys = [stored.key for stored in store.list(place.jobs)]
     names = [key for key in keys if _RECORD.fullmatch(key[start:])]  # not the leases, logs and outputs beside them
-    records = [JobRecord.from_bytes(store.get(key), store.uri(key)) for key in names]
+    try:
+        records = [JobRecord.from_bytes(store.get(key), store.uri(key)) for key in names]
+    except UnreadableDocument as error:
+        raise UnreadableDocument(f"{error}. {REMEDY}") from error
     return sorted(records, key=lambda record: record.created_at)
 
 

@@ -14,6 +14,7 @@ from docml_assets.runs.champion import (
     read_history,
     rollback,
 )
+from docml_contract.base import UnreadableDocument
 from docml_contract.names import PREDICTIONS, REPORT_HTML, REPORT_JSON, RunPlace
 from resources.store import Store
 from resources.store.manifests import publish_bytes
@@ -46,6 +47,23 @@ def finish(store: Store, run: int, accuracy: dict[str, float], first: int = 0) -
         inputs={},
         code_version="1",
     )
+
+
+def test_a_damaged_entry_is_named_and_the_remedy_works(store: Store) -> None:
+    finish(store, 1, {"good": 0.9})
+    finish(store, 2, {"alike": 0.9})
+    for run, model in ((1, "good"), (2, "alike")):
+        promote(store, EXPERIMENT, run, model, by="ann", force="because")
+    rollback(store, EXPERIMENT, by="ann")
+    first = f"{EXPERIMENT}/champion/000001.json"
+    store.put(first, store.get(first)[:40])
+    with pytest.raises(UnreadableDocument, match=r"000001\.json: .*or remove it, and look at docml champion EXP-a"):
+        read_champion(store, EXPERIMENT)
+    store.delete([first])
+    assert (read_champion(store, EXPERIMENT).run, read_champion(store, EXPERIMENT).model) == (1, "good")
+    again, _ = promote(store, EXPERIMENT, 2, "alike", by="ann", force="because")
+    assert again.sequence == 4
+    assert read_champion(store, EXPERIMENT).run == 2
 
 
 def test_a_worse_model_is_refused_unless_forced_and_a_rollback_goes_back(store: Store) -> None:
