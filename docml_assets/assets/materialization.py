@@ -37,6 +37,9 @@ from resources.processes import this_process
 RESOURCES = frozenset({"deployment", "store", "production", "labels", "jobs", "endpoints", "tracking"})
 OWNERS = ["team:docml"]
 SECONDS_BETWEEN_PROGRESS_LOGS = 10.0
+# Lines of a job that are shown at once, and then a second: each is an event of Dagster, which takes some 20 ms to write.
+SHOWN_LINES = 2_000
+LINES_A_SECOND = 10.0
 
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 Results = Iterator[dg.MaterializeResult]
@@ -250,15 +253,35 @@ class JobListener:
         self._reporter = reporter
         self._hosts: set[str] = set()
         self._lock = threading.Lock()
+        self._allowed = float(SHOWN_LINES)
+        self._looked = time.monotonic()
+        self._is_cut = False
 
     def line(self, host: str, text: str) -> None:
-        """A log line of the job; the host is named where there are several."""
+        """A log line of the job; the host is named where there are several. A job that prints without end is shown in part."""
+        if not self._may_show():
+            return
         with self._lock:
             self._hosts.add(host)
             where = f"{host}: " if len(self._hosts) > 1 else ""
         if not text.startswith(log_lines.METRICS_PREFIX):  # the job says the same in words, on the line before
             self._context.log.info(plain_line(f"{self._prefix}{where}{text}"))
         display().job_line(self._asset, self._model, text)
+
+    def _may_show(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._allowed = min(SHOWN_LINES, self._allowed + (now - self._looked) * LINES_A_SECOND)
+            self._looked = now
+            if self._allowed >= 1:
+                self._allowed -= 1
+                return True
+            was_cut, self._is_cut = self._is_cut, True
+        if not was_cut:
+            self.status(
+                "the job prints more lines than can be shown here: from now on some are left out, and stand in its log alone"
+            )
+        return False
 
     def status(self, text: str) -> None:
         """Where the job stands, as a sentence of the step."""
