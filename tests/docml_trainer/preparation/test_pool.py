@@ -143,11 +143,21 @@ def test_an_encoder_that_exits_has_not_encoded(tmp_path: Path, where: str) -> No
     assert "SystemExit: enough" in job.failure
 
 
-def test_a_process_that_ends_without_a_word_has_not_encoded(tmp_path: Path) -> None:
-    job = job_of(tmp_path, NOTED + "os._exit(0)\n")
+@pytest.mark.parametrize(
+    ("does", "missing", "where"),
+    [
+        ("os._exit(0)\n", 2, ""),
+        (AT_7.format(does="os._exit(0)"), 1, " One was at artifact doc-00007 (label 'letter')"),
+    ],
+    ids=["loading", "encoding"],
+)
+def test_a_process_that_ends_without_a_word_has_not_encoded(
+    tmp_path: Path, does: str, missing: int, where: str
+) -> None:
+    job = job_of(tmp_path, NOTED + does)
     assert job.run(NOTES=str(tmp_path)).returncode == 1
-    assert "2 of 2 parts of the documents are not encoded" in job.failure
-    assert "does user_defined_funcs.py end the process?" in job.failure
+    assert f"{missing} of 2 parts of the documents are not encoded" in job.failure
+    assert f"(does user_defined_funcs.py end the process?{where})" in job.failure
 
 
 @pytest.mark.parametrize("reason", ["", THREAD], ids=["forked", "alone"])

@@ -172,7 +172,7 @@ def _watch(workers: _Workers, documents: Documents, stuck_seconds: float, progre
         _raise_end(workers, documents)
         done = sum(state.done for state in workers.states)
         if not running:
-            _check_complete(workers)
+            _check_complete(workers, documents)
             progress(done)
             return
         for files, state in zip(workers.files, workers.states, strict=True):
@@ -205,12 +205,15 @@ def _killed(code: int, doing: str) -> DataError:
     return DataError(f"an encoding process {end}{hint} while it {doing}")
 
 
-def _check_complete(workers: _Workers) -> None:
+def _check_complete(workers: _Workers, documents: Documents) -> None:
     missing = [part for part in workers.encoding.parts if not part.report.exists()]
     if missing:
+        at = "; ".join(
+            f"one was at {_at(state, documents)}" for state in workers.states if state.started and not state.loading
+        )
         raise DataError(
             f"all encoding processes have ended, and {len(missing)} of {len(workers.encoding.parts)} parts of the documents are not encoded; "
-            f"expected all of them (does {workers.encoding.plan.functions.name} end the process?)"
+            f"expected all of them (does {workers.encoding.plan.functions.name} end the process?{at and f' {at.capitalize()}'})"
         )
 
 
@@ -245,7 +248,7 @@ def _at(state: Any, documents: Documents) -> str:
     if state.loading:
         return "loading the module"
     if not state.started:
-        return "no document"
+        return "what follows a document (were its files closed?)"
     named = f"artifact {documents.guids[state.first]} (label {documents.labels[state.first]!r})"
     return named if state.count == 1 else f"a batch of {state.count} documents from {named}"
 
