@@ -49,7 +49,7 @@ from docml_contract.names import (
 from docml_contract.units import document_guid, files_of_unit
 from resources.jobs.interface import JobResult
 from resources.label_values import column_named
-from resources.store.manifests import check_finished, read_manifest, read_recorded
+from resources.store.manifests import check_finished, is_damaged, read_manifest, read_recorded
 
 # What of user_defined_funcs.py decides the encoded rows.
 ENCODING_NAMES = ("get_dataset_features", "encode_data", "encode_batch", "PADDING")
@@ -180,8 +180,10 @@ def _make(work: Work, reconciled: Manifest, rows: pa.Table, key: str) -> Outcome
     inputs = {RECONCILED_DATA: reconciled.data_version}
     results = tuple(_jobs(work, rows, previous, inputs))
     assigned = digest(previous.select(["artifact_guid", "split"]).to_pylist()) if previous is not None else None
-    folder_key = short(digest([key, assigned]))
-    folder = f"{work.place.shared.prepared_data(work.settings.encoded_data_dir)}/{folder_key}"
+    parent = work.place.shared.prepared_data(work.settings.encoded_data_dir)
+    folder = f"{parent}/{short(digest([key, assigned]))}"
+    if is_damaged(work.store, folder):  # it stays as it is: somebody may want to look at it
+        folder = f"{parent}/{short(digest([key, assigned, work.place.number]))}"
     version = results[-1].output.data_version
     manifest = work.publish(ENCODED_SPLITS, folder, results[-1], cache_key=key, data_version=version, inputs=inputs)
     _forget_parts(work)

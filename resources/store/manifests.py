@@ -88,6 +88,17 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
         )
 
 
+def is_damaged(store: Store, folder: str) -> bool:
+    """Whether the folder is finished, as far as can be told, and is not what its manifest says."""
+    try:
+        manifest = read_manifest(store, folder)
+        if manifest is not None:
+            check_finished(store, manifest, folder)
+    except (IncompleteArtifact, UnreadableDocument):
+        return True
+    return False
+
+
 def publish_bytes(
     store: Store,
     folder: str,

@@ -131,6 +131,11 @@ def test_damaged_prepared_data_are_made_again_by_the_next_run_and_an_error_in_th
     world.store.delete([f"{read_prepared(work).folder}/{SPLITS_TABLE}"])
     with pytest.raises(IncompleteArtifact, match=SPLITS_TABLE):
         run_preparation(work)
+    following = world.work(world.claim(2))
+    assert prepare(following).how == "made"
+    assert read_prepared(following).folder != read_prepared(work).folder, "a damaged folder is left as it is"
+    assert (again := run_preparation(following)) is not None
+    assert again.how == "finished"
 
 
 def test_turned_off_it_needs_equal_inputs(world: World) -> None:
