@@ -10,7 +10,7 @@ from typing import Any
 
 from docml_contract.base import IncompleteArtifact, UnreadableDocument
 from docml_contract.manifests import FileEntry, JobOutput, Manifest, utc_now
-from docml_contract.names import MANIFEST
+from docml_contract.names import CLAIM, MANIFEST
 from resources.errors import MissingKey, StoreError
 from resources.store.objects import PARALLEL_FILES
 from resources.store.store import Store
@@ -27,9 +27,7 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
     except MissingKey:
         return None
     except UnreadableDocument as error:
-        raise UnreadableDocument(
-            f"{error}. Restore the file, or remove the folder {store.uri(folder)} and execute the run again, which makes it anew"
-        ) from error
+        raise UnreadableDocument(f"{error}. Restore the file, or {_remedy(store, folder)}") from error
 
 
 def read_recorded(store: Store, folder: str, entry: FileEntry) -> bytes:
@@ -38,11 +36,11 @@ def read_recorded(store: Store, folder: str, entry: FileEntry) -> bytes:
     try:
         data = store.get(key)
     except MissingKey:
-        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: missing. {_remedy(store, folder)}") from None
+        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: missing. {_changed(store, folder)}") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         cut = f"{len(data)} bytes, expected {entry.size}"
         problem = cut if len(data) != entry.size else f"content differs from its sha256 {entry.sha256[:12]}…"
-        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: {problem}. {_remedy(store, folder)}")
+        raise IncompleteArtifact(f"{store.uri(folder)}: {entry.path}: {problem}. {_changed(store, folder)}")
     return data
 
 
@@ -55,10 +53,15 @@ def read_finished(store: Store, folder: str, path: str) -> bytes:
 
 
 def _remedy(store: Store, folder: str) -> str:
-    return (
-        f"Something outside docml changed a finished folder: restore it, or remove the folder {store.uri(folder)} and execute the run again, "
-        "which makes it anew"
-    )
+    """How what is damaged is made again. A claim is never removed: the run would be another one."""
+    if store.exists(f"{folder}/{CLAIM}"):
+        return f"remove all files but {CLAIM} from the folder {store.uri(folder)} and execute the run again, which writes them from the claim"
+    again = "classify the documents again" if folder.split("/")[-2:-1] == ["predictions"] else "execute the run again"
+    return f"remove the folder {store.uri(folder)} and {again}, which makes it anew"
+
+
+def _changed(store: Store, folder: str) -> str:
+    return f"Something outside docml changed a finished folder: restore it, or {_remedy(store, folder)}"
 
 
 def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool = False) -> None:
@@ -84,7 +87,7 @@ def check_finished(store: Store, manifest: Manifest, folder: str, *, deep: bool 
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise IncompleteArtifact(
-            f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. {_remedy(store, folder)}"
+            f"{store.uri(folder)} ({manifest.asset}, run {manifest.run}): {shown}. {_changed(store, folder)}"
         )
 
 

@@ -41,6 +41,7 @@ STEPS: Final = (RECONCILIATION, PREPARATION, TRAINING, TUNING, INFERENCE)
 # A value that begins so refers to a secret: `secretsmanager:NAME#key`
 SECRET_REFERENCE = "secretsmanager:"
 # Files of a finished folder
+CLAIM = "CLAIM.json"  # beside the manifest of a run's snapshot; what all of it is written from
 MANIFEST = "MANIFEST.json"
 # Files of a job's output folder
 OUTPUT = "OUTPUT.json"
@@ -195,7 +196,7 @@ class RunPlace:
     @property
     def claim(self) -> str:
         """The object whose creation made the run."""
-        return f"{self.snapshot}/CLAIM.json"
+        return f"{self.snapshot}/{CLAIM}"
 
     @property
     def reconciliation(self) -> str:

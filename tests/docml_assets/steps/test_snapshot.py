@@ -10,6 +10,7 @@ from docml_assets.steps.snapshot import (
     snapshot,
 )
 from docml_assets.steps.work import UnclaimedRun
+from docml_contract.base import ContractError
 from docml_contract.names import RunPlace
 from tests.docml_assets.world import World
 
@@ -52,6 +53,22 @@ def test_a_backfill_claims_run_num_only(world: World) -> None:
     assert from_ui(world, 2, backfill=True) == 2
     with pytest.raises(UnclaimedRun, match=r"its folder cannot be read: .*settings\.ini"):
         from_ui(world, 1, backfill=True)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "user_defined_funcs.py", "MANIFEST.json"])
+def test_a_damaged_file_of_a_snapshot_is_said_and_the_remedy_keeps_the_claim(world: World, name: str) -> None:
+    folder = world.write_experiment()
+    claim = world.claim(1)
+    made = snapshot(world.store, claim)
+    place = claim.place
+    world.store.put(f"{place.snapshot}/{name}", b"{")
+    with pytest.raises(
+        ContractError, match=rf"remove all files but CLAIM\.json from the folder {world.store.uri(place.snapshot)} and"
+    ):
+        snapshot(world.store, existing_claim(world.store, place))
+    (folder / "settings.ini").write_text("nonsense")
+    world.store.delete([found.key for found in world.store.list(place.snapshot) if found.key != place.claim])
+    assert snapshot(world.store, existing_claim(world.store, place)).data_version == made.data_version
 
 
 def test_a_claimed_run_needs_no_folder(world: World) -> None:
