@@ -78,7 +78,6 @@ def metadata() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_no_function_of_an_experiment_finds_a_credential(tmp_path: Path, metadata: list[str]) -> None:
     home, folder = tmp_path / "home", tmp_path / "experiments" / EXPERIMENT
     write_credentials(home)

@@ -81,7 +81,6 @@ NOT_SEEN_HERE = {
     },
 }
 pytestmark = [
-    pytest.mark.timeout(600),
     pytest.mark.skipif(find_exposure() is not None, reason="this machine allows no namespaces"),
     pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy"),
     pytest.mark.filterwarnings("ignore:Tried to parse AWS..EC2..SecurityGroupEgress"),

@@ -55,7 +55,6 @@ def test_docml_sub_commands_exist(page: Path) -> None:
         assert done.returncode == 0, f"docml {name}: {done.stderr}"
 
 
-@pytest.mark.timeout(600)  # two runs of the scaffolded experiment
 def test_docml_commands_run_as_they_are_shown(tmp_path: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DOCML_", "DAGSTER_"))}
     ran = [split_variables(words) for words in commands(README) if words[0] != "make"]

@@ -31,8 +31,6 @@ WIDE, NARROW = {"width": 1280, "height": 1000}, {"width": 400, "height": 900}
 FOLLOW = "uri => document.body.appendChild(Object.assign(document.createElement('a'), {href: uri, target: '_blank'})).click()"
 PATIENCE = 60_000  # ms; a busy machine draws slowly
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:

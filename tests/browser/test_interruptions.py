@@ -25,8 +25,6 @@ ADD_KEY = """mutation($name: String!, $key: String!) { addDynamicPartition(parti
 EVENTS = """query($run: ID!) { logsForRun(runId: $run, limit: 5000) { ... on EventConnection { events { __typename
     ... on MessageEvent { message timestamp stepKey } } } } }"""
 
-pytestmark = pytest.mark.timeout(900)
-
 
 class Slow:
     """A `dagster dev` whose experiment, while the file `slow` exists, trains for minutes: it cannot end before it is stopped."""

@@ -159,7 +159,6 @@ def test_a_document_alone_is_answered_as_beside_others(tmp_path: Path, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_encoded_trained_exported_and_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     settings, text = read_experiment(name, tmp_path / "weights")

@@ -128,7 +128,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "key"), SEEN)
 def test_a_run_with_the_key_ends_with_its_report(scene: Scene, name: str, key: str) -> None:
     run = scene.run(name)
@@ -138,14 +137,12 @@ def test_a_run_with_the_key_ends_with_its_report(scene: Scene, name: str, key: s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_models_that_differ_in_nothing_are_equal(scene: Scene) -> None:
     run = scene.run("hyperparameters")
     assert run.weights("twin") == run.weights("plain"), "so what differs above is the hyperparameter's doing"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_values_and_ranges_of_one_model_are_its_own(scene: Scene) -> None:
     run = scene.run("tuning")
     found = {

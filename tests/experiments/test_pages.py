@@ -149,7 +149,7 @@ class Here:
                 yield str(row["artifact_guid"]), split, row
 
 
-@pytest.mark.parametrize("documents", [36, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("documents", [36, pytest.param(300, marks=pytest.mark.slow)])
 def test_pages_from_production_to_the_report(tmp_path: Path, documents: int) -> None:
     here = Here(tmp_path, documents)
     here.docml("run", EXPERIMENT)

@@ -45,7 +45,6 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 TRAINER = (sys.executable, "-c", TRAINER_CODE)
 NAMES = {model: f"1-{EXPERIMENT}-{model}" for model in ("bag", "fixed")}
-pytestmark = pytest.mark.timeout(900)  # whoever comes first waits for a whole run
 
 
 def docml(*arguments: str) -> int:

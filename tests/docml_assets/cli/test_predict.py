@@ -34,7 +34,6 @@ from docml_contract.policy import Policy
 from tests.docml_assets.cli.here import DOCML, REPOSITORY, Here
 
 EXPERIMENT = "EXP-7-words"
-pytestmark = pytest.mark.timeout(900)  # whoever comes first waits for a whole run
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
