@@ -204,8 +204,8 @@ def label_suspects(work: Work) -> Finding:
     command = f"docml labels {place.experiment} {place.number} --suspects"
     return Finding(
         passed=found["share"] <= MANY_SUSPECTS,
-        text=f"up to {found['share']:.1%} of the labels may be wrong ({found['documents']:,} documents, by confident learning from the "
-        f"baseline; its own mistakes are among them where labels have few documents; a share above {MANY_SUSPECTS:.0%} is a warning, and may also mean labels that overlap): {command}",
+        text=f"up to {found.get('share_upper95', found['share']):.1%} of the labels may be wrong ({found['documents']:,} documents, "
+        f"{found['share']:.1%}, look so by confident learning from the baseline; its own mistakes are among them where labels have few documents; a share above {MANY_SUSPECTS:.0%} is a warning, and may also mean labels that overlap): {command}",
         facts={
             "label and likely label": table(
                 {"label": row["label"], "likely label": row["likely_label"], "documents": row["count_all"]}

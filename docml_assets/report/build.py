@@ -218,6 +218,7 @@ def _prepared(said: Mapping[str, Any]) -> dict[str, Any]:
         else Suspects(
             documents=suspects["documents"],
             share=suspects["share"],
+            share_upper95=suspects.get("share_upper95"),
             pairs=tuple(
                 LikelyLabel(label=row["label"], likely_label=row["likely_label"], documents=row["count_all"])
                 for row in suspects["pairs"]

@@ -254,6 +254,10 @@ class Suspects(Document):
 
     documents: int = Field(ge=0)
     share: Share = Field(description="of all labelled documents")
+    share_upper95: Share | None = Field(
+        None,
+        description="what the share of wrong labels is below, by one-sided 95 % bound of `share`; null in older data",
+    )
     pairs: tuple[LikelyLabel, ...] = Field(description="at most 20, the most frequent first")
 
 

@@ -87,6 +87,7 @@ def test_who_changed_what_and_which_labels_are_suspect_stand_where_one_looks() -
     suspects = {
         "documents": 3,
         "share": 0.05,
+        "share_upper95": 0.1241,
         "pairs": [{"label": "letter", "likely_label": "memo", "count_all": 3}],
     }
     html = page(
@@ -98,5 +99,7 @@ def test_who_changed_what_and_which_labels_are_suspect_stand_where_one_looks() -
     )
     assert "changed since run 1: [hyperparameters] epochs" in html
     assert '<a href="#suspects">Suspect labels</a>' in html
-    assert "Up to 5.0 % of the labels of this experiment (3 documents in all splits)" in html
+    assert (
+        "Up to 12.4 % of the labels of this experiment may be wrong: 3 documents in all splits (5.0 %) look so" in html
+    )
     assert "docml labels EXP-1-test 2 --suspects" in html

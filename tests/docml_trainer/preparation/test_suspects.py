@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from docml_trainer.preparation.baseline_inputs import EncodedDocuments
-from docml_trainer.preparation.suspects import list_suspects, rank_suspects
+from docml_trainer.preparation.suspects import bound_share, estimate_mistakes, list_suspects, rank_suspects
 
 NAMES = ("invoice", "letter", "memo", "unused")
 
@@ -44,6 +44,32 @@ def test_the_most_doubtful_are_wrong_and_the_likely_label_is_the_true_one() -> N
     assert (np.diff(ranking.confidence) >= 0).all()
     assert (ranking.margins < 0).all()
     assert 3 not in ranking.likely  # no document has that label
+
+
+def test_mistakes_between_two_labels_are_told_from_a_models_own_confusions() -> None:
+    """Two pairs of labels look alike to a model; between the labels of the first pair many were also given by mistake."""
+    random = np.random.default_rng(2)
+    truth = np.arange(2000) % 4
+    sure = random.uniform(0.55, 0.95, 2000)
+    seen = np.where(random.random(2000) < sure, truth, truth ^ 1)
+    said = np.full((2000, 4), 0.01, dtype=np.float32)
+    said[np.arange(2000), seen] += 0.96 * sure
+    said[np.arange(2000), seen ^ 1] += 0.96 * (1 - sure)
+    given = np.where((truth < 2) & (random.random(2000) < 0.25), truth ^ 1, truth)
+    mistakes = estimate_mistakes(given, seen, said.astype(np.float64), np.bincount(given))
+    assert mistakes.sum(axis=1) == pytest.approx(np.ones(4))
+    assert mistakes[0, 1] == pytest.approx(0.25 * 0.8 + 0.75 * 0.15, abs=0.06)  # the surer half is wrong in a seventh
+    assert mistakes[2, 3] == pytest.approx(0.15, abs=0.05)
+    assert mistakes[0, 2] < 0.01
+    ranking = rank_suspects(given, said)
+    own = said[np.arange(2000), given]
+    ours, by_probability = ((given != truth)[rows[:200]].mean() for rows in (ranking.rows, np.argsort(own)))
+    assert ours > by_probability + 0.05
+
+
+def test_the_share_is_bounded_as_scipy_has_it() -> None:
+    assert bound_share(0, 0) == 0
+    assert stats.binom.cdf(40, 600, bound_share(40, 600)) == pytest.approx(0.05)
 
 
 def test_labels_that_a_model_never_confuses_are_not_doubted() -> None:
@@ -91,5 +117,6 @@ def test_a_suspect_comes_with_its_nearest_documents_of_both_labels() -> None:
     assert facts == {
         "documents": 1,
         "share": round(1 / 7, 6),
+        "share_upper95": 0.520703,
         "pairs": [{"label": "invoice", "likely_label": "letter", "count_all": 1}],
     }

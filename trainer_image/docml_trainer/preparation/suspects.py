@@ -5,9 +5,12 @@ A label's threshold is the mean probability that documents with this label are g
 label whose probability, among those above their threshold, is the highest. Documents that are confidently of another label than theirs
 are the off-diagonal of the paper's confident joint. The number of those to which that label is also the likelier one estimates how many
 labels are wrong. As many are listed, out of all to which another label is likelier: those first for whose own label the least speaks, by the
-geometric mean of two quotients: its probability over its threshold, and over the probability of the likeliest other label. The first alone
-finds labels that were flipped at random, the second alone those that were flipped between labels which are taken for each other anyway
-(bench/suspects.py). The thresholds of other labels take no part: those of rare ones are low, and quotients by them would come first.
+geometric mean of two quotients. One is its probability over its threshold, which finds labels that were flipped at random. The other finds
+those that were flipped between certain labels: by Bayes' theorem, how likely it is that the document is of its label and was given it, over how
+likely that it is of another and was given it by mistake. How often documents of a label are given each of the others is counted among the
+surer half of those that are confidently of it, since a baseline's own confusions are rarer there, and drawn towards one rate for all labels
+by a Dirichlet prior. How strong that is, is not chosen: the rates are averaged over strengths by the marginal likelihood of the counts (the
+Dirichlet-multinomial; Minka, Estimating a Dirichlet distribution, 2000). bench/suspects.py compares.
 """
 
 from collections.abc import Sequence
@@ -16,12 +19,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
+from scipy.special import gammaln, softmax
 
 from docml_trainer.preparation.baseline import Probabilities
 from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Floats, Ids, Inputs, dense, transpose
 
 MOST = 5_000  # suspects that are listed
 NEIGHBOURS_AT_ONCE = 100
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(8))  # of the prior, in documents a label: 1 to some 3,000
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,43 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
     margins = own - values[everyone, likely]
     count = int(((own > 0) & confident & (margins < 0)).sum())
     rows = np.flatnonzero((own > 0) & (margins < 0))
-    others = values[rows]
-    others[np.arange(len(rows)), labels[rows]] = 0
-    confidence = own[rows] / np.sqrt(thresholds[labels[rows]] * others.max(axis=1, initial=0))
+    given = labels[rows]
+    mistakes = estimate_mistakes(labels[confident], likely[confident], values[confident], counts)
+    joint = values[rows] * mistakes[:, given].T
+    right = joint[np.arange(len(rows)), given]
+    joint[np.arange(len(rows)), given] = 0
+    confidence = np.sqrt(own[rows] / thresholds[given] * right / joint.sum(axis=1))
     order = np.argsort(confidence, kind="stable")[:count]
     rows = rows[order]
     return Ranking(rows, likely[rows], confidence[order], margins[rows])
+
+
+def estimate_mistakes(given: Ids, likely: Ids, values: Floats, frequencies: Ids) -> Floats:
+    """float64[labels, labels]: which share of the documents that are of a label (row) are given each label (column).
+
+    Of documents that are confidently of a label: their given and their `likely` labels, int64[n], and probabilities, float64[n, labels].
+    frequencies: of the given labels among all documents.
+    """
+    width = len(frequencies)
+    found = np.zeros((width, width))
+    for label in np.unique(likely):
+        members = np.flatnonzero(likely == label)
+        sure = values[members, label]
+        found[label] = np.bincount(given[members[sure >= np.median(sure)]], minlength=width)
+    right = np.trace(found)
+    others = np.tile(frequencies.astype(np.float64), (width, 1))
+    np.fill_diagonal(others, 0)
+    # One of two documents more is wrong than were found, so that no mistake is impossible
+    wrong = (found.sum() - right + 1) / (found.sum() + 2)
+    prior = wrong * others / np.maximum(others.sum(axis=1, keepdims=True), 1) + (1 - wrong) * np.eye(width)
+    possible, totals, likelihoods = prior > 0, found.sum(axis=1), []
+    for strength in STRENGTHS:
+        pseudo = strength * prior[possible]
+        of_labels = gammaln(strength) - gammaln(strength + totals)
+        likelihoods.append(of_labels.sum() + (gammaln(pseudo + found[possible]) - gammaln(pseudo)).sum())
+    weights = softmax(np.array(likelihoods))
+    rates = [(found + strength * prior) / (totals + strength)[:, np.newaxis] for strength in STRENGTHS]
+    return np.einsum("s,sij->ij", weights, rates)
 
 
 def list_suspects(
@@ -75,10 +112,8 @@ def list_suspects(
     unfit: why the probabilities are none to doubt a label by; then nothing is listed, and that is said.
 
     artifact_guid, label, likely_label, probability and likely_probability of these two, margin (the difference),
-    confidence (what speaks for the label: the geometric mean of its probability over the mean of it among the documents that have it, and over
-    the likeliest other label's), split, nearest_same and
-    nearest_likely: the GUIDs of the most similar documents (cosine of `weighted`) that have the label, and the likely one; null where there
-    is none.
+    confidence (what speaks for the label, by the module's head: below 1 more speaks against it), split, nearest_same and nearest_likely: the
+    GUIDs of the most similar documents (cosine of `weighted`) that have the label, and the likely one; null where there is none.
     """
     ranking = rank_suspects(documents.labels, probabilities)
     listed = 0 if unfit else MOST
@@ -108,11 +143,22 @@ def list_suspects(
     facts = {
         "documents": len(ranking.rows),
         "share": round(len(ranking.rows) / max(len(documents.guids), 1), 6),
+        "share_upper95": round(bound_share(len(ranking.rows), len(documents.guids)), 6),
         "pairs": sorted(by_pair.to_pylist(), key=lambda row: (-row["count_all"], row["label"], row["likely_label"]))[
             :20
         ],
     }
     return table, facts
+
+
+def bound_share(suspects: int, documents: int) -> float:
+    """What the share of wrong labels is below, with a confidence of 95 % as far as the number of documents goes: Clopper and Pearson's bound.
+
+    That the baseline takes difficult documents for wrong ones makes it larger still (docs/benchmarks.md).
+    """
+    return (
+        float(stats.binomtest(suspects, documents, alternative="less").proportion_ci(0.95).high) if documents else 0.0
+    )
 
 
 def _nearest(weighted: Inputs, rows: Ids, labels: Ids, wanted: Ids, guids: Sequence[str]) -> list[str | None]:
