@@ -54,7 +54,7 @@ def write_documents(folder: Path, count: int) -> None:
         label: [[words.setdefault(word, len(words)) for word in text] for text in texts]
         for label, texts in sorted(prepare._passages().items())
     }
-    labels, tokens = sorted(by_label), np.zeros((count, prepare.WORDS), dtype=np.int64)
+    labels, tokens = sorted(by_label), np.zeros((count, prepare.WORDS), dtype=np.int32)
     for row in range(count):
         found: list[int] = []
         while len(found) < prepare.WORDS:

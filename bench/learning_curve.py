@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from bench._texts import SETS, encode, read_set
 from docml_contract.learning_curve import forecast
 from docml_trainer.preparation.baseline import FOLDS, answer, choose_strength
-from docml_trainer.preparation.baseline_inputs import count_terms
+from docml_trainer.preparation.baseline_inputs import TermCounts
 from docml_trainer.preparation.learning_curve import draw_parts
 
 RESAMPLES = 50
@@ -28,7 +28,7 @@ def measure(name: str) -> list[dict[str, Any]]:
     fitted, judged = DOCUMENTS[name]
     texts, labels = read_set(name, 3 * (fitted + judged))
     documents = encode(texts, labels)
-    counts, _ = count_terms(documents.tokens, documents.ends)
+    counts = TermCounts(documents.tokens, documents.ends).keep(np.arange(len(texts)))
     random, width = np.random.default_rng(1), int(documents.labels.max()) + 1
     inside, errors, widths, strength = [], [], [], 0.0
     for _ in range(RESAMPLES):

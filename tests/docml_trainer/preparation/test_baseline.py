@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from docml_trainer.preparation import baseline as module
+from docml_trainer.preparation import baseline_inputs
 from docml_trainer.preparation.baseline import Baseline, fit_baseline
 from docml_trainer.preparation.near_duplicates import nearest_train
 from docml_trainer.preparation.splits import SplitAssignment
@@ -101,6 +102,8 @@ def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path, chunks: bool) -> N
 def test_many_documents_are_fitted_by_average_gradients_on_terms_that_are_few_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: int
 ) -> None:
+    monkeypatch.setattr(baseline_inputs, "MOST_KEPT", 0)
+    monkeypatch.setattr(module, "ASKED_AT_ONCE", 7)
     monkeypatch.setattr(module, "MAX_ROTATED", 40)
     monkeypatch.setattr(module, "MAX_CHOOSING", 60)
     monkeypatch.setattr(module, "MAX_WEIGHTS", weights)

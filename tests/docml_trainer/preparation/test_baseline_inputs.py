@@ -6,10 +6,17 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfTransformer
 
 from docml_trainer.data.shapes import Shape
 from docml_trainer.preparation import baseline_inputs as module
-from docml_trainer.preparation.baseline_inputs import count_terms, pool_pictures, pool_values
+from docml_trainer.preparation.baseline_inputs import TermCounts, WeightedTerms, pool_pictures, pool_values
+
+
+def count_terms(tokens: np.ndarray, ends: np.ndarray) -> tuple[sparse.csr_array, bool]:
+    counts = TermCounts(tokens, ends)
+    return counts[np.arange(len(ends))], counts.hashed
 
 
 def test_terms_are_tokens_and_pairs_of_neighbours() -> None:
@@ -37,6 +44,29 @@ def test_terms_are_the_same_whatever_numbers_tokens_have_and_however_documents_a
     for other in (tokens, tokens - 15, tokens + 10**12):
         again, _ = count_terms(other, ends)
         assert sorted(map(tuple, again.toarray().T)) == sorted(map(tuple, counts.toarray().T))
+
+
+@pytest.mark.parametrize("limit", [2**20, 100], ids=["terms", "buckets"])
+def test_counts_are_the_same_whether_they_are_kept_or_found_anew(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 70)
+    monkeypatch.setattr(module, "COUNTED_AT_ONCE", 9)
+    monkeypatch.setattr(module, "MAX_TERMS", limit)
+    random = np.random.default_rng(1)
+    tokens, ends = random.integers(0, 30, 900).astype(np.int32), np.sort(random.integers(0, 900, 50))
+    ends[-1] = 900
+    counts, hashed = count_terms(tokens, ends)
+    assert hashed == (limit == 100)
+    rows = random.permutation(50)[:20]
+    every = TermCounts(tokens, ends).keep(rows)
+    monkeypatch.setattr(module, "MOST_KEPT", 0)
+    some = TermCounts(tokens, ends).keep(rows)
+    for kept in (every, some):
+        for asked in (rows[::2], np.setdiff1d(np.arange(50), rows), np.arange(50)):
+            assert (kept[asked] != counts[asked]).nnz == 0
+        assert kept.spread().tolist() == counts.count_nonzero(axis=0).tolist()
+        weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+        assert WeightedTerms(kept)[rows[:0]].shape == (0, counts.shape[1])
+        assert WeightedTerms(kept)[rows].toarray() == pytest.approx(weighted[rows].toarray(), abs=1e-6)
 
 
 def test_more_terms_than_the_limit_share_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

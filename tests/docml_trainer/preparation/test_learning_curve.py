@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy import sparse
 from sklearn.metrics import f1_score
 
 from docml_trainer.preparation.baseline import Baseline, answer, fit_documents
@@ -64,5 +63,5 @@ def test_what_cannot_be_estimated_says_why() -> None:
     alone = EncodedDocuments(
         made.documents.guids, made.documents.labels, ["train"] * 80, made.documents.tokens, made.documents.ends
     )
-    empty = Baseline(pa.table({}), {}, alone, made.probabilities, sparse.csr_array((80, 1)), np.arange(80))
+    empty = Baseline(pa.table({}), {}, alone, made.probabilities, made.inputs, np.arange(80))
     assert estimate_curve(empty, NAMES) == {"none": "there are no validation and test documents"}

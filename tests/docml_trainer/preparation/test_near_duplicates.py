@@ -74,7 +74,9 @@ def test_threshold_one_turns_it_off() -> None:
     assert find_groups(same[:0], 0.9).tolist() == []
 
 
-def test_the_nearest_train_documents_are_scikit_learns() -> None:
+@pytest.mark.parametrize("at_once", [20_000, 70])
+def test_the_nearest_train_documents_are_scikit_learns(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "KNOWN_AT_ONCE", at_once)
     random = np.random.default_rng(0)
     weighted = TfidfTransformer().fit_transform(sparse.csr_array(random.poisson(0.4, (260, 40)).astype(np.float64)))
     weighted = sparse.csr_array(weighted.toarray()[[*range(250), *range(10)]])  # the last ten have a twin in train

@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse, stats
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from docml_trainer.preparation import suspects as module
 from docml_trainer.preparation.baseline_inputs import EncodedDocuments
 from docml_trainer.preparation.suspects import bound_share, estimate_mistakes, list_suspects, rank_suspects
 
@@ -96,7 +97,11 @@ def test_rare_labels_draw_no_suspicion_on_what_a_model_knows() -> None:
     assert (given[first] != truth[first]).mean() > 0.95
 
 
-def test_a_suspect_comes_with_its_nearest_documents_of_both_labels() -> None:
+@pytest.mark.parametrize("at_once", [20_000, 1])
+def test_a_suspect_comes_with_its_nearest_documents_of_both_labels(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KNOWN_AT_ONCE", at_once)
     # Document 0 has the words of letters and the label of invoices.
     words = np.array([[0, 5, 0], [5, 0, 0], [4, 1, 0], [0, 6, 0], [1, 2, 0], [5, 0, 1], [0, 5, 1]], dtype=np.float64)
     labels = np.array([0, 0, 0, 1, 1, 0, 1])

@@ -12,7 +12,7 @@ of L-BFGS, since that moves all weights some ten times a step. Fits go on side b
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,9 +31,18 @@ from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 
 from docml_contract.names import SPLITS
-from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Floats, Ids, Inputs, count_terms, read_encoded
+from docml_trainer.preparation.baseline_inputs import (
+    EncodedDocuments,
+    Floats,
+    Ids,
+    Inputs,
+    Rows,
+    TermCounts,
+    WeightedTerms,
+    read_encoded,
+)
 from docml_trainer.preparation.documents import order_key
-from docml_trainer.preparation.splits import SplitAssignment, blocks_of
+from docml_trainer.preparation.splits import SplitAssignment, blocks_of, deal_folds
 
 MAX_FITTED = 50_000  # documents; a stratified sample of more
 MAX_CHOOSING = 2_000  # documents by which the regularization is chosen
@@ -41,6 +50,8 @@ MAX_ROTATED = 1_000  # documents up to which a fit in the space that they span i
 MAX_WEIGHTS = 2**24  # of a model, one a term and label: 67 MB, of which a fit keeps five copies
 FOLDS = 5
 FITS_AT_ONCE = FOLDS + 1
+FITTED_AT_ONCE = 100_000  # documents: a fit of 40,000 takes up to 0.7 GB
+ASKED_AT_ONCE = 5_000
 RANK_TOLERANCE = 1e-12
 STRENGTHS = (1.0, 10.0, 100.0)  # C of scikit-learn: the inverse of the penalty's weight
 MAX_ITERATIONS = 500
@@ -64,11 +75,11 @@ class Baseline:
     fitted: Ids
 
     @cached_property
-    def weighted(self) -> Inputs:
+    def weighted(self) -> WeightedTerms | Floats:
         """TF-IDF or standardized values of all documents, rows of unit length: by its cosine documents are similar."""
         if isinstance(self.inputs, np.ndarray):
             return normalize(StandardScaler().fit_transform(self.inputs))
-        return TfidfTransformer(sublinear_tf=True).fit_transform(self.inputs)
+        return WeightedTerms(self.inputs)
 
     @property
     def chance(self) -> str | None:
@@ -113,13 +124,14 @@ def fit_documents(documents: EncodedDocuments, blocks: Ids, label_names: Sequenc
     fitted = _sample(np.flatnonzero(train), documents, MAX_FITTED)
     if len(np.unique(documents.labels[fitted])) < 2:
         return "the train split has one label only"
-    folds = _folds(blocks, fitted, documents)
+    folds = deal_folds(blocks[fitted], documents.labels[fitted], [documents.guids[row] for row in fitted], FOLDS)
     if folds.max() < 1:
         return "all documents of the train split belong together, so none could be held out"
     inputs: Inputs | None = documents.values
     hashed = False
     if inputs is None:
-        inputs, hashed = count_terms(documents.tokens, documents.ends)
+        inputs = TermCounts(documents.tokens, documents.ends).keep(fitted)
+        hashed = inputs.hashed
     width = len(label_names)
     choosers = _sample(fitted, documents, MAX_CHOOSING)
     probabilities = np.zeros((len(documents.guids), width), dtype=np.float32)
@@ -161,25 +173,6 @@ def _sample(rows: Ids, documents: EncodedDocuments, most: int) -> Ids:
         keyed.append((rank[label], label, row))
     keyed.sort(key=lambda entry: (entry[0] / rank[entry[1]], entry[1]))
     return np.array(sorted(row for _, _, row in keyed[:most]))
-
-
-def _folds(blocks: Ids, fitted: Ids, documents: EncodedDocuments) -> Ids:
-    """int64[fitted]: each document's fold. Units are dealt out label by label, so that every fold has about every label's share."""
-    members: dict[int, list[int]] = {}
-    for place, row in enumerate(fitted.tolist()):
-        members.setdefault(int(blocks[row]), []).append(place)
-
-    def order(block: int) -> tuple[int, bytes]:
-        labels = documents.labels[fitted[members[block]]]
-        return int(np.bincount(labels).argmax()), min(
-            order_key(documents.guids[fitted[place]]) for place in members[block]
-        )
-
-    folds = np.zeros(len(fitted), dtype=np.int64)
-    number = min(FOLDS, len(members))
-    for position, block in enumerate(sorted(members, key=order)):
-        folds[members[block]] = position % number
-    return folds
 
 
 def choose_strength(inputs: Inputs, labels: Ids, rows: Ids, folds: Ids, width: int) -> tuple[float, Probabilities]:
@@ -227,7 +220,8 @@ def answer(
 ) -> list[FoldAnswers]:
     """Of each part, rows that are fitted and rows that are asked about, what a model a strength says about the latter."""
     # Each fit has one thread: several wait for each other for longer than they help, and their number would show in the last digits.
-    at_once = min(len(os.sched_getaffinity(0)), FITS_AT_ONCE)
+    largest = max((len(fit) for fit, _ in parts), default=1)
+    at_once = min(len(os.sched_getaffinity(0)), FITS_AT_ONCE, max(1, FITTED_AT_ONCE // largest))
     with warnings.catch_warnings(), threadpool_limits(1), ThreadPoolExecutor(at_once) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)  # as good as it is after so many iterations
         return list(pool.map(lambda part: _answers(inputs, labels, part[0], part[1], strengths, width), parts))
@@ -241,14 +235,17 @@ def _answers(inputs: Inputs, labels: Ids, fit: Ids, asked: Ids, strengths: Seque
         for values in found.probabilities:
             values[:, known[0]] = 1
         return found
-    known_values, asked_values, terms, rarest = _weigh(inputs, fit, asked, len(known))
-    if len(fit) <= MAX_ROTATED and sparse.issparse(known_values):
-        known_values, asked_values = _rotate(known_values, asked_values)
-    for values, strength in zip(found.probabilities, strengths, strict=True):
-        model = regression(strength, len(fit), terms=sparse.issparse(known_values))
-        model.fit(known_values, labels[fit])
-        if len(asked):
-            values[:, model.classes_] = model.predict_proba(asked_values)
+    read, weigh, terms, rarest = _weigh(inputs, fit, len(known))
+    if len(fit) <= MAX_ROTATED and sparse.issparse(read):
+        read, weigh = _rotate(read, weigh)
+    models = [regression(strength, len(fit), terms=sparse.issparse(read)) for strength in strengths]
+    for model in models:
+        model.fit(read, labels[fit])
+    for start in range(0, len(asked), ASKED_AT_ONCE):
+        part = slice(start, start + ASKED_AT_ONCE)
+        read = weigh(asked[part])
+        for values, model in zip(found.probabilities, models, strict=True):
+            values[part, model.classes_] = model.predict_proba(read)
     return replace(found, terms=terms, rarest=rarest)
 
 
@@ -259,25 +256,38 @@ def regression(strength: float, documents: int, *, terms: bool) -> LogisticRegre
     return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-4 if documents <= MAX_ROTATED else 1e-3)
 
 
-def _weigh(inputs: Inputs, fit: Ids, asked: Ids, labels: int) -> tuple[Inputs, Inputs, int, int]:
-    """What a model fitted on the rows `fit` reads of these and of the rows `asked`, how many terms or values that are, and `FoldAnswers.rarest`.
+def _weigh(inputs: Inputs, fit: Ids, labels: int) -> tuple[Rows, Callable[[Ids], Rows], int, int]:
+    """What a model reads of the rows `fit`, which it is fitted on, what finds the same of other rows, how many terms or values that are, and
+    `FoldAnswers.rarest`.
 
     labels: how many the rows `fit` have.
     """
     if isinstance(inputs, np.ndarray):
         scaler = StandardScaler().fit(inputs[fit])
         unit = inputs.shape[1] ** -0.5  # rows of about unit length, as those of TF-IDF: a strength means the same
-        return scaler.transform(inputs[fit]) * unit, scaler.transform(inputs[asked]) * unit, inputs.shape[1], 0
+        return (
+            scaler.transform(inputs[fit]) * unit,
+            lambda rows: scaler.transform(inputs[rows]) * unit,
+            inputs.shape[1],
+            0,
+        )
     own = inputs[fit]
-    spread = own.count_nonzero(axis=0)
+    spread = np.bincount(own.indices, minlength=own.shape[1])
     rarest = _rarest(spread, labels)
     columns = np.flatnonzero(spread >= rarest)
     columns = columns if len(columns) else np.flatnonzero(spread)
+    few = len(fit) <= MAX_ROTATED
+    if not few:  # the weights of frequent terms lie side by side then, where a processor finds them a sixth sooner
+        columns = columns[np.argsort(-spread[columns], kind="stable")]
     # To the last digit where few documents are rotated; many need half the memory and two thirds of the time
-    digits = np.float64 if len(fit) <= MAX_ROTATED else np.float32
-    weights = TfidfTransformer(sublinear_tf=True).fit(own[:, columns].astype(digits))
-    fit_values, asked_values = (weights.transform(rows[:, columns].astype(digits)) for rows in (own, inputs[asked]))
-    return fit_values, asked_values, len(columns), rarest
+    digits = np.float64 if few else np.float32
+    own = own[:, columns].astype(digits, copy=False)
+    weights = TfidfTransformer(sublinear_tf=True).fit(own)
+
+    def weigh(rows: Ids) -> Rows:
+        return weights.transform(inputs[rows][:, columns].astype(digits, copy=False), copy=False)
+
+    return weights.transform(own, copy=False), weigh, len(columns), rarest
 
 
 def _rarest(spread: Ids, labels: int) -> int:
@@ -288,8 +298,8 @@ def _rarest(spread: Ids, labels: int) -> int:
     return int(np.sort(spread)[-most - 1]) + 1
 
 
-def _rotate(fit: sparse.csr_array, asked: sparse.csr_array) -> tuple[Floats, Floats]:
-    """float64[fit, rank] and float64[asked, rank]: the same documents in coordinates of the space that the fitted ones span.
+def _rotate(fit: sparse.csr_array, weigh: Callable[[Ids], Rows]) -> tuple[Floats, Callable[[Ids], Rows]]:
+    """float64[fit, rank], and what finds the same of other rows: documents in coordinates of the space that the fitted ones span.
 
     The weights of a regression with an L2 penalty lie in that space, and neither its loss nor the steps of L-BFGS depend on the axes.
     What does is when it stops, by the gradient's largest element: answers are the same within its tolerance (about .01 at C = 100).
@@ -298,7 +308,7 @@ def _rotate(fit: sparse.csr_array, asked: sparse.csr_array) -> tuple[Floats, Flo
     values, vectors = np.linalg.eigh((fit @ fit.T).toarray())
     kept = values > values[-1] * RANK_TOLERANCE
     lengths = np.sqrt(values[kept])
-    return vectors[:, kept] * lengths, (asked @ fit.T).toarray() @ (vectors[:, kept] / lengths)
+    return vectors[:, kept] * lengths, lambda rows: (weigh(rows) @ fit.T).toarray() @ (vectors[:, kept] / lengths)
 
 
 def _macro_f1(documents: EncodedDocuments, probabilities: Probabilities) -> dict[str, float | None]:

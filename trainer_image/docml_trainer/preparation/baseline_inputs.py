@@ -17,12 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
+from sklearn.preprocessing import normalize
 
 from docml_contract.names import SPLITS
 from docml_trainer.data.datasets import document_values
 from docml_trainer.data.shapes import ARTIFACT_GUID, LABELS, OWN_COLUMNS, Shape, shape_of
 
 MAX_TERMS = 2**20
+MOST_KEPT = 2**25  # tokens of documents whose counts are all kept: 0.4 GB
+COUNTED_AT_ONCE = 10_000  # documents, where all are counted once more
 MAX_VALUES = 1024  # pooled values of a document
 TOKENS_AT_ONCE = 1_000_000  # more take longer, since a processor keeps fewer of them near
 DOCUMENTS_AT_ONCE = 64  # that are pooled: images are large
@@ -33,7 +36,8 @@ MIXER = np.uint64(0xBF58476D1CE4E5B9)
 Ids = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
-Inputs: TypeAlias = sparse.csr_array | Floats  # [documents, terms] of counts, or [documents, values]
+Rows: TypeAlias = sparse.csr_array | Floats  # [rows, terms] or [rows, values]
+Inputs: TypeAlias = "TermCounts | Floats"  # of all documents: counts of terms, or values
 
 
 @dataclass(frozen=True)
@@ -46,60 +50,132 @@ class EncodedDocuments:
     guids: list[str]
     labels: Ids
     splits: list[str]
-    tokens: Ids
+    tokens: npt.NDArray[np.integer[Any]]
     ends: Ids
     values: Floats | None = None
 
 
-def count_terms(tokens: Ids, ends: Ids) -> tuple[sparse.csr_array, bool]:
-    """float32[documents, terms] of how often each token and each pair of neighbours occurs, and whether terms share buckets by hash."""
-    if len(tokens) and (tokens.min() < 0 or tokens.max() >= 2**ID_BITS):
-        tokens = np.unique(tokens, return_inverse=True)[1]
-    terms: Codes | None = np.zeros(0, dtype=np.uint64)
-    for codes, _, _ in _codes(tokens, ends):
-        terms = _distinct(np.concatenate([terms, _distinct(codes)]))
-        if len(terms) > MAX_TERMS:
-            terms = None
-            break
+class TermCounts:
+    """How often each token and each pair of neighbours occurs in documents: `counts[rows]` is a float32[rows, terms].
+
+    hashed: whether terms share buckets. Counts of some documents are kept, those of others found anew whenever they are asked for: of 100
+    million tokens they would take 1.2 GB. tokens: all documents', joined; ends: int64[documents], where each one's end.
+    """
+
+    def __init__(self, tokens: npt.NDArray[np.integer[Any]], ends: Ids) -> None:
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= 2**ID_BITS):
+            tokens = np.unique(tokens, return_inverse=True)[1]
+        self._tokens, self._ends = tokens, ends
+        self._lengths = np.diff(ends, prepend=0)
+        terms: Codes | None = np.zeros(0, dtype=np.uint64)
+        for codes, _, _ in self._codes(np.arange(len(ends))):
+            terms = _distinct(np.concatenate([terms, _distinct(codes)]))
+            if len(terms) > MAX_TERMS:
+                terms = None
+                break
+        self._terms = terms
+        self.hashed = terms is None
+        self.shape = (len(ends), MAX_TERMS if terms is None else len(terms))
+        self._places = np.full(len(ends), -1)
+        self._kept = self._count(np.arange(0))
+
+    def keep(self, rows: Ids) -> "TermCounts":
+        """Keep the counts of these documents, or of all where that takes little memory."""
+        rows = np.arange(len(self._ends)) if len(self._tokens) <= MOST_KEPT else rows
+        self._kept = self._count(rows)
+        self._places[rows] = np.arange(len(rows))
+        return self
+
+    def __getitem__(self, rows: Ids) -> sparse.csr_array:
+        places = self._places[rows]
+        return self._kept[places] if (places >= 0).all() else self._count(rows)
+
+    def spread(self) -> Ids:
+        """int64[terms]: how many of all documents have each term."""
+        found = np.zeros(self.shape[1], dtype=np.int64)
+        for start in range(0, self.shape[0], COUNTED_AT_ONCE):
+            part = self[np.arange(start, min(start + COUNTED_AT_ONCE, self.shape[0]))]
+            found += np.bincount(part.indices, minlength=self.shape[1])
+        return found
+
+    def _count(self, rows: Ids) -> sparse.csr_array:
+        # A document has at most twice as many terms as tokens; memory that is not written to is not taken
+        most, at = 2 * int(self._lengths[rows].sum()), 0
+        counts, columns, ends = (
+            np.empty(most, dtype=np.float32),
+            np.empty(most, dtype=np.int32),
+            [np.zeros(1, np.int64)],
+        )
+        for codes, owners, documents in self._codes(rows):
+            part = _count_codes(codes, owners, documents, self._terms)
+            counts[at : at + part.nnz], columns[at : at + part.nnz] = part.data, part.indices
+            ends.append(at + part.indptr[1:].astype(np.int64))
+            at += part.nnz
+        starts = np.concatenate(ends).astype(np.int32 if at < 2**31 else np.int64)
+        return sparse.csr_array((counts[:at], columns[:at], starts), shape=(len(rows), self.shape[1]))
+
+    def _codes(self, rows: Ids) -> Iterator[tuple[Codes, Codes, int]]:
+        """The terms of these documents, a part of them at a time: uint64[terms], uint64[terms], the document of each, and how many there are.
+
+        A token's code is its number, a pair's the numbers of both, the first one plus one.
+        """
+        lengths = self._lengths[rows]
+        before = np.concatenate([[0], np.cumsum(lengths)])
+        first = 0
+        while first < len(rows):
+            last = max(first + 1, int(np.searchsorted(before, before[first] + TOKENS_AT_ONCE, side="right")) - 1)
+            last = min(last, first + DOCUMENTS_COUNTED)
+            ends = self._ends[rows[first:last]]
+            pieces = [
+                self._tokens[end - length : end]
+                for end, length in zip(ends.tolist(), lengths[first:last].tolist(), strict=True)
+            ]
+            part = np.concatenate(pieces).astype(np.uint64)
+            owners = np.repeat(np.arange(last - first, dtype=np.uint64), lengths[first:last])
+            inside = owners[1:] == owners[:-1]
+            pairs = ((part[:-1] + np.uint64(1)) << np.uint64(ID_BITS)) + part[1:]
+            yield np.concatenate([part, pairs[inside]]), np.concatenate([owners, owners[1:][inside]]), last - first
+            first = last
+
+
+class WeightedTerms:
+    """TF-IDF of documents, weights of all of them: `weighted[rows]` is a float32[rows, terms], rows of unit length.
+
+    As scikit-learn's TfidfTransformer(sublinear_tf=True) has it, whose copies of everything would take several GB where documents are many.
+    """
+
+    def __init__(self, counts: TermCounts) -> None:
+        self._counts = counts
+        self._idf = (np.log((1 + counts.shape[0]) / (1 + counts.spread())) + 1).astype(np.float32)
+
+    def __getitem__(self, rows: Ids) -> sparse.csr_array:
+        found = self._counts[rows]
+        np.log(found.data, out=found.data)
+        found.data += 1
+        found.data *= self._idf[found.indices]
+        return normalize(found, copy=False) if len(rows) else found
+
+
+def _count_codes(codes: Codes, owners: Codes, documents: int, terms: Codes | None) -> sparse.csr_array:
+    """float32[documents, terms]; terms: their codes, ascending, None where they share buckets."""
+    # Sorted as one number, a term's document beside its code, the same ones are neighbours; numpy sorts numbers ten times sooner than it
+    # finds the distinct ones
+    bits = np.uint64(documents.bit_length())
+    cells = np.sort(((bucket_of(codes) if terms is None else codes) << bits) | owners)
+    starts = _run_starts(cells)
+    counts, cells = np.diff(starts, append=len(cells)).astype(np.float32), cells[starts]
+    columns = cells >> bits
+    if terms is not None:
+        starts = _run_starts(columns)
+        columns = np.repeat(np.searchsorted(terms, columns[starts]), np.diff(starts, append=len(columns)))
+    places = ((cells & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int32), columns.astype(np.int32))
     width = MAX_TERMS if terms is None else len(terms)
-    parts = []
-    for codes, owners, documents in _codes(tokens, ends):
-        # Sorted as one number, a term's document beside its code, the same ones are neighbours; numpy sorts numbers ten times sooner than it
-        # finds the distinct ones
-        bits = np.uint64(documents.bit_length())
-        cells = np.sort(((bucket_of(codes) if terms is None else codes) << bits) | owners)
-        starts = _run_starts(cells)
-        counts, cells = np.diff(starts, append=len(cells)).astype(np.float32), cells[starts]
-        columns = cells >> bits
-        if terms is not None:
-            starts = _run_starts(columns)
-            columns = np.repeat(np.searchsorted(terms, columns[starts]), np.diff(starts, append=len(columns)))
-        places = ((cells & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int32), columns.astype(np.int32))
-        parts.append(sparse.coo_array((counts, places), shape=(documents, width)).tocsr())
-    return sparse.vstack(parts, format="csr"), terms is None
+    return sparse.coo_array((counts, places), shape=(documents, width)).tocsr()
 
 
 def bucket_of(codes: Codes) -> Codes:
     """Where the counts of terms lie that share buckets."""
     return (codes * MIXER >> np.uint64(32)) % np.uint64(MAX_TERMS)
-
-
-def _codes(tokens: Ids, ends: Ids) -> Iterator[tuple[Codes, Codes, int]]:
-    """The terms of the documents, a part of the documents at a time: uint64[terms], uint64[terms], the document of each, and how many there are.
-
-    A token's code is its number, a pair's the numbers of both, the first one plus one.
-    """
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    first = 0
-    while first < len(ends):
-        last = max(first + 1, int(np.searchsorted(ends, starts[first] + TOKENS_AT_ONCE, side="right")))
-        last = min(last, first + DOCUMENTS_COUNTED)
-        part = tokens[starts[first] : ends[last - 1]].astype(np.uint64)
-        owners = np.repeat(np.arange(last - first, dtype=np.uint64), ends[first:last] - starts[first:last])
-        inside = owners[1:] == owners[:-1]
-        pairs = ((part[:-1] + np.uint64(1)) << np.uint64(ID_BITS)) + part[1:]
-        yield np.concatenate([part, pairs[inside]]), np.concatenate([owners, owners[1:][inside]]), last - first
-        first = last
 
 
 def _distinct(codes: Codes) -> Codes:
@@ -134,19 +210,19 @@ def read_encoded(output: Path, feature: str | None) -> tuple[EncodedDocuments, s
         labels.append(table[LABELS].to_numpy())
         read.append(_read_tokens(data, feature) if feature else (_pool(data, columns), np.zeros(len(data), np.int64)))
     first, lengths = (np.concatenate(parts) for parts in zip(*read, strict=True))
-    tokens, values = (first, None) if feature else (np.zeros(0, dtype=np.int64), first)
+    tokens, values = (first, None) if feature else (np.zeros(0, dtype=np.int32), first)
     joined = np.concatenate(labels).astype(np.int64)
     return EncodedDocuments(guids, joined, splits, tokens, np.cumsum(lengths), values), ", ".join(columns)
 
 
-def _read_tokens(data: datasets.Dataset, feature: str) -> tuple[Ids, Ids]:
+def _read_tokens(data: datasets.Dataset, feature: str) -> tuple[npt.NDArray[np.integer[Any]], Ids]:
     """The tokens of all documents, joined, and int64[documents], how many each has."""
     column = data.select_columns([feature]).with_format("arrow")[:][feature].combine_chunks()
     owner, documents = np.arange(len(column)), len(column)
     while pa.types.is_nested(column.type):
         owner = owner[pc.list_parent_indices(column).to_numpy()]
         column = column.flatten()
-    tokens = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    tokens = column.to_numpy(zero_copy_only=False)
     return tokens, np.bincount(owner, minlength=documents)
 
 
@@ -220,11 +296,11 @@ def _means(values: Floats, lengths: Ids) -> Floats:
     return found
 
 
-def transpose(inputs: Inputs) -> Inputs:
+def transpose(rows: Rows) -> Rows:
     """The same by terms or values, ready to be multiplied with."""
-    return inputs.T if isinstance(inputs, np.ndarray) else inputs.T.tocsr()
+    return rows.T if isinstance(rows, np.ndarray) else rows.T.tocsr()
 
 
-def dense(product: Inputs) -> Floats:
+def dense(product: Rows) -> Floats:
     """A product of two of them as an array."""
     return product if isinstance(product, np.ndarray) else product.toarray()

@@ -121,6 +121,7 @@ def _components(count: int, edges: list[tuple[int, int]]) -> Array:
 MOST_COMPARED = 2_000  # documents of a split
 SIMILARITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 COMPARED_AT_ONCE = 100
+KNOWN_AT_ONCE = 20_000  # train documents
 FREQUENT = 0.05  # share of the documents that have a term
 MOST_PAIRS = 20_000  # of documents, compared one by one, of COMPARED_AT_ONCE
 
@@ -131,16 +132,20 @@ def nearest_train(weighted: Any, splits: Sequence[str]) -> dict[str, Any]:
     weighted: rows of unit length, such as TF-IDF gives. By split: how many documents were compared (at most 2,000, evenly taken), and
     which share of them has a train document at least as similar as each of SIMILARITIES.
     """
-    train = np.flatnonzero([split == "train" for split in splits])
-    known, found = weighted[train], {}
+    train, found = np.flatnonzero([split == "train" for split in splits]), {}
+    chosen, asked, highest = {}, {}, {}
     for split in ("valid", "test"):
         rows = np.flatnonzero([name == split for name in splits])
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_COMPARED)).round().astype(np.int64)]
-        if not len(rows) or not len(train):
-            continue
-        highest = highest_cosines(weighted[rows], known)
-        shares = {f"{edge:g}": round(float((highest >= edge - 1e-6).mean()), 6) for edge in SIMILARITIES}
-        found[split] = {"documents": len(rows), "shares": shares}
+        if len(rows) and len(train):
+            chosen[split] = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_COMPARED)).round().astype(np.int64)]
+            asked[split], highest[split] = weighted[chosen[split]], np.zeros(len(chosen[split]))
+    for start in range(0, len(train) if asked else 0, KNOWN_AT_ONCE):
+        known = weighted[train[start : start + KNOWN_AT_ONCE]]
+        for split, rows in asked.items():
+            highest[split] = np.maximum(highest[split], highest_cosines(rows, known))
+    for split, values in highest.items():
+        shares = {f"{edge:g}": round(float((values >= edge - 1e-6).mean()), 6) for edge in SIMILARITIES}
+        found[split] = {"documents": len(values), "shares": shares}
     return found
 
 

@@ -144,6 +144,27 @@ def blocks_of(assignment: SplitAssignment) -> list[list[int]]:
     return _blocks([(*others, *part) for others, part in zip(memberships, parts, strict=True)])
 
 
+def deal_folds(blocks: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], guids: Sequence[str], most: int) -> Any:
+    """int64[documents]: each document's fold, of at most `most`, for a cross-validation.
+
+    blocks: int64[documents], equal where documents belong together. Blocks are dealt out label by label, so that every fold has about every
+    label's share.
+    """
+    members: dict[int, list[int]] = {}
+    for place, block in enumerate(blocks.tolist()):
+        members.setdefault(block, []).append(place)
+
+    def order(block: int) -> tuple[int, bytes]:
+        places = members[block]
+        return int(np.bincount(labels[places]).argmax()), min(order_key(guids[place]) for place in places)
+
+    folds = np.zeros(len(guids), dtype=np.int64)
+    number = min(most, len(members))
+    for position, block in enumerate(sorted(members, key=order)):
+        folds[members[block]] = position % number
+    return folds
+
+
 def _memberships(groups: Sequence[str | None], near_duplicate_groups: Sequence[str | None]) -> list[tuple[Group, ...]]:
     """The groups of either kind that each document is in."""
     kinds = ("group", "near-duplicate")

@@ -23,10 +23,19 @@ from scipy import stats
 from scipy.special import gammaln, softmax
 
 from docml_trainer.preparation.baseline import Probabilities
-from docml_trainer.preparation.baseline_inputs import EncodedDocuments, Floats, Ids, Inputs, dense, transpose
+from docml_trainer.preparation.baseline_inputs import (
+    EncodedDocuments,
+    Floats,
+    Ids,
+    Rows,
+    WeightedTerms,
+    dense,
+    transpose,
+)
 
 MOST = 5_000  # suspects that are listed
 NEIGHBOURS_AT_ONCE = 100
+KNOWN_AT_ONCE = 20_000  # documents that they are compared with
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(8))  # of the prior, in documents a label: 1 to some 3,000
 
 
@@ -104,7 +113,7 @@ def estimate_mistakes(given: Ids, likely: Ids, values: Floats, frequencies: Ids)
 def list_suspects(
     documents: EncodedDocuments,
     probabilities: Probabilities,
-    weighted: Inputs,
+    weighted: WeightedTerms | Rows,
     label_names: Sequence[str],
     unfit: str | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
@@ -119,8 +128,8 @@ def list_suspects(
     listed = 0 if unfit else MOST
     rows, likely = ranking.rows[:listed], ranking.likely[:listed]
     given = documents.labels[rows]
-    nearest_same, nearest_likely = (
-        _nearest(weighted, rows, documents.labels, wanted, documents.guids) for wanted in (given, likely)
+    nearest_same, nearest_likely = _nearest(
+        weighted, rows, documents.labels, np.array([given, likely]), documents.guids
     )
     names, guids = np.array(label_names, dtype=object), np.array(documents.guids, dtype=object)
     table = pa.table(
@@ -161,16 +170,25 @@ def bound_share(suspects: int, documents: int) -> float:
     )
 
 
-def _nearest(weighted: Inputs, rows: Ids, labels: Ids, wanted: Ids, guids: Sequence[str]) -> list[str | None]:
-    """By row: the GUID of the most similar other document with the wanted label, which is one a row."""
-    found: list[str | None] = [None] * len(rows)
+def _nearest(
+    weighted: WeightedTerms | Rows, rows: Ids, labels: Ids, wanted: Ids, guids: Sequence[str]
+) -> list[list[str | None]]:
+    """The GUID of the most similar other document with a wanted label. wanted: int64[wishes, rows]; so are the GUIDs."""
+    found, highest = np.full(wanted.shape, -1), np.full(wanted.shape, -1.0)
+    asked = weighted[rows]
     for label in np.unique(wanted):
-        members, places = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
-        transposed = transpose(weighted[members])
-        for start in range(0, len(places) if len(members) else 0, NEIGHBOURS_AT_ONCE):
-            part = places[start : start + NEIGHBOURS_AT_ONCE]
-            similarity = dense(weighted[rows[part]] @ transposed)
-            similarity[rows[part][:, np.newaxis] == members[np.newaxis, :]] = -1.0
-            for row, column in enumerate(similarity.argmax(axis=1).tolist()):
-                found[part[row]] = guids[members[column]] if similarity[row, column] >= 0 else None
-    return found
+        members = np.flatnonzero(labels == label)
+        for first in range(0, len(members), KNOWN_AT_ONCE):
+            known = members[first : first + KNOWN_AT_ONCE]
+            transposed = transpose(weighted[known])
+            for wish, of_wish in enumerate(wanted):
+                places = np.flatnonzero(of_wish == label)
+                for start in range(0, len(places), NEIGHBOURS_AT_ONCE):
+                    part = places[start : start + NEIGHBOURS_AT_ONCE]
+                    similarity = dense(asked[part] @ transposed)
+                    similarity[rows[part][:, np.newaxis] == known[np.newaxis, :]] = -1.0
+                    nearest = similarity.argmax(axis=1)
+                    values = similarity[np.arange(len(part)), nearest]
+                    better = values > highest[wish, part]
+                    found[wish, part[better]], highest[wish, part[better]] = known[nearest[better]], values[better]
+    return [[guids[row] if row >= 0 else None for row in of_wish] for of_wish in found.tolist()]
