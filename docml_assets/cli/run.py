@@ -145,7 +145,11 @@ def _execute(
 def _conclude(deployment: "Deployment", claim: "Claim", executed: "Executed") -> int:
     """Say how it ended; the exit code."""
     if executed.canceled:
-        say(f"{claim.experiment} run {claim.run}: canceled; its job was stopped", fg="yellow", err=True)
+        say(
+            f"{claim.experiment} run {claim.run}: canceled; its job was stopped, unless another run waits for it",
+            fg="yellow",
+            err=True,
+        )
         return 130
     for failure in executed.failures:
         say(f"{failure.step} failed: {failure.message}", fg="red", err=True)

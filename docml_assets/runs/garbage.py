@@ -10,7 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from docml_assets.runs.claims import claimed_runs, read_or_note
+from docml_assets.runs.claims import read_or_note, run_folders
 from docml_assets.tables import read_parquet
 from docml_contract.base import UnreadableDocument
 from docml_contract.manifests import PreparedData
@@ -51,8 +51,8 @@ class Retention:
 
 
 def runs_of(store: Store, experiment: str) -> list[RunPlace]:
-    """The experiment's claimed runs, by number."""
-    return [RunPlace(experiment, number) for number in sorted(claimed_runs(store, experiment))]
+    """The experiment's runs, by number; one whose claim was lost needs its data as well."""
+    return [RunPlace(experiment, number) for number in run_folders(store, experiment)]
 
 
 def find_garbage(store: Store, experiment: str) -> tuple[list[Garbage], list[Retention]]:

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from docml_assets.report.schema import read_report
-from docml_assets.runs.claims import claimed_runs, read_claim, read_or_note
+from docml_assets.runs.claims import read_claim, read_or_note, run_folders
 from docml_contract.manifests import Manifest
 from docml_contract.names import RunPlace
 from resources.jobs.engine.records import JobRecord, job_records
@@ -31,8 +31,8 @@ class RunSummary:
 
 
 def summaries(store: Store, experiment: str) -> list[RunSummary]:
-    """The experiment's claimed runs, by number. What cannot be read is named, and affects its own run only."""
-    return [_summary(store, RunPlace(experiment, number)) for number in claimed_runs(store, experiment)]
+    """The experiment's runs, by number. What cannot be read is named, and affects its own run only."""
+    return [_summary(store, RunPlace(experiment, number)) for number in run_folders(store, experiment)]
 
 
 def _summary(store: Store, place: RunPlace) -> RunSummary:
@@ -42,6 +42,8 @@ def _summary(store: Store, place: RunPlace) -> RunSummary:
         return read_or_note(partial(read_manifest, store, folder), damage)
 
     claim = read_or_note(partial(read_claim, store, place.experiment, place.number), damage)
+    if claim is None and not damage:
+        damage.append(f"{store.uri(place.claim)} is missing: restore it, or take the next run number")
     settings = read_or_note(lambda: claim.settings, damage) if claim else None
     jobs = tuple(read_or_note(partial(job_records, store, place), damage) or ())
     models = settings.model_names if settings else ()

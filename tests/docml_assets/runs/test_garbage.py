@@ -98,6 +98,15 @@ def test_only_what_no_run_names_is_garbage(world: World) -> None:
     assert needed in world.stored()
 
 
+def test_a_run_whose_claim_was_lost_keeps_its_data(world: World) -> None:
+    for number in (1, 2):
+        place = world.claim(number)
+        world.reconcile(place, [world.document("a", f"v{number}")])
+        world.prepare(place, f"k{number}")
+    world.store.delete([RunPlace(EXPERIMENT, 1).claim])
+    assert find_garbage(world.store, EXPERIMENT) == ([], [])
+
+
 def test_an_unfinished_run_keeps_everything_it_may_use(world: World) -> None:
     first = world.claim(1)
     world.document("a", "v0")
