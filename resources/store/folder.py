@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import socket
 import stat
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from resources.errors import StoreError, UnreadableFile
-from resources.processes import boot, pid_namespace, start_of
+from resources.processes import place_here, start_of
 from resources.store.objects import (
     LINK_SIZE,
     PARALLEL_FILES,
@@ -46,6 +45,10 @@ _SETTLED_NS = 2_000_000_000
 
 # The folder as a whole cannot be used.
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_USABLE = (
+    "expected a folder that this user can read and write, with space left: fix its permissions, free space, or let DOCML_STORE "
+    "(DOCML_PRODUCTION_FILES) name another folder"
+)
 
 
 class FolderBackend:
@@ -226,7 +229,9 @@ class FolderBackend:
         with self._lock:
             if not self._drafts_ready:
                 try:
-                    make_private_folder(self.root)
+                    for each in reversed([self.root, *self.root.parents]):
+                        if not each.is_dir():
+                            each.mkdir(mode=0o700, exist_ok=True)  # for this user alone; others keep their mode
                     folder.mkdir(exist_ok=True)  # like all others in it: a root that a team shares is theirs
                     _remove_stale(folder)
                 except OSError as error:
@@ -268,38 +273,29 @@ class FolderBackend:
             raise missing_key(str(self.root / key)) from None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EIO) and os.path.lexists(self.root / key):
-                raise UnreadableFile(
-                    f"{self.root / key} cannot be read ({error.strerror}); expected a file that this user can read: fix its permissions, "
-                    "or restore it"
-                ) from error
+                text = "expected a file that this user can read: fix its permissions, or restore it"
+                raise UnreadableFile(f"{self.root / key} cannot be read ({error.strerror}); {text}") from error
             raise self._error(key, error) from error
 
     def _error(self, key: str, error: OSError) -> StoreError:
         path = self.root / key if key else Path(error.filename or self.root)
+        kind, text = StoreError, error.strerror or str(error)
         if error.errno in _UNUSABLE or not key:
-            return StoreError(
-                f"{path}: {error.strerror or error}; expected a folder that this user can read and write, with space left: fix its "
-                "permissions, free space, or let DOCML_STORE (DOCML_PRODUCTION_FILES) name another folder"
+            text += f"; {_USABLE}"
+        elif isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+            text = (
+                "this key, or a parent of it, is both an object and a folder; remove the one that docml has not written"
             )
-        if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-            return StoreError(
-                f"{path}: this key, or a parent of it, is both an object and a folder; a folder cannot hold both: remove the one that "
-                "docml has not written"
+        elif isinstance(error, FileNotFoundError) and not self.root.is_dir():
+            text = f"{self.root} has gone: is it mounted still? The same command goes on once it is there again"
+        elif error.errno == errno.ELOOP:
+            kind, text = (
+                UnreadableFile,
+                "a symbolic link; expected a file: put a copy of what it leads to there instead",
             )
-        if error.errno == errno.ELOOP:
-            return UnreadableFile(
-                f"{path}: a symbolic link; expected a file: put a copy of what it leads to there instead"
-            )
-        if error.errno == errno.ENAMETOOLONG:
-            return StoreError(f"{path}: a segment of the key is longer than 255 bytes")
-        return StoreError(f"{path}: {error.strerror or error}")
-
-
-def make_private_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user alone. One that is there keeps its mode."""
-    for each in reversed([folder, *folder.parents]):
-        if not each.is_dir():
-            each.mkdir(mode=0o700, exist_ok=True)
+        elif error.errno == errno.ENAMETOOLONG:
+            text = "a segment of the key is longer than 255 bytes"
+        return kind(f"{path}: {text}")
 
 
 def _open(path: Path) -> BufferedReader:
@@ -316,7 +312,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 def _remove_stale(folder: Path) -> None:
     """Drafts of processes that were killed. Of one on another machine, or in another container, only its age tells."""
-    here = _place_here()
+    here = place_here()
     for path in folder.iterdir():
         place, _, process = path.name.split("-")[0].partition(".")
         number, _, start = process.partition(".")
@@ -329,17 +325,12 @@ def _remove_stale(folder: Path) -> None:
 @cache
 def _writer(pid: int) -> str:
     """This process, in the names of its drafts."""
-    return f"{_place_here()}.{pid}.{_start(pid)}"
+    return f"{place_here()}.{pid}.{_start(pid)}"
 
 
 def _start(pid: int) -> str:
     """When a process started, without what separates the parts of a draft's name."""
     return (start_of(pid) or "").replace("-", "_").replace(".", "_")
-
-
-def _place_here() -> str:
-    """Hash of where process numbers mean what they mean here."""
-    return hashlib.sha256("\0".join((socket.gethostname(), boot(), pid_namespace())).encode()).hexdigest()[:12]
 
 
 def _reflink_or_copy(source: Path | BinaryIO, target: Path) -> None:

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from docml_assets.cli.report import compare, report
 from docml_assets.errors import ReportError
-from docml_assets.report.comparison import read_report, read_run
+from docml_assets.report.comparison import read_run
+from docml_assets.report.schema import read_report
 from docml_assets.tables import parquet_bytes, read_parquet
 from docml_contract.base import IncompleteArtifact
 from docml_contract.names import PREDICTIONS, REPORT_JSON, RunPlace

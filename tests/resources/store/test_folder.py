@@ -157,6 +157,14 @@ class TestFolder(StoreContract):
         (store.local_path / "a" / "circle").symlink_to(store.local_path)
         assert [o.key for o in store.list()] == ["a/b"]
 
+    def test_a_store_that_has_gone_is_said(self, store: Store) -> None:
+        assert store.local_path is not None
+        store.put("a", b"x")
+        store.local_path.rename(store.local_path.with_name("away"))
+        with pytest.raises(StoreError, match="has gone: is it mounted still"):
+            store.put("a", b"y")
+        assert not store.local_path.exists(), "nothing is written to where it was"
+
     def test_a_file_that_cannot_be_read_is_damage_of_what_it_belongs_to(self, store: Store) -> None:
         assert store.local_path is not None
         store.put("a", b"x")
