@@ -57,7 +57,8 @@ def test_mistakes_between_two_labels_are_told_from_a_models_own_confusions() -> 
     said[np.arange(2000), seen] += 0.96 * sure
     said[np.arange(2000), seen ^ 1] += 0.96 * (1 - sure)
     given = np.where((truth < 2) & (random.random(2000) < 0.25), truth ^ 1, truth)
-    mistakes = estimate_mistakes(given, seen, said.astype(np.float64), np.bincount(given))
+    likeliest = said[np.arange(2000), seen].astype(np.float64)
+    mistakes = estimate_mistakes(given, seen, likeliest, np.bincount(given))
     assert mistakes.sum(axis=1) == pytest.approx(np.ones(4))
     assert mistakes[0, 1] == pytest.approx(0.25 * 0.8 + 0.75 * 0.15, abs=0.06)  # the surer half is wrong in a seventh
     assert mistakes[2, 3] == pytest.approx(0.15, abs=0.05)

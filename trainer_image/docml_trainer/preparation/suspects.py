@@ -72,7 +72,8 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
     count = int(((own > 0) & confident & (margins < 0)).sum())
     rows = np.flatnonzero((own > 0) & (margins < 0))
     given = labels[rows]
-    mistakes = estimate_mistakes(labels[confident], likely[confident], values[confident], counts)
+    known = np.flatnonzero(confident & (own > 0))
+    mistakes = estimate_mistakes(labels[known], likely[known], values[known, likely[known]], counts)
     joint = values[rows] * mistakes[:, given].T
     right = joint[np.arange(len(rows)), given]
     joint[np.arange(len(rows)), given] = 0
@@ -82,22 +83,22 @@ def rank_suspects(labels: Ids, probabilities: Probabilities) -> Ranking:
     return Ranking(rows, likely[rows], confidence[order], margins[rows])
 
 
-def estimate_mistakes(given: Ids, likely: Ids, values: Floats, frequencies: Ids) -> Floats:
+def estimate_mistakes(given: Ids, likely: Ids, sure: Floats, frequencies: Ids) -> Floats:
     """float64[labels, labels]: which share of the documents that are of a label (row) are given each label (column).
 
-    Of documents that are confidently of a label: their given and their `likely` labels, int64[n], and probabilities, float64[n, labels].
+    Of documents that are confidently of a label: their given and their `likely` labels, int64[n], and the latter's probabilities, float64[n].
     frequencies: of the given labels among all documents.
     """
     width = len(frequencies)
     found = np.zeros((width, width))
     for label in np.unique(likely):
         members = np.flatnonzero(likely == label)
-        sure = values[members, label]
-        found[label] = np.bincount(given[members[sure >= np.median(sure)]], minlength=width)
+        surer = members[sure[members] >= np.median(sure[members])]
+        found[label] = np.bincount(given[surer], minlength=width)
     right = np.trace(found)
     others = np.tile(frequencies.astype(np.float64), (width, 1))
     np.fill_diagonal(others, 0)
-    # One of two documents more is wrong than were found, so that no mistake is impossible
+    # As if of two documents more one had a wrong label: no mistake is impossible
     wrong = (found.sum() - right + 1) / (found.sum() + 2)
     prior = wrong * others / np.maximum(others.sum(axis=1, keepdims=True), 1) + (1 - wrong) * np.eye(width)
     possible, totals, likelihoods = prior > 0, found.sum(axis=1), []
@@ -105,9 +106,10 @@ def estimate_mistakes(given: Ids, likely: Ids, values: Floats, frequencies: Ids)
         pseudo = strength * prior[possible]
         of_labels = gammaln(strength) - gammaln(strength + totals)
         likelihoods.append(of_labels.sum() + (gammaln(pseudo + found[possible]) - gammaln(pseudo)).sum())
-    weights = softmax(np.array(likelihoods))
-    rates = [(found + strength * prior) / (totals + strength)[:, np.newaxis] for strength in STRENGTHS]
-    return np.einsum("s,sij->ij", weights, rates)
+    rates = np.zeros_like(found)
+    for strength, weight in zip(STRENGTHS, softmax(np.array(likelihoods)), strict=True):
+        rates += weight * (found + strength * prior) / (totals + strength)[:, np.newaxis]
+    return rates
 
 
 def list_suspects(
