@@ -72,3 +72,8 @@ def test_equal_to_scikit_learn(seed: int) -> None:
 
 def test_a_label_that_is_never_predicted_counts_as_zero() -> None:
     assert scores([0, 0, 0, 0], [0, 0, 1, 1]) == {"accuracy": 0.5, "f1": pytest.approx(1 / 3)}
+
+
+def test_a_user_without_a_home_to_write_to_gets_scores_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluate.module.config.HF_METRICS_CACHE", "/proc/nobody/.cache")
+    assert scores([0, 1], [0, 1]) == {"accuracy": 1.0, "f1": 1.0}

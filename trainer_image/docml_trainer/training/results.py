@@ -5,6 +5,7 @@ import math
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -259,10 +260,13 @@ def scores(
     predictions: Sequence[int] | np.ndarray[Any, Any], references: Sequence[int] | np.ndarray[Any, Any]
 ) -> dict[str, float]:
     """`{"accuracy", "f1"}` of label ids against label ids; at least one document."""
-    return {
-        **Accuracy(keep_in_memory=True).compute(predictions=predictions, references=references),
-        **MacroF1(keep_in_memory=True).compute(predictions=predictions, references=references),
-    }
+    # A metric makes folders in its cache though it keeps everything in memory, and a user may have no home to write to.
+    with tempfile.TemporaryDirectory() as cache:
+        accuracy, f1 = (metric(keep_in_memory=True, cache_dir=cache) for metric in (Accuracy, MacroF1))
+        return {
+            **accuracy.compute(predictions=predictions, references=references),
+            **f1.compute(predictions=predictions, references=references),
+        }
 
 
 class LabelMetric(evaluate.Metric):
