@@ -5,9 +5,10 @@ Colours only where a terminal shows them, and never with NO_COLOR; none in a pip
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -26,6 +27,66 @@ def say(text: str = "", *, lead: str = "", fg: str | None = None, bold: bool | N
         click.echo(click.style(plain(lead), fg=fg, bold=bold) + plain(text), err=err)
     else:
         click.secho(plain(text), fg=fg, bold=bold, err=err)
+
+
+class OutputLost(click.ClickException):
+    """What a command says cannot be written: the disk is full, say, or the terminal has gone."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """On stderr, as all that is wrong."""
+        say(f"docml: {self.message}", fg="red", err=True)
+
+
+class Output:
+    """stdout, whose failures are told from those of the work. A reader who has gone (`| head`) is click's to notice."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream does it. OutputLost; not for nothing, by which click finds out what kind of stream this is."""
+        with self._explained() if text else nullcontext():
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """As the stream does it. OutputLost."""
+        with self._explained():
+            self._stream.flush()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with suppress(OSError, ValueError):  # what is still to be written has nowhere to go
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            raise OutputLost(
+                f"what is said cannot be written to where stdout leads ({error.strerror}); what was done stays done: free space, or let it "
+                "lead elsewhere, and give the command again"
+            ) from error
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """stdout as an `Output`. A stream that is closed leads nowhere: otherwise the first file that is opened would take its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    before = sys.stdout
+    sys.stdout = Output(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 def console(width: int | None = None) -> "Console":

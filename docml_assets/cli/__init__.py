@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from docml_assets.terminal import say
+from docml_assets.terminal import guarded_streams, say
 
 
 class CommandEntry(NamedTuple):
@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # to unload Dagster object by object takes half a second.
     gc.set_threshold(50_000, 20, 20)
     atexit.register(gc.freeze)
-    sys.exit(_run(arguments))
+    with guarded_streams():
+        code = _run(arguments)
+    sys.exit(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -45,6 +45,27 @@ def test_a_look_at_runs_does_not_load_dagster(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("docml runs > /dev/full", 1),
+        ("docml --help > /dev/full", 1),
+        ("docml runs >&-", 0),
+        ("docml runs <&- >&- 2>&-", 0),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_message(tmp_path: Path, command: str, code: int) -> None:
+    variables = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}"}
+    script = f"""docml() {{ "{sys.executable}" -c "from docml_assets.cli import main; main()" "$@"; }}; {command}"""
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path, env=variables
+    )
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines == [] if code == 0 else len(lines) == 1
+    assert code == 0 or "cannot be written to where stdout leads (No space left on device)" in lines[0]
+
+
 def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["cook"])
