@@ -81,7 +81,7 @@ class S3Backend:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """If-None-Match; after a lost answer, what is found is compared with what was put."""
         lost = False  # whether an answer was lost, so that what is found may be ours
-        outage = Outage(self.uri(key), self.clients.patience)
+        outage = Outage(self.uri(key), self.clients)
         for attempt in itertools.count():
             try:
                 obstore.put(self.clients.client, self.full(key), data, mode="create", use_multipart=False)
@@ -255,7 +255,7 @@ class _BulkCopy:
 
     async def _copied(self, source: str, target: str) -> bool:
         """Whether the object was copied; False where its source is gone or the whole copy is being stopped."""
-        outage = Outage(self.source.uri(source), self.target.clients.patience)
+        outage = Outage(self.source.uri(source), self.target.clients)
         while not self.stop:
             try:
                 await obstore.copy_async(self.client, self.source.full(source), self.target.full(target))

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -37,6 +38,9 @@ RETRY_PARTS: "RetryConfig" = {
     "retry_timeout": timedelta(seconds=20),
 }
 TIMEOUTS: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=10)}
+# A service that takes a question and says nothing is out of reach as well, and that is told. A part of PART_BYTES goes through in this
+# time at 1.1 Mbit/s; copies within the service may take longer.
+SILENCE = timedelta(minutes=2)
 REFUSALS = (PermissionDeniedError, UnauthenticatedError)
 # What obstore says of a service that is busy, broken or out of reach: 408, 429, 5xx, an error inside an accepted answer, and
 # connections that are refused, reset, timed out or lead nowhere.
@@ -45,6 +49,7 @@ _PASSING = re.compile(
 )
 _NEVER_PASSING = re.compile("certificate", re.IGNORECASE)
 log = logging.getLogger("docml.store")
+_speaking = threading.Lock()
 T = TypeVar("T")
 # Columns of one page (paths, sizes, etags; None: nothing found), and where to go on (None: nowhere).
 Page = tuple[tuple[Any, Any, Any] | None, str | None]
@@ -64,11 +69,12 @@ class BucketClients:
         self.service = aws.endpoint("s3", environment)
         self._credentials = _credentials(environment)
         self._copiers: dict[str, S3Store] = {}
+        self.outage_told = 0.0  # when somebody last spoke of an outage that goes on: many requests may wait for its end
 
     @cached_property
     def client(self) -> S3Store:
         """For single requests."""
-        return self._open(self.bucket, RETRY_NOTHING)
+        return self._open(self.bucket, RETRY_NOTHING, {**TIMEOUTS, "read_timeout": SILENCE})
 
     @cached_property
     def transfers(self) -> S3Store:
@@ -77,7 +83,7 @@ class BucketClients:
 
     def ask(self, uri: str, work: Callable[[], T]) -> T:
         """`work()`, again while the service does not answer; its errors as the store's."""
-        outage = Outage(uri, self.patience)
+        outage = Outage(uri, self)
         while True:
             try:
                 answer = work()
@@ -123,7 +129,7 @@ class BucketClients:
             return "path" if host == "localhost" else "virtual"
         return "path"
 
-    def _open(self, bucket: str, retries: "RetryConfig") -> S3Store:
+    def _open(self, bucket: str, retries: "RetryConfig", timeouts: "ClientConfig" = TIMEOUTS) -> S3Store:
         """A client at this bucket's address; `bucket` is the one that it copies from (see `copier`)."""
         address = self.address()
         options: dict[str, Any] = {
@@ -138,7 +144,7 @@ class BucketClients:
             options |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": key, "sse_bucket_key_enabled": True}
         return S3Store(
             bucket,
-            client_options={**TIMEOUTS, "allow_http": address.startswith("http://")},
+            client_options={**timeouts, "allow_http": address.startswith("http://")},
             retry_config=retries,
             **options,
         )
@@ -163,12 +169,11 @@ class BucketClients:
 
 
 class Outage:
-    """Whether and how long to wait when the service does not answer, and what is said meanwhile. One for each operation."""
+    """Whether and how long to wait when the service does not answer. One for each operation; one of those that wait speaks for all."""
 
-    def __init__(self, uri: str, patience: float) -> None:
-        self.uri, self.patience = uri, patience
+    def __init__(self, uri: str, clients: BucketClients) -> None:
+        self.uri, self.patience, self._clients = uri, clients.patience, clients
         self._began: float | None = None
-        self._said = 0.0
         self._attempts = 0
 
     def pause(self, error: BaseError) -> float:
@@ -180,8 +185,7 @@ class Outage:
             raise store_error(self.uri, error) from error
         if lasted >= self.patience:
             raise StoreError(f"{self.uri}: S3 did not answer for {lasted:,.0f} s: {_detail(error)}") from error
-        if lasted >= SAY_AFTER_SECONDS and now - self._said >= SAY_EVERY_SECONDS:
-            self._said = now
+        if lasted >= SAY_AFTER_SECONDS and self._is_to_speak(now):
             log.warning(
                 "%s: the store does not answer (%s); waiting for it up to %.0f s, %.0f s so far",
                 self.uri,
@@ -192,11 +196,20 @@ class Outage:
         self._attempts += 1
         return random.uniform(0, min(LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._attempts, 20), self.patience))
 
+    def _is_to_speak(self, now: float) -> bool:
+        with _speaking:
+            told = self._clients.outage_told
+            if told and now - told < SAY_EVERY_SECONDS:
+                return False
+            self._clients.outage_told = now
+            return True
+
     def over(self) -> None:
         """The service answers: the next outage is another one."""
-        if self._said and self._began:
+        if self._began and self._clients.outage_told:
+            self._clients.outage_told = 0.0
             log.warning("%s: the store answers again after %.0f s", self.uri, time.monotonic() - self._began)
-        self._began, self._said, self._attempts = None, 0.0, 0
+        self._began, self._attempts = None, 0
 
 
 def is_passing(error: BaseError) -> bool:

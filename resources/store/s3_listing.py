@@ -50,7 +50,7 @@ class Listing:
         batches: list[pa.RecordBatch] = []
         offset = self.base + start if start else None
         last = self.base + end if end else None
-        outage = Outage(self.uri, self.clients.patience)
+        outage = Outage(self.uri, self.clients)
         while True:
             try:
                 prefix = self.base.rstrip("/") or None

@@ -17,15 +17,19 @@ from tests.servers.s3 import RestartableS3, restartable_seaweedfs
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 DOWN_SECONDS = 8
-# By step: what the command says in the middle of it.
+# By step: what the command says in the middle of it. SeaweedFS writes an object's entry before the folders above it, and never lists one whose
+# folders it did not get to: it is not killed while the first file of every folder is copied, since no S3 answers so.
 MARKS = {
-    "reconciliation": "copying 24 files",
+    "reconciliation": "process_func: 24 artifacts",
     "preparation": "encoding .*: 0 of",
     "training": "Training bow on",
     "tuning": "Trial 1 of 2",
     "inference": "starting the job .*inference",
 }
 PLACES = played_by("test_a_lost_server_is_waited_for")
+# By these the server does not end: it reads its configuration again, or stands still until it is told to go on.
+STAYING = ("SIGHUP", "SIGSTOP")
+OUTAGE = re.compile("the store does not answer .* waiting for it up to 900 s")
 # A run has a training or a search: in the run with the search the server is lost in every other step as well.
 LOST_IN = {"training": ("training",), "search": ("reconciliation", "preparation", "tuning", "inference")}
 
@@ -49,7 +53,7 @@ def test_a_lost_server_is_waited_for(
     url = server.s3.new_url()
     tiny = undisturbed.copy(request.getfixturevalue("tmp_path") / "tiny", without=[""])
     tiny.environment |= {**server.s3.environment, "DOCML_STORE": url}
-    for function in ("encode", "train"):
+    for function in ("process", "encode", "train"):
         tiny.slow(function, 0.2)
     try:
         command = warm.start(tiny, "run", EXPERIMENT, "-v")
@@ -76,10 +80,13 @@ def lose(server: RestartableS3, command: Command, name: str, step: str) -> None:
     reached = re.compile(MARKS[step])
     wait_for(lambda: reached.search(command.text) or command.wait(0.001) is not None, 400)
     assert command.code is None, command.text
-    number = signal.Signals[name.split()[0]]
+    number, pid, told = signal.Signals[name.split()[0]], server.pid, len(command.text)
     server.send(number)
     if name == "SIGINT twice":
         server.send(number)
     time.sleep(DOWN_SECONDS)
     assert command.wait(0.01) is None, command.text
     server.start()
+    assert (server.pid == pid) == (name in STAYING)
+    if name not in STAYING:
+        assert wait_for(lambda: OUTAGE.search(command.text, told), 60), command.text

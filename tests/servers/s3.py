@@ -22,6 +22,9 @@ from typing import Any
 from tests.servers.guard import guarded_folder
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+# By these SeaweedFS ends, a quarter of a minute later, and answers with errors meanwhile. At SIGHUP it reads its configuration again and stays.
+ENDING = (signal.SIGTERM, signal.SIGINT)
+START_SECONDS, END_SECONDS = 90.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,25 @@ class RestartableS3:
     def __init__(self, folder: Path, command: list[str], s3: S3Server) -> None:
         self.folder, self.command, self.s3 = folder, command, s3
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ending = False
 
     def start(self) -> None:
         """Start it, unless it runs (it goes on if it was stopped), and wait until it answers. RuntimeError, with its log, where it cannot."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
+            if self._is_ending:
+                self._process.wait(END_SECONDS)
         if self._process is None or self._process.poll() is not None:
+            self._is_ending = False
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
         _wait_until_writable(self.s3, self._process, self.folder / "log")
 
     def send(self, number: signal.Signals) -> None:
-        """A signal; by most of them it ends."""
+        """A signal, by which it may end."""
         if self._process is not None:
             self._process.send_signal(number)
+            self._is_ending = self._is_ending or number in ENDING
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -152,6 +160,8 @@ def _configure(folder: Path) -> RestartableS3:
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
     command = [
         *(weed_program(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+        # Started again, the master waits for rivals before it leads, of whom there are none; and its end need not wait for other masters.
+        *("-master.electionTimeout=1s", "-volume.preStopSeconds=1"),
         *(f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=512"),
         *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=60"),
         *("-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),
@@ -171,21 +181,23 @@ def _configure(folder: Path) -> RestartableS3:
 
 def _wait_until_writable(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until a put goes through: the gateway answers before a volume is assigned."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + START_SECONDS
+    said: object = "it answers nothing"
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(server.endpoint + "/status", timeout=2):
                 pass
         except urllib.error.HTTPError:
             pass
-        except OSError:
+        except OSError as error:
+            said = error
             time.sleep(0.2)
             continue
         try:
-            client = server.client()
-            client.create_bucket(Bucket="ready")
-            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+            server.bucket("ready")
+            server.client().put_object(Bucket="ready", Key="ready", Body=b"ready")
             return
-        except Exception:
+        except Exception as error:
+            said = error
             time.sleep(0.3)
-    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"SeaweedFS did not start ({said}):\n{log.read_text(errors='replace')[-3000:]}")

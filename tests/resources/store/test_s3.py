@@ -3,6 +3,8 @@ import threading
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -154,6 +156,43 @@ class TestFaults:
         assert not left
         assert "the store does not answer" in caplog.text
         assert "the store answers again after" in caplog.text
+
+    def test_of_many_that_wait_for_a_service_one_speaks(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(s3_client, "SAY_AFTER_SECONDS", 0.0)
+        asked: Counter[str] = Counter()
+        is_up = threading.Event()
+
+        def answer(request: Request) -> Answer:
+            asked[request.path] += 1
+            if len(asked) == 8 and min(asked.values()) > 2 and not is_up.is_set():
+                told.append(caplog.text.count("the store does not answer"))
+                is_up.set()
+            return Answer(200, b"content") if is_up.is_set() else error(503, "SlowDown")
+
+        told: list[int] = []
+        with scripted_s3(answer) as server, ThreadPoolExecutor(8) as pool:
+            store = Store.open("s3://bucket", environment=server.environment)
+            assert list(pool.map(store.get, [f"a{number}" for number in range(8)])) == [b"content"] * 8
+        assert told == [1]
+
+    def test_a_service_that_says_nothing_is_out_of_reach(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(s3_client, "SILENCE", timedelta(seconds=0.5))
+        monkeypatch.setattr(s3_client, "SAY_AFTER_SECONDS", 0.0)
+        asked = threading.Event()
+
+        def answer(request: Request) -> Answer:
+            if not asked.is_set():
+                asked.set()
+                time.sleep(2)
+            return Answer(200, b"content")
+
+        with scripted_s3(answer) as server:
+            assert Store.open("s3://bucket", environment=server.environment).get("a") == b"content"
+        assert "the store does not answer" in caplog.text
 
     @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
     def test_nobody_there_is_an_outage_too_and_patience_ends(self, endpoint: str) -> None:
