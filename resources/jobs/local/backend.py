@@ -23,7 +23,7 @@ from resources.errors import MissingKey
 from resources.jobs.backend import Cursor, Job, JobState, LogLine, NameTaken
 from resources.jobs.interface import JobRefused
 from resources.jobs.local.container import BASE_VARIABLE, unusable_folder
-from resources.jobs.local.state import Assignment, LocalState, is_locked, log_key, state_key, stop_key
+from resources.jobs.local.state import Assignment, LocalState, find_running, is_locked, log_key, state_key, stop_key
 from resources.processes import booted_at, kill_marked, process_here, start_detached
 from resources.store import Store
 
@@ -214,11 +214,15 @@ class LocalBackend:
         return {"log": self.store.uri(log_key(job))}
 
     def _state(self, job: Job) -> LocalState | None:
+        """The job's state; one that was deleted while its supervisor lives here is put back, or a second one would start."""
         key = state_key(job)
         try:
             return LocalState.from_bytes(self.store.get(key), self.store.uri(key))
         except MissingKey:
-            return None
+            state = find_running(self.scratch, job)
+        if state is not None:
+            self.store.put_if_absent(key, state.to_bytes())
+        return state
 
     def _forget_old(self) -> None:
         """Remove folders of jobs long past; never one in which a supervisor lives, however old it is."""

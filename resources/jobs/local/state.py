@@ -5,6 +5,7 @@
 <run>/jobs/<name>.log          the log, once the job has ended
 
 <folder>/job.json              what to run
+<folder>/state.json            the state once more, should somebody delete it in the store
 <folder>/lock                  locked for as long as the supervisor lives
 <folder>/base/, logs/          the containers' /opt/ml and logs
 """
@@ -21,9 +22,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from docml_contract.base import Document
+from docml_contract.base import Document, UnreadableDocument
 from docml_contract.jobs import JobSpec
-from resources.errors import ResourceError, UnsafeFile, UnsafeKey
+from docml_contract.manifests import write_atomically
+from resources.errors import MissingKey, ResourceError, UnsafeFile, UnsafeKey
 from resources.jobs.backend import ENDED, Cause, Job, Status
 from resources.processes import Process
 from resources.store import Store
@@ -33,6 +35,7 @@ BEAT_SECONDS = 10.0  # between two signs of life for other machines
 LIFE_SECONDS = 5.0  # between two looks for signs of life
 QUIET_SECONDS = 60.0  # without a sign of life until that is told
 STALL_SECONDS = 15 * 60.0  # and until the job counts as lost
+STATE_FILE = "state.json"  # in the supervisor's folder
 
 
 class Assignment(Document):
@@ -111,6 +114,16 @@ def is_locked(folder: Path) -> bool | None:
     return False
 
 
+def find_running(scratch: Path, job: Job) -> LocalState | None:
+    """The state of a job whose supervisor lives in one of these folders, whether the store has it or not."""
+    for folder in scratch.glob(f"{job.name}-*"):
+        if folder.name.rpartition("-")[0] == job.name and is_locked(folder):
+            with contextlib.suppress(OSError):  # it has not claimed the job
+                path = folder / STATE_FILE
+                return LocalState.from_bytes(path.read_bytes(), str(path))
+    return None
+
+
 class JobEnd(Exception):
     """An end without success."""
 
@@ -131,6 +144,10 @@ def failed(cause: Cause, reason: str) -> JobEnd:
     return JobEnd("Failed", cause, reason)
 
 
+def _replaced() -> JobEnd:
+    return stopped("stopped", "stopped: its state was deleted, and another supervisor runs the job since")
+
+
 class LocalJob:
     """A job as its supervisor runs it. Its state in the store follows, and says that the supervisor lives."""
 
@@ -146,6 +163,7 @@ class LocalJob:
         self.logs = folder / "logs"
         self.state = LocalState.first(assignment, folder, process)
         self.terminated = False  # SIGTERM came
+        self.is_replaced = False  # the state in the store was deleted, and another supervisor has claimed the job since
         self._asked = 0.0
         self._changing = threading.Lock()
         self._over = threading.Event()
@@ -156,6 +174,7 @@ class LocalJob:
             key = state_key(self.job)
             if LocalState.from_bytes(self.store.get(key), self.store.uri(key)).token != self.state.token:
                 return False
+        self._keep()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return True
 
@@ -176,6 +195,8 @@ class LocalJob:
         """Whether somebody wants the job to end."""
         if self.terminated:
             return stopped("stopped", "stopped: its supervisor was terminated")
+        if self.is_replaced:
+            return _replaced()
         if time.monotonic() - self._asked > STOP_CHECK_SECONDS:
             self._asked = time.monotonic()
             with contextlib.suppress(ResourceError):
@@ -185,6 +206,9 @@ class LocalJob:
 
     def upload(self, output: Path) -> None:
         """Store the job's result. JobEnd if it is one that no store takes: that is the job's own fault, and would happen again."""
+        with self._changing:
+            if self._has_rival():
+                raise _replaced()
         try:
             self.store.upload(output, self.job.output_prefix)
         except (UnsafeFile, UnsafeKey) as error:
@@ -195,7 +219,8 @@ class LocalJob:
         if self.state.ended:
             return
         with contextlib.suppress(ResourceError):
-            self._upload_log()
+            if not self.is_replaced:
+                self._upload_log()
         self._over.set()
         now = datetime.now(UTC)
         began = datetime.fromisoformat(self.state.started_at) if self.state.started_at else now
@@ -215,9 +240,23 @@ class LocalJob:
 
     def _change(self, **fields: object) -> None:
         with self._changing:
-            if not self.state.ended:
-                self.state = self.state.model_copy(update={**fields, "beat": time.time()})
-                self.store.put(state_key(self.job), self.state.to_bytes())
+            if self.state.ended or self._has_rival():
+                return
+            self.state = self.state.model_copy(update={**fields, "beat": time.time()})
+            self.store.put(state_key(self.job), self.state.to_bytes())
+            self._keep()
+
+    def _keep(self) -> None:
+        with contextlib.suppress(OSError):  # no space: the store has it
+            write_atomically(self.folder / STATE_FILE, self.state.to_bytes())
+
+    def _has_rival(self) -> bool:
+        """Whether another supervisor has claimed the job: on a machine, or from a Dagster home, that does not see this one. One gives way."""
+        key = state_key(self.job)
+        with contextlib.suppress(MissingKey, UnreadableDocument):  # what was deleted or damaged is written again
+            found = LocalState.from_bytes(self.store.get(key), self.store.uri(key))
+            self.is_replaced = self.is_replaced or found.token != self.state.token
+        return self.is_replaced
 
     def _upload_log(self) -> None:
         """One file; with a heading a host (or trial) where there are several."""

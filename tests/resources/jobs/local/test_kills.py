@@ -14,7 +14,7 @@ import pytest
 
 from docml_contract.jobs import JobSpec
 from docml_contract.names import TRIALS
-from resources.jobs.backend import Job
+from resources.jobs.backend import Job, NameTaken
 from resources.jobs.interface import JobFailed
 from resources.jobs.local import backend as local_backend
 from resources.jobs.local.container import BASE_VARIABLE
@@ -115,6 +115,25 @@ def test_a_killed_orchestrator_leaves_its_job_running_and_the_next_attaches(benc
     result = bench.engine().run(spec, FILES, holder="run-b", listener=hearing)
     assert (result.attempt, result.launched) == (1, False)
     assert hearing.lines[0] == "train starts at step 0 on host 0"
+    assert len(bench.started()) == 1
+
+
+def test_a_state_that_is_deleted_while_its_job_runs_starts_no_second_one(bench: LocalBench, tmp_path: Path) -> None:
+    spec = training({"steps": 60})
+    job = Job.plan(spec, 1, bench.store.url)
+    orchestrate("local", bench.store, bench.environment, spec, tmp_path, "epoch 2 ends")
+    supervisor = state_of(bench, spec).process
+    os.kill(supervisor.pid, signal.SIGSTOP)  # it cannot write its state again before anybody looks
+    try:
+        bench.store.delete([state_key(job)])
+        with pytest.raises(NameTaken):
+            bench.engine().context.backend.create(job)
+        assert state_of(bench, spec).process == supervisor
+        bench.store.delete([state_key(job)])
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    result = bench.engine().run(spec, FILES, holder="run-b", listener=RecordingListener())
+    assert (result.attempt, result.launched) == (1, False)
     assert len(bench.started()) == 1
 
 

@@ -50,6 +50,21 @@ def test_one_of_several_supervisors_wins(store: Store, tmp_path: Path) -> None:
     assert [each.local.claim() for each in both] == [True, False]
 
 
+def test_a_supervisor_whose_state_was_deleted_gives_way_to_one_that_claimed_the_job_elsewhere(
+    store: Store, tmp_path: Path
+) -> None:
+    one, other = (supervisor(store, tmp_path / token, token, {"steps": 100_000}) for token in ("a", "b"))
+    assert one.local.claim()
+    store.delete([state_key(one.job)])
+    assert other.local.claim(), "it sees neither the state nor the supervisor"
+    one.run()
+    kept = state.LocalState.from_bytes(store.get(state_key(one.job)), "state")
+    assert (kept.token, kept.status) == ("b", "InProgress")
+    assert not store.exists(state.log_key(one.job))
+    assert not list(store.list(one.job.output_prefix))
+    assert not (tmp_path / "a" / "base").exists()
+
+
 def test_a_job_that_exceeds_its_time_is_stopped_and_says_so(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
