@@ -1,10 +1,13 @@
 """The experimenter's module: what it gives, and how its errors are told."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from docml_trainer.errors import UserCodeError
+from docml_trainer.container import EXIT_STOPPED
+from docml_trainer.errors import Stopped, UserCodeError
 from docml_trainer.functions import Context, UserFunctions
 
 CONTEXT = Context.of("a", ("a", "b"), ("cat", "dog"), {"max_length": 8})
@@ -75,6 +78,50 @@ def test_an_error_names_the_users_own_line(tmp_path: Path, body: str, complaint:
     with pytest.raises(UserCodeError) as error:
         load(tmp_path, source).get_dataset_features(CONTEXT)
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "head"),
+    [
+        ("the module", "if True:"),
+        ("get_dataset_features", "def get_dataset_features(*told):"),
+        ("load_model", "def load_model(*told):"),
+        ("ordered_input_keys", "def ordered_input_keys(*told):"),
+    ],
+)
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit: 0", "GeneratorExit"])
+def test_a_function_that_ends_its_process_has_failed(tmp_path: Path, function: str, head: str, raised: str) -> None:
+    name, _, said = raised.partition(": ")
+    arguments = (CONTEXT,) if function == "get_dataset_features" else ("a", CONTEXT)
+    with pytest.raises(UserCodeError) as error:
+        getattr(load(tmp_path, f"{head}\n    raise {name}({said})\n"), function)(*arguments)
+    assert str(error.value).startswith(
+        f"user_defined_funcs.py: {function} failed: {raised} (user_defined_funcs.py, line 2, in "
+    )
+    assert str(error.value).endswith("raises an Exception (a ValueError, say) that tells what is wrong")
+
+
+def test_a_stop_is_not_the_functions_failure(tmp_path: Path) -> None:
+    found = load(tmp_path, "def ordered_input_keys(model_name, context):\n    context()\n")
+
+    def stopped() -> None:
+        raise Stopped(EXIT_STOPPED)
+
+    with pytest.raises(Stopped):
+        found.ordered_input_keys("a", stopped)  # type: ignore[arg-type]
+
+
+def test_a_function_that_ends_its_process_without_a_word_is_known(tmp_path: Path) -> None:
+    path, note = tmp_path / "user_defined_funcs.py", tmp_path / "output/running_function"
+    path.write_text("import os\ndef ordered_input_keys(model_name, context):\n    return context or os._exit(0)\n")
+    assert UserFunctions.load(path, note).ordered_input_keys("a", ["ids"]) == ("ids",)  # type: ignore[arg-type]
+    assert not note.exists()
+    ends = (
+        "import pathlib, sys; from docml_trainer.functions import UserFunctions; "
+        "UserFunctions.load(*map(pathlib.Path, sys.argv[1:])).ordered_input_keys('a', None)"
+    )
+    assert subprocess.run([sys.executable, "-c", ends, path, note], check=False).returncode == 0
+    assert note.read_text() == "ordered_input_keys"
 
 
 @pytest.mark.parametrize("returned", ["'input_ids'", "[]", "['a', 'a']", "[1]", "None"])

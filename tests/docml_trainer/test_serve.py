@@ -306,7 +306,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("encode_data returns None", document(""), 422, "encode_data returned None"),
     ("encode_data hangs", document("encodehangs"), 422, "has not returned within 8 s"),
     ("encode_data ends its process", document("encodedies"), 422, "ended its process (exit code 3)"),
-    ("encode_data exits", document("encodeexits"), 422, "called sys.exit"),
+    ("encode_data exits", document("encodeexits"), 422, "SystemExit: enough"),
     ("too long for the model", document("word " * 500), 500, "the model failed on this document"),
     ("encode_data is wrong", document("encodewrong"), 500, "encode_data returned a wrong encoding"),
 ]

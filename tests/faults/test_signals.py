@@ -34,6 +34,14 @@ ROLES = {
     "fork server": ("fork server",),
     "container": ("container", "preparation", "trainer", "inference"),
 }
+# By function of the experiment: the line before which it is made to end its process.
+FUNCTIONS = {
+    "get_dataset_features": "    import datasets\n\n    return datasets.Features",
+    "encode_data": '    pause("encode")\n',
+    "load_model": "    import torch\n\n    class Bow",
+    "forward": "            if not torch.jit.is_tracing():",
+    "ordered_input_keys": '    return ["ids"]',
+}
 
 
 @pytest.mark.parametrize(("process", "name", "step"), played_by("test_a_signal"))
@@ -63,6 +71,28 @@ def test_a_signal(
         assert not tiny.dagster_runs().keys() - {"SUCCESS", "FAILURE", "CANCELED"}
     finally:
         tiny.end_everything()
+
+
+@pytest.mark.parametrize("statement", ["raise KeyboardInterrupt", "os._exit(0)"])
+@pytest.mark.parametrize(
+    ("function", "tuned"), [*((function, False) for function in FUNCTIONS), ("load_model", True)], ids=str
+)
+def test_a_function_that_ends_its_process(
+    function: str, tuned: bool, statement: str, warm: Warm, tmp_path: Path
+) -> None:
+    """It would end so again: nothing is tried again, and one message says which function it was, and what to do."""
+    tiny = Tiny.make(tmp_path / "tiny", tuned=tuned)
+    path = tiny.root / "experiments" / EXPERIMENT / "user_defined_funcs.py"
+    place, source = FUNCTIONS[function], path.read_text()
+    assert place in source
+    indent = " " * (len(place) - len(place.lstrip()))
+    path.write_text(source.replace(place, f"{indent}{statement}\n{place}"))
+    said = " ".join(warm.run(tiny, "run", EXPERIMENT, "-v", code=1).split())  # lines are folded
+    assert "a function that cannot go on raises an Exception" in said
+    assert function in said or statement == "os._exit(0)", said
+    assert "Traceback" not in said
+    assert "next attempt" not in said
+    assert not tiny.wait_until_quiet(), tiny.leftovers()
 
 
 def send(tiny: Tiny, command: Command, process: str, name: str) -> None:

@@ -45,6 +45,9 @@ CLAIM = "CLAIM.json"  # beside the manifest of a run's snapshot; what all of it 
 MANIFEST = "MANIFEST.json"
 # Files of a job's output folder
 OUTPUT = "OUTPUT.json"
+RUNNING_FUNCTION = "running_function"  # in a container's folder `output`, beside the reason of a failure
+# For messages about functions that end their process.
+RAISE_INSTEAD = "a function that cannot go on raises an Exception (a ValueError, say) that tells what is wrong"
 # Files of the job's `spec` channel
 SPEC = "spec.json"
 # By which a job knows the sha256 of its spec: it travels in the request, not in the store

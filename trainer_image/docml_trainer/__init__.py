@@ -3,7 +3,7 @@
 `python -m docml_trainer prepare|train|infer` reads folders (`folders`) and the user's functions (`functions`), and writes
 folders. It knows nothing of buckets, of Dagster or of SageMaker's API.
 
-Errors, all of which end the job with one clear reason instead of a traceback:
+`Stopped` is no error: the end of a process that was told to stop. Errors, all of which end the job with one clear reason instead of a traceback:
 
     TrainerError             the job cannot be done as asked
     ├── FolderError          the job's folder is not laid out as the contract says

@@ -7,11 +7,13 @@ import atexit
 import gc
 import importlib
 import os
+import signal
 import sys
 import traceback
 
 from docml_contract.base import ContractError
 from docml_contract.log_lines import take_nonce
+from docml_contract.names import RAISE_INSTEAD
 from docml_trainer.container import COMMANDS, Folders, StopSignal
 from docml_trainer.errors import TrainerError
 
@@ -29,6 +31,15 @@ def main(arguments: list[str]) -> int:
     except (TrainerError, ContractError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         folders.fail(str(error))
+        return 1
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code:  # whoever ends it so has left the reason
+            raise
+        print(detail := traceback.format_exc(), file=sys.stderr, flush=True)
+        folders.fail(
+            f"{type(error).__name__}: the experiment's code, or a library that it uses, ended the job; {RAISE_INSTEAD}",
+            detail,
+        )
         return 1
     except Exception as error:
         detail = traceback.format_exc()
@@ -48,6 +59,9 @@ def run_command(folders: Folders) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] != ["serve"]:  # which ends by itself
+        # An interrupt from outside kills, as other signals do: a KeyboardInterrupt is then the experimenter's own.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Otherwise libraries are unloaded object by object at the end, which takes torch and transformers a second.
     atexit.register(gc.freeze)
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ import os
 import platform
 import resource
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract import names
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import sha256_file, verify_folder
-from docml_trainer.errors import FolderError, TrainingError
+from docml_trainer.errors import FolderError, Stopped, TrainingError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
 DEFAULT_BASE = "/opt/ml"
@@ -153,6 +152,11 @@ class Folders:
             raise FolderError(f"{path}: current_host {current!r} is not among hosts {list(hosts)}")
         return ResourceConfig(current, hosts, content.get("network_interface_name") or None)
 
+    @property
+    def running_function(self) -> Path:
+        """Names the experimenter's function that runs, while it runs: one that ends the process is known by it."""
+        return self.base / "output" / names.RUNNING_FUNCTION
+
     def fail(self, reason: str, detail: str = "") -> None:
         """Leave the reason of a failure where SageMaker reads it (training: `failure`, processing: `message`).
 
@@ -259,4 +263,4 @@ class StopSignal:
 def stop(where: str) -> None:
     """End the process as stopped."""
     print(f"Stopped by SIGTERM {where}.", flush=True)
-    sys.exit(EXIT_STOPPED)
+    raise Stopped(EXIT_STOPPED)

@@ -35,3 +35,7 @@ class ExportError(TrainerError):
 
 class ModelFileError(TrainerError):
     """An exported model is missing, was changed after training, or is not what its export.json says."""
+
+
+class Stopped(SystemExit):
+    """The end of a process that was told to stop: not the experimenter's, whose sys.exit() is a failure of their function."""

@@ -9,14 +9,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from docml_trainer.errors import UserCodeError
+from docml_contract.names import RAISE_INSTEAD
+from docml_trainer.errors import Stopped, UserCodeError
 
 if TYPE_CHECKING:
     import datasets
@@ -70,10 +71,11 @@ class UserFunctions:
     module: ModuleType
     path: Path
     padding: Mapping[str, float]
+    note: Path | None = None
 
     @classmethod
-    def load(cls, path: Path) -> "UserFunctions":
-        """Import the file; UserCodeError names the line on which it fails."""
+    def load(cls, path: Path, note: Path | None = None) -> "UserFunctions":
+        """Import the file; UserCodeError names the line on which it fails. note: a file that names the function that runs, while it runs."""
         if not path.is_file():
             raise UserCodeError(f"{path}: no such file; expected the experiment's {path.name} in the channel 'spec'")
         module_spec = importlib.util.spec_from_file_location(MODULE, path)
@@ -81,9 +83,9 @@ class UserFunctions:
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[MODULE] = module  # so that objects defined there can be pickled
-        with user_code(path, "the module"):
+        with user_code(path, "the module", note):
             module_spec.loader.exec_module(module)
-        return cls(module, path, _padding(module, path))
+        return cls(module, path, _padding(module, path), note)
 
     @property
     def encode_data(self) -> Callable[[Instance, Context], dict[str, Any] | None] | None:
@@ -130,7 +132,7 @@ class UserFunctions:
         function = self._optional(name)
         if function is None:
             raise UserCodeError(f"{self.path.name}: found no function {name}; the job needs it")
-        with user_code(self.path, name):
+        with user_code(self.path, name, self.note):
             return function(*arguments)
 
     def _wrong(self, name: str, found: Any, expected: str) -> UserCodeError:
@@ -138,12 +140,22 @@ class UserFunctions:
 
 
 @contextmanager
-def user_code(path: Path, function: str) -> Iterator[None]:
-    """Turn what the experimenter's code raises into a UserCodeError with their own line."""
+def user_code(path: Path, function: str, note: Path | None = None) -> Iterator[None]:
+    """Turn what the experimenter's code raises, sys.exit() and a KeyboardInterrupt too, into a UserCodeError with their own line."""
+    if note is not None:
+        with suppress(OSError):  # no space: then nobody knows
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(function, encoding="utf-8")
     try:
         yield
-    except Exception as error:
+    except Stopped:
+        raise
+    except BaseException as error:
         raise UserCodeError(f"{path.name}: {function} failed: {explain(error, path)}") from error
+    finally:
+        if note is not None:
+            with suppress(OSError):  # another process of the training has removed it
+                note.unlink()
 
 
 def explain(error: BaseException, path: Path) -> str:
@@ -151,11 +163,12 @@ def explain(error: BaseException, path: Path) -> str:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return said
+    remedy = "" if isinstance(error, Exception) else f"; {RAISE_INSTEAD}"
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if not own:
-        return said
+        return said + remedy
     frame = own[-1]
-    return f"{said} ({path.name}, line {frame.lineno}, in {frame.name}: {frame.line})"
+    return f"{said} ({path.name}, line {frame.lineno}, in {frame.name}: {frame.line}){remedy}"
 
 
 def describe(value: Any) -> str:

@@ -20,7 +20,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
-from docml_contract.names import OUTPUT
+from docml_contract.names import OUTPUT, RAISE_INSTEAD, RUNNING_FUNCTION, USER_FUNCTIONS
 from docml_contract.sandbox import credential_files, make_unreadable, seclude
 from docml_contract.untrusted_files import is_hollow, open_left
 from resources.aws import resolve
@@ -253,8 +253,8 @@ class Container:
                 )
         return None
 
-    def _left_reason(self) -> str:
-        with contextlib.suppress(OSError), open_left(self.base / "output/failure") as stream:
+    def _left_reason(self, file: str = "failure") -> str:
+        with contextlib.suppress(OSError), open_left(self.base / "output" / file) as stream:
             return stream.read(REASON_BYTES).decode(errors="replace").strip()
         return ""
 
@@ -272,7 +272,11 @@ class Container:
         if number := self._killed_by():
             hint = " (out of memory?)" if number == signal.SIGKILL else ""
             return f"killed by {signal.Signals(number).name}{hint}"
-        return f"exit code {self.exit_code}" if self.exit_code else f"it ended without writing {OUTPUT}"
+        if function := self._left_reason(RUNNING_FUNCTION):
+            return f"{USER_FUNCTIONS}: {function} ended its process (exit code {self.exit_code}); {RAISE_INSTEAD}"
+        if self.exit_code:
+            return f"exit code {self.exit_code}"
+        return f"it ended without writing {OUTPUT}: does {USER_FUNCTIONS}, or a library that it uses, end the process? {RAISE_INSTEAD}"
 
     @property
     def was_killed(self) -> bool:

@@ -158,6 +158,15 @@ def test_a_process_that_ends_without_a_word_has_not_encoded(
     assert job.run(NOTES=str(tmp_path)).returncode == 1
     assert f"{missing} of 2 parts of the documents are not encoded" in job.failure
     assert f"(does user_defined_funcs.py end the process?{where})" in job.failure
+    assert "a function that cannot go on raises an Exception" in job.failure
+
+
+def test_a_process_that_ends_with_a_code_names_its_document(tmp_path: Path) -> None:
+    job = job_of(tmp_path, NOTED + AT_7.format(does="os._exit(3)"))
+    assert job.run(NOTES=str(tmp_path)).returncode == 1
+    assert "an encoding process ended with code 3 (does user_defined_funcs.py" in job.failure
+    assert "a function that cannot go on raises an Exception" in job.failure
+    assert "while it was at artifact doc-00007" in job.failure
 
 
 @pytest.mark.parametrize("reason", ["", THREAD], ids=["forked", "alone"])

@@ -10,6 +10,7 @@ What it does is told by the spec: `own_hyperparameters` of a preparation, `hyper
     daemon    leaves a process of another session behind, whose number it prints
     linger    leaves a thread behind that never ends
     sparse    adds a file of 1 TiB to its output that holds nothing
+    exits     name of the experimenter's function (or empty) that ends the process, exit code 0
     untrue    takes a byte from a file after it has handed over its output
     link      name of a symbolic link to leave in the output
     tracked   whether to leave an offline tracking run in the output
@@ -28,7 +29,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract.jobs import JobSpec, PrepareTask
 from docml_contract.log_lines import EPOCH, format_event, metric_line, take_nonce
 from docml_contract.manifests import write_atomically, write_output
-from docml_contract.names import OFFLINE_RUNS, SPEC
+from docml_contract.names import OFFLINE_RUNS, RUNNING_FUNCTION, SPEC
 
 command = sys.argv[1]
 base = Path(os.environ["SAGEMAKER_BASE_DIR"])
@@ -84,6 +85,10 @@ if options.get("fail"):
     (base / "output/failure").write_text(options["fail"])
     print(options["fail"], flush=True)
     sys.exit(1)
+if "exits" in options:
+    if options["exits"]:
+        write_atomically(base / "output" / RUNNING_FUNCTION, options["exits"].encode())
+    os._exit(0)
 while state["step"] < options.get("steps", 3):
     time.sleep(0.05)
     state["step"] += 1

@@ -11,7 +11,7 @@ import torch
 from docml_trainer.container import is_out_of_memory
 from docml_trainer.data.collate import ROW_IDS
 from docml_trainer.data.shapes import ATTENTION_MASK, INPUT_IDS, LABELS
-from docml_trainer.errors import TrainerError, UserCodeError
+from docml_trainer.errors import Stopped, TrainerError, UserCodeError
 from docml_trainer.functions import UserFunctions, explain
 
 Batch = Mapping[str, torch.Tensor]
@@ -233,9 +233,9 @@ def explained_model(functions: UserFunctions, place: str = "") -> Iterator[None]
     """Turn what the model raises (neither running out of memory nor a lost process) into a UserCodeError with the experimenter's own line."""
     try:
         yield
-    except TrainerError:
+    except (TrainerError, Stopped):
         raise
-    except Exception as error:
+    except BaseException as error:
         if is_out_of_memory(error) or is_lost_connection(error):
             raise
         text = explain(error, functions.path)

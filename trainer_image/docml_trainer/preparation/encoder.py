@@ -206,7 +206,7 @@ class Encoder:
         instances = [Instance(document.files) for document in documents]
         try:
             returned = encode(instances, context)
-        except Exception as error:
+        except BaseException as error:  # a sys.exit() costs its document, as any other error does
             if len(documents) == 1:
                 return [self._failed(documents[0], instances[0], error)]
             return [self._encode_batch([document], context)[0] for document in documents]  # which one was it?
@@ -219,10 +219,10 @@ class Encoder:
         instance = Instance(document.files)
         try:
             return encode(instance, context)
-        except Exception as error:
+        except BaseException as error:
             return self._failed(document, instance, error)
 
-    def _failed(self, document: InputDocument, instance: Instance, error: Exception) -> EncodingFailure:
+    def _failed(self, document: InputDocument, instance: Instance, error: BaseException) -> EncodingFailure:
         return _failure(document, explain(error, self.functions.path), instance.asked)
 
     def _rows(self, returned: Any, documents: Sequence[InputDocument]) -> list[Any]:

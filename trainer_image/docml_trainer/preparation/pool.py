@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from docml_contract.names import RAISE_INSTEAD
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
 from docml_trainer.preparation.documents import Documents
 from docml_trainer.preparation.parts import KeptParts, Part, cut
@@ -202,6 +203,8 @@ def _raise_end(workers: _Workers, documents: Documents) -> None:
 def _killed(code: int, doing: str) -> DataError:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     hint = " (out of memory? a larger instance or fewer PREPARATION_PROCESSES help)" if code == -signal.SIGKILL else ""
+    if code > 0:
+        hint = f" (does user_defined_funcs.py, or a library that it uses, end the process? {RAISE_INSTEAD})"
     return DataError(f"an encoding process {end}{hint} while it {doing}")
 
 
@@ -213,7 +216,7 @@ def _check_complete(workers: _Workers, documents: Documents) -> None:
         )
         raise DataError(
             f"all encoding processes have ended, and {len(missing)} of {len(workers.encoding.parts)} parts of the documents are not encoded; "
-            f"expected all of them (does {workers.encoding.plan.functions.name} end the process?{at and f' {at.capitalize()}'})"
+            f"expected all of them (does {workers.encoding.plan.functions.name} end the process?{at and f' {at.capitalize()}'}); {RAISE_INSTEAD}"
         )
 
 

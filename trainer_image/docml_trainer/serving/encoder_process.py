@@ -136,8 +136,6 @@ class DocumentEncoder:
             rows = self._encoder.features_of(read_batch(batch, self._task, directory, ""))
         except UserCodeError as error:
             return BROKEN, str(error)
-        except SystemExit:
-            return UNREADABLE, f"{self._encoder.function_name} called sys.exit for this document"
         if self._encoder.tally.failures:
             failure = self._encoder.tally.failures[0]
             return (

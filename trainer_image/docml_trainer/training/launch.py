@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from docml_contract.base import ContractError, digest
 from docml_contract.jobs import TrainTask
 from docml_contract.log_lines import nonce_for_children
 from docml_contract.manifests import write_atomically
+from docml_contract.names import RAISE_INSTEAD
 from docml_trainer.container import EXIT_STOPPED, Folders, ResourceConfig, explained_out_of_memory
-from docml_trainer.errors import TrainerError, TrainingError
+from docml_trainer.errors import Stopped, TrainerError, TrainingError, UserCodeError
 
 FAILURES = "DOCML_RANK_FAILURES"  # folder in which processes leave the reasons of their failures
 # Where the hosts of a job meet: below the ports that systems hand out, and another one for every job, since several may share a machine.
@@ -94,7 +95,7 @@ def launch(folders: Folders, processes: int) -> None:
         try:
             elastic_launch(config, sys.executable)("-m", "docml_trainer", "train")
         except SignalException:
-            sys.exit(EXIT_STOPPED)
+            raise Stopped(EXIT_STOPPED) from None
         except ChildFailedError as error:
             _explain(folders, Path(reasons), {rank: failure.exitcode for rank, failure in error.failures.items()})
 
@@ -172,8 +173,11 @@ def _explain(folders: Folders, reasons: Path, exit_codes: dict[int, int]) -> Non
         (json.loads(path.read_text(encoding="utf-8")) for path in reasons.glob("*.json")), key=lambda r: r["time"]
     )
     if not said and EXIT_STOPPED in exit_codes.values():  # the signal reached a process before it reached the launcher
-        sys.exit(EXIT_STOPPED)
+        raise Stopped(EXIT_STOPPED)
     if not said:
+        with suppress(OSError):
+            function = folders.running_function.read_text(encoding="utf-8")
+            raise UserCodeError(f"{function} ended its process (exit codes {exit_codes}); {RAISE_INSTEAD}")
         raise TrainingError(f"training processes ended with exit codes {exit_codes} and gave no reason; see the log")
     first: dict[str, Any] = said[0]
     folders.fail(first["reason"], first["detail"])

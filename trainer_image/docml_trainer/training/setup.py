@@ -141,7 +141,7 @@ def prepare_training(folders: Folders) -> TrainingSetup:
     train, valid = (EncodedSplit.load(folders.channel(name), prefix) for name in ("train", "valid"))
     train = train.take(task.part)
     check_several_labels(train)
-    functions = UserFunctions.load(folders.user_functions)
+    functions = UserFunctions.load(folders.user_functions, folders.running_function)
     # All hyperparameters: load_model may want to know dropout-like settings of the platform's as well.
     context = Context.of(task.model_name, task.model_names, train.data.features[LABELS].names, request.values)
     accelerate.utils.set_seed(settings.seed)  # equal initial weights in every process

@@ -87,6 +87,30 @@ def test_a_trainer_that_ends_without_a_word_is_told_by_its_exit_code(store: Stor
     assert b'"Failed"' in store.get(state_key(one.job))
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (
+            "load_model",
+            "user_defined_funcs.py: load_model ended its process (exit code 0); a function that cannot go on",
+        ),
+        (
+            "",
+            "it ended without writing OUTPUT.json: does user_defined_funcs.py, or a library that it uses, end the process?",
+        ),
+    ],
+)
+def test_a_function_that_ends_the_process_is_the_jobs_own_failure(
+    store: Store, tmp_path: Path, function: str, reason: str
+) -> None:
+    one = supervisor(store, tmp_path / "a", options={"exits": function})
+    assert one.local.claim()
+    one.run()
+    assert (one.local.state.status, one.local.state.cause) == ("Failed", "work"), "it would end so again"
+    assert one.local.state.reason.startswith(reason)
+    assert one.local.state.reason.endswith("raises an Exception (a ValueError, say) that tells what is wrong")
+
+
 def test_an_output_that_no_store_takes_is_the_jobs_own_failure(store: Store, tmp_path: Path) -> None:
     one = supervisor(store, tmp_path / "a", options={"link": "debug.log"})
     assert one.local.claim()
