@@ -184,7 +184,10 @@ class Outage:
         if not is_passing(error):
             raise store_error(self.uri, error) from error
         if lasted >= self.patience:
-            raise StoreError(f"{self.uri}: S3 did not answer for {lasted:,.0f} s: {_detail(error)}") from error
+            raise StoreError(
+                f"{self.uri}: S3 did not answer for {lasted:,.0f} s: {_detail(error)} (a job that runs goes on, and nothing is lost: "
+                "see why it cannot be reached, then give the same command again)"
+            ) from error
         if lasted >= SAY_AFTER_SECONDS and self._is_to_speak(now):
             log.warning(
                 "%s: the store does not answer (%s); waiting for it up to %.0f s, %.0f s so far",

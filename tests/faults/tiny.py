@@ -325,6 +325,7 @@ class Command:
         }
         self._socket.sendall((json.dumps(request) + "\n").encode())
         self._answers = self._socket.makefile()
+        warm.commands.append(self)
         self.pid = int(self._answers.readline())
         self.begun = time.monotonic()
 
@@ -341,11 +342,16 @@ class Command:
                 self.code = int(self._answers.readline())
             except TimeoutError:
                 self._socket.settimeout(None)
+                self._answers.close()
                 self._answers = self._socket.makefile()
                 return None
-            self._answers.close()
-            self._socket.close()
+            self.close()
         return self.code
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        self._answers.close()
+        self._socket.close()
 
     def send(self, number: signal.Signals) -> None:
         """A signal to the command itself."""
@@ -363,6 +369,7 @@ class Warm:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.commands: list[Command] = []
 
     def start(self, tiny: Tiny, *arguments: str, log: str = "log") -> Command:
         """A command in a folder."""
@@ -383,6 +390,7 @@ def warm_commands() -> Iterator[Warm]:
         address = f"{folder}/warm.sock"
         environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'trainer_image'}"}
         environment["OMP_NUM_THREADS"] = environment["POLARS_MAX_THREADS"] = "1"
+        running = Warm(address)
         with subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm", address],
             cwd=REPOSITORY,
@@ -393,6 +401,8 @@ def warm_commands() -> Iterator[Warm]:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "ready\n"
-                yield Warm(address)
+                yield running
             finally:
+                for command in running.commands:
+                    command.close()
                 process.kill()

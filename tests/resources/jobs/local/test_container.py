@@ -70,7 +70,10 @@ def test_a_reason_is_what_the_job_left_and_not_what_a_link_leads_to(tmp_path: Pa
     (tmp_path / "secret").write_text("CANARY")
     failure.symlink_to(tmp_path / "secret")
     assert not one.has_reason
-    assert one.reason() == "it ended without writing OUTPUT.json"
+    assert one.reason() == (
+        "it ended without writing OUTPUT.json: does user_defined_funcs.py, or a library that it uses, end the process? a function that "
+        "cannot go on raises an Exception (a ValueError, say) that tells what is wrong"
+    )
     failure.unlink()
     failure.write_text("no labels\n")
     assert one.has_reason
