@@ -277,6 +277,15 @@ class JobsContract:
         second = self.run(bench, training(), holder="run-b")
         assert (second.attempt, second.launched) == (2, True)
 
+    def test_output_with_a_flipped_bit_is_made_again_where_its_hash_is_known(self, bench: JobsBench) -> None:
+        first = self.run(bench, training())
+        key = f"{first.output_prefix}/result-0.json"
+        content = bench.store.get(key)
+        bench.store.put(key, bytes([content[0] ^ 1]) + content[1:])
+        second = self.run(bench, training(), holder="run-b")
+        is_known = bench.store.local_path is not None  # S3 guards what it holds itself
+        assert (second.attempt, second.launched) == ((2, True) if is_known else (1, False))
+
     def test_other_work_under_the_name_is_passed_over_once_it_ended(self, bench: JobsBench) -> None:
         self.run(bench, training({"learning_rate": 0.1}))
         second = self.run(bench, training({"learning_rate": 0.2}), holder="run-b")

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec
-from docml_contract.manifests import JobOutput
+from docml_contract.manifests import FileEntry, JobOutput
 from docml_contract.names import OUTPUT, SPEC
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import Cause, Job, JobState, NameTaken, NoCapacity
 from resources.jobs.engine.records import JobContext, JobRecord
 from resources.jobs.engine.watch import Canceled, JobWatch
 from resources.jobs.interface import JobFailed, JobRefused, JobResult, JobStopped
+from resources.store import StoredObject
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,12 @@ class Attempts:
         self.records.release(job.place, job.name, self.holder)
         return result or AttemptEnd(replace(state, cause=ended.cause or "work"), mine=True)
 
+    def _is_whole(self, stored: StoredObject | None, entry: FileEntry) -> bool:
+        """Whether a file is what the job handed over: its content, too, where the store is a folder. S3 guards what it holds itself."""
+        if stored is None or stored.size != entry.size:
+            return False
+        return self.context.store.local_path is None or stored.etag == entry.sha256
+
     def _result(self, job: Job, record: JobRecord, launched: bool) -> JobResult | None:
         """The result of a completed job; none if its output is missing or not complete."""
         prefix = record.output_prefix
@@ -245,8 +252,8 @@ class Attempts:
             output = JobOutput.from_bytes(self.context.store.get(key), self.context.store.uri(key))
         except (MissingKey, UnreadableDocument):
             return None
-        sizes = {stored.key: stored.size for stored in self.context.store.list(prefix)}
-        if any(sizes.get(f"{prefix}/{entry.path}") != entry.size for entry in output.files):
+        found = {stored.key: stored for stored in self.context.store.list(prefix)}
+        if not all(self._is_whole(found.get(f"{prefix}/{entry.path}"), entry) for entry in output.files):
             return None
         return JobResult(
             name=job.name,
