@@ -152,7 +152,7 @@ def _terms(row: Any) -> list[Any]:
 
 def _hashed_terms(row: Any) -> list[int]:
     """The buckets of a document's terms, so that both share them in the same way."""
-    ((codes, _, _),) = baseline_inputs._codes(row, np.array([len(row)]))
+    codes, _ = baseline_inputs.code_terms([row])
     return baseline_inputs.bucket_of(codes).tolist()
 
 

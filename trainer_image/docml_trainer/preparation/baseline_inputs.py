@@ -115,26 +115,16 @@ class TermCounts:
         return sparse.csr_array((counts[:at], columns[:at], starts), shape=(len(rows), self.shape[1]))
 
     def _codes(self, rows: Ids) -> Iterator[tuple[Codes, Codes, int]]:
-        """The terms of these documents, a part of them at a time: uint64[terms], uint64[terms], the document of each, and how many there are.
-
-        A token's code is its number, a pair's the numbers of both, the first one plus one.
-        """
+        """What `code_terms` says of these documents, a part of them at a time, and how many there are."""
         lengths = self._lengths[rows]
         before = np.concatenate([[0], np.cumsum(lengths)])
         first = 0
         while first < len(rows):
             last = max(first + 1, int(np.searchsorted(before, before[first] + TOKENS_AT_ONCE, side="right")) - 1)
             last = min(last, first + DOCUMENTS_COUNTED)
-            ends = self._ends[rows[first:last]]
-            pieces = [
-                self._tokens[end - length : end]
-                for end, length in zip(ends.tolist(), lengths[first:last].tolist(), strict=True)
-            ]
-            part = np.concatenate(pieces).astype(np.uint64)
-            owners = np.repeat(np.arange(last - first, dtype=np.uint64), lengths[first:last])
-            inside = owners[1:] == owners[:-1]
-            pairs = ((part[:-1] + np.uint64(1)) << np.uint64(ID_BITS)) + part[1:]
-            yield np.concatenate([part, pairs[inside]]), np.concatenate([owners, owners[1:][inside]]), last - first
+            ends = self._ends[rows[first:last]].tolist()
+            pairs = zip(ends, lengths[first:last].tolist(), strict=True)
+            yield *code_terms([self._tokens[end - length : end] for end, length in pairs]), last - first
             first = last
 
 
@@ -154,6 +144,18 @@ class WeightedTerms:
         found.data += 1
         found.data *= self._idf[found.indices]
         return normalize(found, copy=False) if len(rows) else found
+
+
+def code_terms(documents: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[Codes, Codes]:
+    """The terms of documents given as token ids: uint64[terms], and the document of each, uint64[terms].
+
+    A token's code is its number, a pair's the numbers of both, the first one plus one.
+    """
+    joined = np.concatenate(documents).astype(np.uint64)
+    owners = np.repeat(np.arange(len(documents), dtype=np.uint64), [len(tokens) for tokens in documents])
+    inside = owners[1:] == owners[:-1]
+    pairs = ((joined[:-1] + np.uint64(1)) << np.uint64(ID_BITS)) + joined[1:]
+    return np.concatenate([joined, pairs[inside]]), np.concatenate([owners, owners[1:][inside]])
 
 
 def _count_codes(codes: Codes, owners: Codes, documents: int, terms: Codes | None) -> sparse.csr_array:
