@@ -230,9 +230,10 @@ class Attempts:
             current = current.model_copy(update={"output_prefix": prefix})
             result = self._result(job, self.context.with_end(current, state), launched)
             if result is None:
-                # One that is there and not whole is the job's own doing; one that is not may have been taken by another run.
+                # One that is there and not whole is the job's own doing, unless its supervisor has looked at it here before it was stored;
+                # one that is not may have been taken by another run.
                 is_there = self.context.store.exists(f"{prefix}/{OUTPUT}")
-                cause: Cause = "work" if is_there else "lost"
+                cause: Cause = "work" if is_there and self.context.store.local_path is None else "lost"
                 state = JobState("Failed", reason="it completed without a complete output", cause=cause)
         ended = self.context.end(current, state)
         self.records.release(job.place, job.name, self.holder)
