@@ -232,6 +232,12 @@ class JobsContract:
             self.run(bench, preparation({"fail": "encode_data returned no features"}))
 
     @pytest.mark.parametrize("make", [training, preparation])
+    def test_a_job_that_ends_without_a_word_is_not_tried_again(self, bench: JobsBench, make: Any) -> None:
+        with pytest.raises(JobFailed, match=r"without writing OUTPUT\.json: does user_defined_funcs\.py, or a library"):
+            self.run(bench, make({"exits": ""}))
+        assert len(bench.started()) == 1
+
+    @pytest.mark.parametrize("make", [training, preparation])
     def test_an_interrupt_stops_the_job_and_a_new_run_resumes(self, bench: JobsBench, make: Any) -> None:
         def interrupt(text: str) -> None:
             if text.startswith(("epoch 3 ", "part 3 ")):

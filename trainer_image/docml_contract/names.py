@@ -53,6 +53,7 @@ SPEC = "spec.json"
 # By which a job knows the sha256 of its spec: it travels in the request, not in the store
 SPEC_HASH_VARIABLE = "DOCML_SPEC_SHA256"
 USER_FUNCTIONS = "user_defined_funcs.py"
+WITHOUT_A_WORD = f"does {USER_FUNCTIONS}, or a library that it uses, end the process? {RAISE_INSTEAD}"
 ARTIFACTS_TABLE = "artifacts.parquet"
 PREVIOUS_SPLITS = "previous_splits.parquet"
 # Which prepared data a run uses

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec
 from docml_contract.manifests import FileEntry, JobOutput
-from docml_contract.names import OUTPUT, SPEC
+from docml_contract.names import OUTPUT, SPEC, WITHOUT_A_WORD
 from resources.errors import MissingKey, ResourceError
 from resources.jobs.backend import Cause, Job, JobState, NameTaken, NoCapacity
 from resources.jobs.engine.records import JobContext, JobRecord
@@ -230,11 +230,13 @@ class Attempts:
             current = current.model_copy(update={"output_prefix": prefix})
             result = self._result(job, self.context.with_end(current, state), launched)
             if result is None:
-                # One that is there and not whole is the job's own doing, unless its supervisor has looked at it here before it was stored;
-                # one that is not may have been taken by another run.
+                # One that is there and not whole is the job's own doing, and so is none at all of a job that was watched from its beginning,
+                # unless its supervisor has looked at it here before it was stored; that of another may have been removed since.
                 is_there = self.context.store.exists(f"{prefix}/{OUTPUT}")
-                cause: Cause = "work" if is_there and self.context.store.local_path is None else "lost"
-                state = JobState("Failed", reason="it completed without a complete output", cause=cause)
+                its_own = self.context.store.local_path is None and (is_there or launched)
+                cause: Cause = "work" if its_own else "lost"
+                lacks = f"writing {OUTPUT}: {WITHOUT_A_WORD}" if its_own and not is_there else "a complete output"
+                state = JobState("Failed", reason=f"it completed without {lacks}", cause=cause)
         ended = self.context.end(current, state)
         self.records.release(job.place, job.name, self.holder)
         return result or AttemptEnd(replace(state, cause=ended.cause or "work"), mine=True)

@@ -20,7 +20,7 @@ from docml_contract import hyperparameters as encoding
 from docml_contract.base import UnreadableDocument
 from docml_contract.jobs import JobSpec, TrainTask
 from docml_contract.manifests import JobOutput
-from docml_contract.names import OUTPUT, RAISE_INSTEAD, RUNNING_FUNCTION, USER_FUNCTIONS
+from docml_contract.names import OUTPUT, RAISE_INSTEAD, RUNNING_FUNCTION, USER_FUNCTIONS, WITHOUT_A_WORD
 from docml_contract.sandbox import credential_files, make_unreadable, seclude
 from docml_contract.untrusted_files import is_hollow, open_left
 from resources.aws import resolve
@@ -276,7 +276,7 @@ class Container:
             return f"{USER_FUNCTIONS}: {function} ended its process (exit code {self.exit_code}); {RAISE_INSTEAD}"
         if self.exit_code:
             return f"exit code {self.exit_code}"
-        return f"it ended without writing {OUTPUT}: does {USER_FUNCTIONS}, or a library that it uses, end the process? {RAISE_INSTEAD}"
+        return f"it ended without writing {OUTPUT}: {WITHOUT_A_WORD}"
 
     @property
     def was_killed(self) -> bool:

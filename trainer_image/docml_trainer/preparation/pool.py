@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from docml_contract.names import RAISE_INSTEAD
+from docml_contract.names import RAISE_INSTEAD, WITHOUT_A_WORD
 from docml_trainer.errors import DataError, TrainerError, UserCodeError
 from docml_trainer.preparation.documents import Documents
 from docml_trainer.preparation.parts import KeptParts, Part, cut
@@ -204,7 +204,7 @@ def _killed(code: int, doing: str) -> DataError:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     hint = " (out of memory? a larger instance or fewer PREPARATION_PROCESSES help)" if code == -signal.SIGKILL else ""
     if code > 0:
-        hint = f" (does user_defined_funcs.py, or a library that it uses, end the process? {RAISE_INSTEAD})"
+        hint = f" ({WITHOUT_A_WORD})"
     return DataError(f"an encoding process {end}{hint} while it {doing}")
 
 
