@@ -93,7 +93,8 @@ def test_a_link_to_another_report_of_the_run_says_so(client: TestClient, manifes
 
 
 def test_a_page_that_was_changed_is_not_shown(client: TestClient, manifest: Manifest, world: World) -> None:
-    world.store.put(f"{FOLDER}/report.html", b"<script>")
+    changed = b"<script>".ljust(len(FILES["report.html"]))
+    world.store.put(f"{FOLDER}/report.html", changed)
     answer = client.get(address(FOLDER, manifest, "report.html"))
     assert answer.status_code == 500
     assert "content differs from its sha256" in answer.text
