@@ -58,7 +58,7 @@ ui: $(VENV)/.demo
 	$(BIN)/python -m docml_assets.cli.home $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev $(VENV)/.system
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m slow
